@@ -1,0 +1,1 @@
+"""Checkpoint: state to disk and back, committed through the run's ledger."""

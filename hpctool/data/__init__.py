@@ -1,0 +1,1 @@
+"""Data: versioned datasets of HDF5 objects, and the order in which samples are read."""

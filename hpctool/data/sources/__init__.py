@@ -1,0 +1,1 @@
+"""Sources: what can be read into a dataset."""

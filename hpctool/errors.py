@@ -1,0 +1,186 @@
+"""Every error that hpctool raises on purpose. A message says what was asked, what was found and what to do next.
+
+HpctoolError                          exit code 1
+├── InputError                        exit code 2: what was asked cannot be; nothing was written
+│   ├── ConfigError                   a key, a type or a value of the configuration
+│   ├── UnknownName                   a dataset, revision, run, model … that is not there
+│   ├── TargetError                   an importable name (`_target_`) that cannot be imported
+│   └── SourceError                   a file or row that was to be read in
+├── OperationError                    exit code 1: it was asked rightly and failed
+│   ├── CorruptError                  what is on disk is not what was written
+│   ├── NewerFormat                   written by a newer hpctool than this one
+│   ├── ConflictError                 somebody else changed the same thing meanwhile
+│   ├── FencedError                   a newer attempt of this run has begun; this one may not write
+│   ├── WorldError                    ranks that cannot find each other or do not agree
+│   ├── SubmitError                   the scheduler refused
+│   └── ParityError                   an exported model that does not answer like the original
+└── Stopped                           exit code 75: stopped on request, saved, to be continued
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_INPUT = 2
+EXIT_CONTINUE = 75
+EXIT_INTERRUPTED = 130
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Up to `count` of the known names that look most like `name`, the best first."""
+    names = list(dict.fromkeys(known))
+    found = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
+    # 'lr' for 'optim.lr': the last part of a dotted key is often all that somebody remembers.
+    tail = name.rsplit(".", 1)[-1]
+    for other in names:
+        if len(found) < count and other not in found and other.rsplit(".", 1)[-1] == tail:
+            found.append(other)
+    return found
+
+
+def listing(names: Iterable[str], limit: int = 8) -> str:
+    """`a, b, c and 12 more`, or `none`: a list short enough for one sentence."""
+    items = list(names)
+    if not items:
+        return "none"
+    shown = ", ".join(items[:limit])
+    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+
+
+class HpctoolError(Exception):
+    """Anything that hpctool reports in one sentence instead of a traceback."""
+
+    exit_code = EXIT_FAILED
+
+
+class InputError(HpctoolError):
+    """What was asked cannot be; nothing was written."""
+
+    exit_code = EXIT_INPUT
+
+
+class ConfigError(InputError):
+    """A key, type or value of the configuration that does not fit."""
+
+    def __init__(self, key: str, problem: str, near: Iterable[str] = ()) -> None:
+        self.key = key
+        self.problem = problem
+        self.near = list(near)
+        hint = f" Did you mean {' or '.join(self.near)}?" if self.near else ""
+        super().__init__(f"Config '{key}': {problem}{hint}")
+
+
+class UnknownName(InputError):
+    """A named thing (dataset, revision, run, model, config group choice …) that does not exist."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.kind = kind
+        self.name = name
+        self.known = list(known)
+        near = nearest(name, self.known)
+        guess = f" Did you mean {' or '.join(near)}?" if near else ""
+        there = listing(self.known)
+        super().__init__(f"There is no {kind} '{name}'; there is: {there}.{guess}{' ' + hint if hint else ''}")
+
+
+class TargetError(InputError):
+    """An importable name that cannot be imported."""
+
+    def __init__(self, key: str, target: str, reason: str) -> None:
+        self.key = key
+        self.target = target
+        self.reason = reason
+        super().__init__(
+            f"Config '{key}._target_' asks for '{target}', but {reason}. "
+            "Check the spelling, and that the package is installed or lies in the folder you run from."
+        )
+
+
+class SourceError(InputError):
+    """A file, line or row of the user's data that cannot be taken."""
+
+    def __init__(self, path: Path | str, problem: str, line: int | None = None) -> None:
+        self.path = str(path)
+        self.line = line
+        self.problem = problem
+        where = self.path if line is None else f"{self.path}, line {line}"
+        super().__init__(f"{where}: {problem}")
+
+
+class OperationError(HpctoolError):
+    """It was asked rightly and failed."""
+
+
+class CorruptError(OperationError):
+    """What is on disk is not what was written."""
+
+    def __init__(self, path: Path | str, problem: str, touches: str = "") -> None:
+        self.path = str(path)
+        self.problem = problem
+        self.touches = touches
+        super().__init__(f"{self.path} is damaged: {problem}.{' ' + touches if touches else ''}")
+
+
+class NewerFormat(OperationError):
+    """Written by a newer hpctool than this one."""
+
+    def __init__(self, path: Path | str, kind: str, found: int, known: int) -> None:
+        self.path = str(path)
+        self.kind = kind
+        self.found = found
+        self.known = known
+        super().__init__(
+            f"{self.path} is a {kind} of format {found}; this hpctool reads up to {known}. Update hpctool to read it."
+        )
+
+
+class ConflictError(OperationError):
+    """Somebody else changed the same thing meanwhile."""
+
+    def __init__(self, what: str, ours: str, theirs: str, hint: str = "Look at both and try again.") -> None:
+        self.what = what
+        self.ours = ours
+        self.theirs = theirs
+        super().__init__(f"{what} was changed by two at once: ours is {ours}, theirs is {theirs}. {hint}")
+
+
+class FencedError(OperationError):
+    """A newer attempt of this run has begun; this one may not write any more."""
+
+    def __init__(self, run: str, attempt: int, newest: int) -> None:
+        self.run = run
+        self.attempt = attempt
+        self.newest = newest
+        super().__init__(f"Attempt {attempt} of run {run} may not commit: attempt {newest} has begun. It ends here.")
+
+
+class WorldError(OperationError):
+    """Ranks that cannot find each other, or that do not agree."""
+
+
+class SubmitError(OperationError):
+    """The scheduler refused a submission."""
+
+    def __init__(self, script: Path | str, reason: str) -> None:
+        self.script = str(script)
+        self.reason = reason
+        super().__init__(f"The submission was refused: {reason} The script is {self.script}.")
+
+
+class ParityError(OperationError):
+    """An exported model that does not answer like the original."""
+
+
+class Stopped(HpctoolError):
+    """Stopped on request; everything is saved and the run is to be continued."""
+
+    exit_code = EXIT_CONTINUE
+
+    def __init__(self, cause: str, step: int) -> None:
+        self.cause = cause
+        self.step = step
+        super().__init__(f"Stopped at step {step} ({cause}); it continues there when it is started again.")

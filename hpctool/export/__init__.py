@@ -1,0 +1,1 @@
+"""Export: TorchScript bundles that carry their own test, and aliases that point at them."""

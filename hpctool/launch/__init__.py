@@ -1,0 +1,1 @@
+"""Launch: compose, check, submit and run jobs; inline, local and on Slurm."""

@@ -1,0 +1,1 @@
+"""Nets: small reference networks for experiments and tests."""

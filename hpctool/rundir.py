@@ -1,0 +1,260 @@
+"""RunDir: the one owner of every path that a run writes, and of the run's story.
+
+runs/<name>-<8 hex>/
+  run.json          who this run is: identity, job, inputs, choices, who asked (written once)
+  config.yaml       the resolved config          overrides.txt    what was typed
+  code.patch        environment.txt              submit.sh        how it was started
+  ledger/           what happened: attempts begun, checkpoints committed, attempts ended (a log)
+  metrics/<attempt>.jsonl    tensorboard/        logs/<attempt>/<rank>.log    errors/<attempt>/<rank>.json
+  checkpoints/step-00001200.a2/                  artifacts/       pictures and tables of the job
+  result.json       how it ended
+"""
+
+from __future__ import annotations
+
+import datetime
+import getpass
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpctool import files
+from hpctool.errors import CorruptError, InputError, NewerFormat, UnknownName, listing
+
+RUN_FORMAT = 1
+SHORT = 8  # hex digits of an identity that a folder's name shows
+
+#: The words for a run's state, the same in every table, file and message.
+STATES = ("queued", "running", "stopping", "requeued", "completed", "failed", "cancelled")
+
+
+def now() -> str:
+    """The time as everything on disk says it: UTC, ISO 8601, to the millisecond."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def who() -> str:
+    """`user@host` of this process."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container without a passwd entry
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+@dataclass
+class Story:
+    """What a run's ledger says, folded: the newest attempt, the state and its cause."""
+
+    state: str = "queued"
+    cause: str = ""
+    attempt: int = 0
+    step: int = 0
+    slurm_job_id: str = ""
+    where: str = ""
+    entries: list[files.Entry] = field(default_factory=list)
+
+    @property
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """The committed checkpoints, oldest first: step, attempt, path, digest."""
+        return [e.body for e in self.entries if e.body["kind"] == "checkpoint"]
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """The bodies of one kind of entry, oldest first."""
+        return [e.body for e in self.entries if e.body["kind"] == kind]
+
+
+def fold(entries: list[files.Entry]) -> Story:
+    """The story that ledger entries tell. Facts of an attempt that is no longer the newest do not change the state."""
+    story = Story(entries=entries)
+    for entry in entries:
+        body = entry.body
+        kind, attempt = body["kind"], body.get("attempt", story.attempt)
+        if kind == "submitted":
+            story.state, story.cause = "queued", ""
+            story.where = body["where"]
+            story.slurm_job_id = body.get("slurm_job_id", story.slurm_job_id)
+        elif kind == "begun":
+            story.state, story.cause, story.attempt = "running", "", attempt
+            story.where = body.get("where", story.where)
+            story.slurm_job_id = body.get("slurm_job_id", story.slurm_job_id)
+        elif kind == "checkpoint":
+            story.step = max(story.step, body["step"])
+        elif kind == "cancel":
+            story.state = "cancelled" if story.state in ("queued", "requeued", "failed") else "stopping"
+            story.cause = f"cancelled by {body['by']}"
+        elif kind == "ended" and attempt == story.attempt:
+            cancelled = story.state == "stopping" and body["state"] != "completed"
+            story.state = "cancelled" if cancelled else body["state"]
+            story.cause = story.cause if cancelled else body.get("cause", "")
+            story.step = max(story.step, body.get("step", 0))
+    return story
+
+
+class RunDir:
+    """One run's folder. `attempt` is 0 for a reader and the attempt's number for the ranks that write."""
+
+    def __init__(self, path: Path, attempt: int = 0) -> None:
+        self.path = path
+        self.attempt = attempt
+
+    # -- who it is
+
+    @property
+    def id(self) -> str:
+        """`<name>-<8 hex>`, the folder's name."""
+        return self.path.name
+
+    @property
+    def run_json(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def config_yaml(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def overrides_txt(self) -> Path:
+        return self.path / "overrides.txt"
+
+    @property
+    def code_patch(self) -> Path:
+        return self.path / "code.patch"
+
+    @property
+    def environment_txt(self) -> Path:
+        return self.path / "environment.txt"
+
+    @property
+    def submit_script(self) -> Path:
+        return self.path / "submit.sh"
+
+    @property
+    def result_json(self) -> Path:
+        return self.path / "result.json"
+
+    def record(self) -> dict[str, Any]:
+        """run.json: identity (64 hex), job, name, inputs, choices. Raises UnknownName, NewerFormat, CorruptError."""
+        try:
+            record: dict[str, Any] = files.read_json(self.run_json)
+        except FileNotFoundError as error:
+            raise UnknownName("run", self.id, list_run_ids(self.path.parent)) from error
+        if record.get("format", 0) > RUN_FORMAT:
+            raise NewerFormat(self.run_json, "run", record["format"], RUN_FORMAT)
+        return record
+
+    def result(self) -> dict[str, Any] | None:
+        """result.json, or None while there is none."""
+        try:
+            result: dict[str, Any] = files.read_json(self.result_json)
+        except FileNotFoundError:
+            return None
+        return result
+
+    # -- what happened
+
+    @property
+    def ledger(self) -> files.Log:
+        """The run's log of facts; a new object reads everything anew."""
+        return files.Log(self.path / "ledger")
+
+    def story(self) -> Story:
+        """The folded ledger. An entry that cannot be read is warned of and skipped."""
+        return fold(self.ledger.entries())
+
+    # -- what an attempt writes
+
+    def metrics(self, attempt: int | None = None) -> Path:
+        return self.path / "metrics" / f"{self._number(attempt)}.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    def log(self, rank: int, attempt: int | None = None) -> Path:
+        return self.path / "logs" / str(self._number(attempt)) / f"{rank}.log"
+
+    def error(self, rank: int, attempt: int | None = None) -> Path:
+        return self.path / "errors" / str(self._number(attempt)) / f"{rank}.json"
+
+    def rendezvous(self, attempt: int | None = None) -> Path:
+        return self.path / "logs" / str(self._number(attempt)) / "rendezvous.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int, attempt: int | None = None) -> Path:
+        """Where attempt `attempt` puts its checkpoint of `step`; no folder is ever written twice."""
+        return self.checkpoints / f"step-{step:08d}.a{self._number(attempt)}"
+
+    def artifact(self, name: str) -> Path:
+        """A picture or table that the job makes; the folder is there."""
+        folder = self.path / "artifacts"
+        folder.mkdir(exist_ok=True)
+        return folder / name
+
+    def _number(self, attempt: int | None) -> int:
+        number = self.attempt if attempt is None else attempt
+        assert number > 0, "a reader of a run asked for a path of 'this' attempt"
+        return number
+
+
+def create_run(runs: Path, record: dict[str, Any], texts: dict[str, str]) -> RunDir:
+    """Make a run's folder whole: `record` as run.json last, so that a folder without it is a leftover.
+
+    `record` needs identity, job and name; format, id, created and by are added. `texts` are further files by name.
+    A folder that is there with the same identity is returned as it is. Raises OSError, InputError where another
+    identity begins with the same hex digits.
+    """
+    run = RunDir(runs / f"{record['name']}-{record['identity'][:SHORT]}")
+    if run.run_json.exists():
+        if run.record()["identity"] != record["identity"]:
+            raise InputError(
+                f"Run {run.id} exists with another identity ({run.record()['identity'][:16]}…), which begins alike. "
+                "Give this run another name=…"
+            )
+        return run
+    # 0700: a run's checkpoints are resumed from, so nobody else may write here.
+    run.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name, text in texts.items():
+        files.write_atomic(run.path / name, text)
+    full = {"format": RUN_FORMAT, "id": run.id, "created": now(), "by": who(), **record}
+    files.write_json(run.run_json, full)
+    return run
+
+
+def list_run_ids(runs: Path) -> list[str]:
+    """The ids of all runs in a folder, in order of name; empty where there is none."""
+    try:
+        with os.scandir(runs) as found:
+            names = [e.name for e in found if not e.name.startswith(".") and e.name != "sweeps"]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(name for name in names if (runs / name / "run.json").exists())
+
+
+def find_run(runs: Path, name: str) -> RunDir:
+    """The run whose id is `name` or begins with it. Raises UnknownName, InputError where it is ambiguous."""
+    if name and "/" not in name and (runs / name / "run.json").exists():
+        return RunDir(runs / name)
+    ids = list_run_ids(runs)
+    found = [i for i in ids if i.startswith(name)] if name else []
+    if len(found) == 1:
+        return RunDir(runs / found[0])
+    if found:
+        raise InputError(f"'{name}' is the beginning of {len(found)} runs: {listing(found)}. Type more of it.")
+    raise UnknownName("run", name, ids, f"They lie in {runs}.")
+
+
+def check_private(path: Path) -> None:
+    """Refuse to resume from a folder that others could have written. Raises CorruptError."""
+    status = path.stat()
+    if status.st_uid not in (os.getuid(), 0) or status.st_mode & 0o022:
+        raise CorruptError(
+            path,
+            f"it belongs to uid {status.st_uid} with mode {status.st_mode & 0o777:o}, so others may have written it",
+            "To trust it: chown it to yourself and chmod go-w.",
+        )

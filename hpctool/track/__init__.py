@@ -1,0 +1,1 @@
+"""Track: metrics, TensorBoard, and questions about runs."""

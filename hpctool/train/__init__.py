@@ -1,0 +1,1 @@
+"""Train: the loop, its tasks and parallel forms, and evaluation."""
