@@ -1,0 +1,61 @@
+"""What a job module is: a schema, `resolve` for the login node and `run` for the ranks."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, Protocol, cast
+
+from omegaconf import DictConfig
+
+from hpctool.errors import UnknownName
+from hpctool.rundir import RunDir
+from hpctool.world import World
+
+
+@dataclass(frozen=True)
+class Input:
+    """Something a run is made from, pinned: `kind` dataset, run or model; `name` as people say it; `id` in full."""
+
+    kind: str
+    name: str
+    id: str
+
+
+@dataclass
+class Resolved:
+    """What `resolve` found: the pinned inputs (part of the run's identity) and notes worth saying aloud."""
+
+    inputs: list[Input] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Job(Protocol):
+    """A module of `hpctool.jobs`."""
+
+    #: the dataclass that types this job's configuration, a subclass of JobConfig
+    Config: type
+
+    def resolve(self, cfg: DictConfig) -> Resolved:
+        """On the login node: pin revisions inside `cfg`, check what can be checked. Imports no torch; InputError."""
+        ...
+
+    def run(self, rundir: RunDir, world: World) -> dict[str, Any]:
+        """In the job, on every rank: do it. Returns what result.json should hold (rank 0's counts). Stopped."""
+        ...
+
+
+def job_names() -> list[str]:
+    """The jobs there are, in alphabetical order; no job is imported."""
+    package = importlib.import_module("hpctool.jobs")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+
+
+def load_job(name: str) -> Job:
+    """The job's module. Raises UnknownName."""
+    if name not in job_names():
+        raise UnknownName("job", name, job_names())
+    module: ModuleType = importlib.import_module(f"hpctool.jobs.{name}")
+    return cast(Job, module)
