@@ -1,0 +1,60 @@
+"""`hpctool <job> [key=value ...]`: the arguments of jobs, and what is said when they are submitted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hpctool.cli.output import print_json, say
+
+
+def job_command(name: str, summary: str) -> click.Command:
+    """The command of one job; its arguments are Hydra overrides."""
+
+    @click.command(name, short_help=summary, context_settings={"ignore_unknown_options": True})
+    @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", type=click.UNPROCESSED)
+    @click.option("-m", "--multirun", is_flag=True, help="Expand lists and ranges into a sweep of cells.")
+    @click.option("--dry-run", is_flag=True, help="Print the resolved config and the script; submit nothing.")
+    @click.option("--cfg", type=click.Choice(["job"]), help="Print the composed config and do nothing.")
+    @click.option(
+        "--config-dir", "config_dirs", multiple=True, type=click.Path(path_type=Path), help="Your conf folder."
+    )
+    @click.option("--config-name", default="", help="Your own primary config instead of the job's.")
+    @click.option("--json", "as_json", is_flag=True, help="Print ids and folders as JSON on stdout.")
+    def command(
+        overrides: tuple[str, ...],
+        multirun: bool,
+        dry_run: bool,
+        cfg: str | None,
+        config_dirs: tuple[Path, ...],
+        config_name: str,
+        as_json: bool,
+    ) -> None:
+        from hpctool.launch import submit
+
+        request = submit.Request(name, list(overrides), list(config_dirs), config_name)
+        if cfg:
+            click.echo(submit.show_config(request), nl=False)
+        elif dry_run:
+            click.echo(submit.dry_run(request, multirun), nl=False)
+        else:
+            submission = submit.submit(request, multirun, say=say)
+            if as_json:
+                print_json(submission.to_json())
+            if submission.exit_code:
+                raise SystemExit(submission.exit_code)
+
+    command.help = _docstring(name)
+    return command
+
+
+def _docstring(name: str) -> str:
+    """The job module's docstring as it stands there: it opens with commands (\\b keeps its lines)."""
+    import ast
+
+    import hpctool.jobs
+
+    source = Path(hpctool.jobs.__path__[0]) / f"{name}.py"
+    text = ast.get_docstring(ast.parse(source.read_text())) or ""
+    return "\n\n".join("\b\n" + block for block in text.split("\n\n"))

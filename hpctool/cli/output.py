@@ -1,0 +1,90 @@
+"""What verbs share: tables and JSON on stdout, talk on stderr, and where runs, datasets and models lie."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+#: The width of tables that go into a file or a pipe: nothing is cut for a terminal that is not there.
+PIPE_COLUMNS = 200
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The three folders everything lies in."""
+
+    runs: Path
+    datasets: Path
+    models: Path
+
+
+def resolve_paths(root: Path | None = None) -> Folders:
+    """The folders under `root`, else under HPCTOOL_ROOT, else in the working folder: as conf/paths/here.yaml says."""
+    base = root or Path(os.environ.get("HPCTOOL_ROOT", "."))
+    return Folders(base / "runs", base / "datasets", base / "models")
+
+
+def json_option(command: Command) -> Command:
+    """Add `--json`: stdout is data."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(command)
+
+
+def paths_option(command: Command) -> Command:
+    """Add `--root`: the folder that holds runs/, datasets/ and models/."""
+    kind = click.Path(path_type=Path, file_okay=False)
+    text = "Folder that holds runs/, datasets/ and models/ (else HPCTOOL_ROOT, else here)."
+    return click.option("--root", type=kind, default=None, help=text)(command)
+
+
+def print_json(value: Any) -> None:
+    """Print a JSON value on stdout, indented."""
+    click.echo(json.dumps(value, indent=1, allow_nan=False, default=str))
+
+
+def say(text: str) -> None:
+    """Talk to the person, on stderr, so that stdout stays data."""
+    click.echo(text, err=True)
+
+
+def console(stderr: bool = False) -> Any:
+    """A rich console that fits the terminal, and is wide and without colour where there is none."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS
+    return Console(file=stream, width=width, highlight=False)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
+    """Print a table on stdout; columns of numbers are right-aligned. An empty table says so."""
+    from rich import box
+    from rich.table import Table
+
+    if not rows:
+        say(f"{title or 'Nothing here'}: none.")
+        return
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for index, name in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float) or row[index] in (None, "") for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(cell_text(cell) for cell in row))
+    console().print(table)
+
+
+def cell_text(value: object) -> str:
+    """A value as a table shows it: four significant places for floats, nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
