@@ -57,7 +57,7 @@ def compose(job: str, overrides: Sequence[str] = (), config_dirs: Sequence[Path]
 
     `primary` is another primary config than the job's own. Raises ConfigError, UnknownName, InputError.
     """
-    with _hydra(config_dirs):
+    with hydra_context(config_dirs):
         try:
             whole = hydra_compose(primary or job, list(overrides), return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -200,7 +200,7 @@ def _top_level_names(path: Path) -> set[str]:
 
 
 @contextmanager
-def _hydra(config_dirs: Sequence[Path]) -> Iterator[None]:
+def hydra_context(config_dirs: Sequence[Path]) -> Iterator[None]:
     _UsersFolders.folders = [f"file://{d}" for d in _checked_dirs(config_dirs)] + _installed_packages()
     if _UsersFolders not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(_UsersFolders)

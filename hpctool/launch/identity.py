@@ -1,0 +1,35 @@
+"""Who a run is: a digest of what was chosen and what it is made from. Asking for the same thing finds it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hpctool import files
+from hpctool.config import flatten
+from hpctool.errors import ConfigError
+from hpctool.launch.job import Input
+
+#: Where it runs, how much it gets, where things lie and what is written down do not change what a run is.
+NOT_IDENTITY = ("cluster", "resources", "paths", "track", "code")
+
+
+def run_identity(job: str, config: Mapping[str, Any], inputs: Iterable[Input], varied: Iterable[str] = ()) -> str:
+    """The SHA-256 (64 hex) of a run's job, resolved config and inputs.
+
+    `varied` are the dotted keys that a sweep varies; they always count, `resources.nodes` too.
+    Raises ConfigError where the config holds what JSON has no word for.
+    """
+    chosen = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    flat = flatten(dict(config))
+    also = {key: flat[key] for key in varied if key.split(".")[0] in NOT_IDENTITY and key in flat}
+    made_from = sorted([one.kind, one.id] for one in inputs)
+    try:
+        return files.sha256_bytes(files.canonical_json([job, chosen, made_from, also]))
+    except (TypeError, ValueError) as error:
+        raise ConfigError("?", f"a value cannot be written down: {error}.") from error
+
+
+def sweep_identity(cells: Iterable[str]) -> str:
+    """The SHA-256 (64 hex) of a sweep: its cells' identities in order."""
+    return files.sha256_bytes(files.canonical_json(list(cells)))
