@@ -1,0 +1,17 @@
+"""The types of `track`; the values stand in conf/track/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+
+@dataclass
+class Track:
+    """What a run writes down while it goes (conf/track/). It does not count for the run's identity."""
+
+    #: write TensorBoard event files beside metrics/<attempt>.jsonl
+    tensorboard: bool = MISSING
+    #: training metrics are logged every so many steps
+    every_steps: int = MISSING
