@@ -4,7 +4,8 @@ Everything that several processes may change is a `Log`: a folder of numbered en
 gets its name, each name created only if absent. No lock is ever taken. Everything else on disk is immutable or
 has one writer, and goes through `write_atomic`.
 
-An entry is two lines, readable with `cat`: the JSON body, and `#crc32 xxxxxxxx` of the first line.
+An entry is two lines, readable with `cat`: the JSON body, and `#crc32 xxxxxxxx` of the first line. A pack,
+`pack-<first>-<last>`, repeats a range of entries in one file; it is a shortcut for readers and nothing else.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from hpctool.errors import CorruptError, OperationError
 
@@ -32,11 +33,9 @@ Primitive = Literal["link", "symlink"]
 
 # What file systems answer where hard links are missing or refused (FUSE, some object gateways, project quotas).
 _NO_LINK = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
+# What is the matter with one entry and not with this process (too many open files, no memory) or the whole mount.
+_ENTRY_BROKEN = {errno.ENOENT, errno.ESTALE, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO}
 _DAY_S = 86_400.0
-_CHUNK_BYTES = 1 << 20
-
-
-# ---------------------------------------------------------------------------------------------- bytes and digests
 
 
 def canonical_json(value: Any) -> bytes:
@@ -51,19 +50,13 @@ def sha256_bytes(data: bytes | memoryview) -> str:
 
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, 64 hex digits: what `sha256sum` prints. Raises OSError."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_CHUNK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def crc32_hex(data: bytes | memoryview) -> str:
     """The CRC-32 (zlib) of bytes, 8 hex digits."""
     return f"{zlib.crc32(data):08x}"
-
-
-# ---------------------------------------------------------------------------------------------- whole or absent
 
 
 def fsync_dir(folder: Path) -> None:
@@ -72,7 +65,7 @@ def fsync_dir(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
     finally:
         os.close(handle)
@@ -84,15 +77,20 @@ def temporary_name(prefix: str = ".t") -> str:
 
 
 def write_durably(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> None:
-    """Write a new file and sync it. Raises FileExistsError, and OSError where the disk is full (at close, too)."""
+    """Write a new file and sync it. Raises FileExistsError, and OSError where the disk is full (at close, too).
+
+    After an error the half-written file is gone: on a full disk every leftover makes the next failure likelier.
+    """
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(handle, view) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        with open(handle, "wb", buffering=0) as file:
+            view = memoryview(data).cast("B")
+            while view:
+                view = view[file.write(view) :]
+            os.fsync(handle)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
@@ -132,71 +130,91 @@ def create(path: Path, data: bytes, *, mode: int = 0o644, primitive: Primitive |
     """
     temporary = path.parent / temporary_name(".e")
     write_durably(temporary, data, mode=mode)
-    won = False
     try:
         won = place(temporary, path, primitive)
+        if won:
+            fsync_dir(path.parent)
+        return won
     finally:
-        if not won or not path.is_symlink():
-            temporary.unlink(missing_ok=True)
-    if won:
-        fsync_dir(path.parent)
-    return won
+        _discard(temporary, path)
 
 
 def place(temporary: Path, final: Path, primitive: Primitive | None = None) -> bool:
     """Name a finished file `final` if that name is free. With a symbolic link the temporary file must stay.
 
-    On NFS a reply may be lost and the repeated call then says EEXIST although it had worked; whether the entry is
-    mine (link count 2, or the link's own target) tells this from a lost race.
+    On NFS a reply may be lost: the repeated call then says EEXIST, or the call times out, although it had worked.
+    Whether the name is mine (the same file, or the link's own target) tells this from a lost race.
     """
     if primitive != "symlink":
         try:
             os.link(temporary, final)
             return True
-        except FileExistsError:
-            return os.stat(temporary).st_nlink >= 2
         except OSError as error:
+            if _same_file(temporary, final):
+                return True
+            if error.errno == errno.EEXIST:
+                return False
             if error.errno not in _NO_LINK or primitive == "link":
                 raise
     try:
         os.symlink(temporary.name, final)
         return True
-    except FileExistsError:
-        try:
-            return os.readlink(final) == temporary.name
-        except OSError:
+    except OSError as error:
+        if _points_at(final, temporary):
+            return True
+        if error.errno == errno.EEXIST:
             return False
+        raise
+
+
+def _same_file(temporary: Path, final: Path) -> bool:
+    mine = os.stat(temporary)
+    try:
+        return os.path.samestat(mine, os.lstat(final))
+    except OSError:  # the client still believes that the name is free: the count of names is all there is to see
+        return mine.st_nlink >= 2
+
+
+def _points_at(final: Path, temporary: Path) -> bool:
+    try:
+        return os.readlink(final) == temporary.name
+    except OSError:
+        return False
+
+
+def _discard(temporary: Path, final: Path) -> None:
+    # Where the name is a symbolic link to it, the temporary file is the content; also after an error that came late.
+    if not _points_at(final, temporary):
+        temporary.unlink(missing_ok=True)
 
 
 def probe(folder: Path) -> Primitive:
     """Which way of create-if-absent this file system has. Raises OperationError where it has neither, OSError."""
-    choices: tuple[Primitive, Primitive] = ("link", "symlink")
-    for primitive in choices:
-        target = folder / temporary_name(".probe")
-        source = folder / temporary_name(".probe-data")
-        write_durably(source, b"probe\n")
-        try:
-            first = place(source, target, primitive)
-            other = folder / temporary_name(".probe-data")
-            write_durably(other, b"other\n")
-            try:
-                second = place(other, target, primitive)
-            finally:
-                other.unlink(missing_ok=True)
-            if first and not second and target.read_bytes() == b"probe\n":
-                return primitive
-        except OSError:
-            continue
-        finally:
-            target.unlink(missing_ok=True)
-            source.unlink(missing_ok=True)
+    for primitive in get_args(Primitive):
+        if _excludes(folder, primitive):
+            return primitive  # type: ignore[no-any-return]
     raise OperationError(
         f"{folder} can create neither a hard link nor a symbolic link, so two writers could not be told apart. "
         "Choose a folder on another file system."
     )
 
 
-# ---------------------------------------------------------------------------------------------- the log
+def _excludes(folder: Path, primitive: Primitive) -> bool:
+    """Whether of two files placed at one name the first wins and the second is told so."""
+    target = folder / temporary_name(".probe")
+    first, second = (folder / temporary_name(".probe-data") for _ in range(2))
+    try:
+        write_durably(first, b"first")
+        write_durably(second, b"second")
+        won, lost = place(first, target, primitive), not place(second, target, primitive)
+        return won and lost and target.read_bytes() == b"first"
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        return False
+    finally:
+        for path in (target, first, second):
+            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -208,33 +226,45 @@ class Entry:
 
 
 def encode_entry(body: Mapping[str, Any]) -> bytes:
-    """An entry's bytes: the body as one line of canonical JSON, then its CRC-32."""
-    line = canonical_json(body)
-    return line + b"\n#crc32 " + crc32_hex(line).encode() + b"\n"
+    """An entry's bytes: the body as one line of canonical JSON, then its CRC-32. Raises ValueError on NaN."""
+    return _sealed(canonical_json(body) + b"\n")
 
 
 def decode_entry(path: Path, data: bytes) -> dict[str, Any]:
     """The body of an entry's bytes. Raises CorruptError."""
-    line, _, rest = data.partition(b"\n")
-    if rest != b"#crc32 " + crc32_hex(line).encode() + b"\n":
-        raise CorruptError(path, f"its checksum line does not fit its {len(line)} bytes")
-    body = json.loads(line)
+    try:
+        body = json.loads(_unsealed(path, data))
+    except ValueError as error:
+        raise CorruptError(path, f"it is not JSON ({error})") from error
     if not isinstance(body, dict):
         raise CorruptError(path, "it holds no JSON object")
     return body
 
 
+def _sealed(lines: bytes) -> bytes:
+    return lines + b"#crc32 " + crc32_hex(lines.removesuffix(b"\n")).encode() + b"\n"
+
+
+def _unsealed(path: Path, data: bytes) -> bytes:
+    """The lines before the checksum line. Raises CorruptError where that is missing or does not fit."""
+    lines, mark, _ = data.rpartition(b"#crc32 ")
+    if not mark or _sealed(lines) != data:
+        raise CorruptError(path, f"its checksum line is missing or does not fit its {len(data)} bytes")
+    return lines
+
+
 class Log:
     """Numbered entries in a folder, created if absent: the only thing that several processes may change.
 
-    *Facts* are appended; *decisions* are made with `cas`, from a state that nobody changed meanwhile. Every
-    `PACK`th writer also writes everything so far into one pack, so that nobody reads thousands of files.
-    A broken entry is skipped, warned of once and kept in `broken`; its number stays taken.
+    *Facts* are appended; *decisions* are made with `cas`, from a state that nobody changed meanwhile. A broken entry
+    is skipped, warned of once and kept in `broken`; its number stays taken.
     """
 
-    PACK = 256
+    #: sizes of packs, in entries: whoever writes entry 1024 packs 961..1024 and 1..1024. Everything is thus written
+    #: at most five times, and whoever reads a long log opens at most 63 entries and some 15 packs of each size.
+    PACKS = (64, 1_024, 16_384, 262_144)
     _NAME = re.compile(r"\d{10}")
-    _PACK_NAME = re.compile(r"pack-(\d{10})")
+    _PACK_NAME = re.compile(r"pack-(\d{10})-(\d{10})")
 
     def __init__(self, folder: Path, primitive: Primitive | None = None) -> None:
         self.folder = folder
@@ -244,142 +274,123 @@ class Log:
 
     def last(self) -> int:
         """The highest number in use, 0 for an empty or missing log."""
-        return max(self._numbers(), default=0)
+        return max(self._listing()[0], default=0)
 
     def newest(self) -> Entry | None:
         """The newest readable entry, or None."""
-        for number in sorted(self._numbers(), reverse=True):
-            body = self._read(number)
-            if body is not None:
+        for number in reversed(self._listing()[0]):
+            if (body := self._read(number)) is not None:
                 return Entry(number, body)
         return None
 
     def entries(self, after: int = 0) -> list[Entry]:
         """All readable entries with a number above `after`, in order."""
-        numbers = sorted(n for n in self._numbers() if n > after)
-        missing = [n for n in numbers if n not in self._cache]
-        if len(missing) > self.PACK // 8:
-            self._load_newest_pack()
+        numbers, packs = self._listing()
+        numbers = [n for n in numbers if n > after]
+        self._load_packs(packs, {n for n in numbers if n not in self._cache})
         found = ((n, self._read(n)) for n in numbers)
         return [Entry(n, body) for n, body in found if body is not None]
 
     def append(self, body: Mapping[str, Any]) -> int:
         """Add a fact at the next free number, which is returned. Raises OSError where the disk is full."""
-        temporary = self._stage(body)
-        try:
-            number = self.last() + 1
-            while not self._place(temporary, number):
-                number = max(number + 1, self.last() + 1)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        self._settle(temporary, number, body)
-        return number
+        return self._add(body, self.last() + 1, insist=True)
 
     def cas(self, body: Mapping[str, Any], after: int) -> bool:
         """Create entry `after + 1` if nobody else has: False means the decision must be thought through again."""
-        if self.last() != after:
-            return False
-        temporary = self._stage(body)
-        won = False
-        try:
-            won = self._place(temporary, after + 1)
-        finally:
-            if not won:
-                temporary.unlink(missing_ok=True)
-        if won:
-            self._settle(temporary, after + 1, body)
-        return won
+        return self.last() == after and self._add(body, after + 1, insist=False) > after
 
     def path(self, number: int) -> Path:
         """Where entry `number` lies."""
         return self.folder / f"{number:010d}"
 
-    def _stage(self, body: Mapping[str, Any]) -> Path:
+    def _add(self, body: Mapping[str, Any], number: int, *, insist: bool) -> int:
+        """Create entry `number`, or if that is taken the next free one (`insist`); 0 where it was taken."""
+        data = encode_entry(body)
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / temporary_name(".e")
-        write_durably(temporary, encode_entry(body))
-        return temporary
-
-    def _place(self, temporary: Path, number: int) -> bool:
-        won = place(temporary, self.path(number), self.primitive)
-        if won:
+        write_durably(temporary, data)
+        try:
+            while not place(temporary, self.path(number), self.primitive):
+                if not insist:
+                    return 0
+                # Losers that try again at the same moment would lose again together.
+                time.sleep(random.uniform(0.0, 0.002))
+                number = max(number + 1, self.last() + 1)
             fsync_dir(self.folder)
-        else:
-            # Losers that try again at the same moment would lose again together.
-            time.sleep(random.uniform(0.0, 0.002))
-        return won
+        finally:
+            _discard(temporary, self.path(number))
+        self._cache[number] = decode_entry(self.path(number), data)
+        self._write_packs(number)
+        return number
 
-    def _settle(self, temporary: Path, number: int, body: Mapping[str, Any]) -> None:
-        # A symbolic link points at the temporary file, which then is the entry and stays.
-        if not self.path(number).is_symlink():
-            temporary.unlink(missing_ok=True)
-        self._cache[number] = json.loads(canonical_json(body))
-        if number % self.PACK == 0:
-            self._write_pack(number)
-
-    def _numbers(self) -> list[int]:
+    def _listing(self) -> tuple[list[int], list[tuple[int, int, str]]]:
+        """The numbers in use, sorted, and the packs (first, last, name), the largest first."""
         try:
             names = os.listdir(self.folder)
         except FileNotFoundError:
-            return []
-        return [int(name) for name in names if self._NAME.fullmatch(name)]
+            return [], []
+        packs = [(int(m[1]), int(m[2]), m[0]) for m in map(self._PACK_NAME.fullmatch, names) if m]
+        return sorted(int(n) for n in names if self._NAME.fullmatch(n)), sorted(packs, key=lambda p: p[0] - p[1])
 
     def _read(self, number: int) -> dict[str, Any] | None:
         if number not in self._cache:
             path = self.path(number)
+            # Patience once: what was broken a moment ago is looked at again, but not waited for.
+            patience_s = 0.0 if path.name in self.broken else 2.0
             try:
-                self._cache[number] = decode_entry(path, _read_patiently(path))
-            except (CorruptError, OSError, ValueError) as error:
+                self._cache[number] = decode_entry(path, _read_patiently(path, patience_s))
+            except (CorruptError, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in _ENTRY_BROKEN:
+                    raise
                 if path.name not in self.broken:
                     self.broken[path.name] = str(error)
                     warnings.warn(f"A log entry was set aside and the others are used: {error}", stacklevel=3)
                 return None
+            self.broken.pop(path.name, None)
         return self._cache[number]
 
-    def _write_pack(self, number: int) -> None:
-        lines = b"".join(
-            canonical_json({"n": e.number, "body": e.body}) + b"\n" for e in self.entries() if e.number <= number
-        )
-        data = lines + b"#crc32 " + crc32_hex(lines).encode() + b"\n"
+    def _write_packs(self, number: int) -> None:
         # A pack is only a shortcut: whoever fails to write it has still written the entry.
         with contextlib.suppress(OSError):
-            create(self.folder / f"pack-{number:010d}", data, primitive=self.primitive)
-            self._sweep()
+            for size in (size for size in self.PACKS if number % size == 0):
+                first = number - size + 1
+                items = [{"n": e.number, "body": e.body} for e in self.entries(first - 1) if e.number <= number]
+                lines = b"".join(canonical_json(item) + b"\n" for item in items)
+                create(self.folder / f"pack-{first:010d}-{number:010d}", _sealed(lines), primitive=self.primitive)
+                self._sweep()
 
-    def _load_newest_pack(self) -> None:
-        names = [m for m in map(self._PACK_NAME.fullmatch, os.listdir(self.folder)) if m]
-        for match in sorted(names, key=lambda m: int(m.group(1)), reverse=True):
-            try:
-                data = (self.folder / match.group(0)).read_bytes()
-            except OSError:
+    def _load_packs(self, packs: list[tuple[int, int, str]], missing: set[int]) -> None:
+        """Fill the cache from packs, as long as a pack saves more reading than it costs."""
+        for first, last, name in packs:
+            if len(missing.intersection(range(first, last + 1))) * 8 <= last - first:
                 continue
-            lines, mark, crc = data.rpartition(b"#crc32 ")
-            if mark and crc.strip().decode("ascii", "replace") == crc32_hex(lines):
-                for line in lines.splitlines():
+            path = self.folder / name
+            with contextlib.suppress(OSError, CorruptError):
+                for line in _unsealed(path, path.read_bytes()).splitlines():
                     item = json.loads(line)
                     self._cache.setdefault(item["n"], item["body"])
-                return
+                    missing.discard(item["n"])
 
     def _sweep(self) -> None:
         """Remove temporary files of writers that died more than a day ago."""
-        names = os.listdir(self.folder)
-        used = {os.readlink(p) for n in names if (p := self.folder / n).is_symlink()}
-        for name in names:
-            path = self.folder / name
-            with contextlib.suppress(OSError):
-                if name.startswith(".e-") and name not in used and time.time() - path.stat().st_mtime > _DAY_S:
-                    path.unlink()
+        with os.scandir(self.folder) as found:
+            items = list(found)
+        used = {os.readlink(item.path) for item in items if item.is_symlink()}
+        for item in items:
+            if item.name.startswith(".e-") and item.name not in used:
+                with contextlib.suppress(OSError):
+                    if time.time() - item.stat(follow_symlinks=False).st_mtime > _DAY_S:
+                        os.unlink(item.path)
 
 
 def _read_patiently(path: Path, patience_s: float = 2.0) -> bytes:
     """Read a file that was just listed; a network file system may deny for a moment what it has already shown."""
-    wait_s = 0.05
+    deadline, wait_s = time.monotonic() + patience_s, 0.05
     while True:
         try:
             return path.read_bytes()
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ESTALE) or wait_s > patience_s:
+            if error.errno not in (errno.ENOENT, errno.ESTALE) or time.monotonic() + wait_s > deadline:
                 raise
             os.listdir(path.parent)
             time.sleep(wait_s)
