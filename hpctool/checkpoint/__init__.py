@@ -1,1 +1,18 @@
 """Checkpoint: state to disk and back, committed through the run's ledger."""
+
+from hpctool.checkpoint.commits import Commit, committed
+from hpctool.checkpoint.digest import param_digest, state_digest
+from hpctool.checkpoint.engine import Checkpointer
+from hpctool.checkpoint.flatten import check_state
+from hpctool.checkpoint.restore import Restored, load
+
+__all__ = [
+    "Checkpointer",
+    "Commit",
+    "Restored",
+    "check_state",
+    "committed",
+    "load",
+    "param_digest",
+    "state_digest",
+]

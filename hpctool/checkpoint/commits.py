@@ -1,0 +1,57 @@
+"""The commit: a checkpoint counts when its entry stands in the run's ledger, and only the newest attempt may write one.
+
+A beginning attempt writes its `begun` entry before it reads anything. A commit reads the ledger, looks for a newer
+attempt and creates the very next entry only if nobody else did meanwhile; so either the commit stands before `begun`
+and the new attempt sees it, or it is refused. There is no moment between looking and writing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpctool import files
+from hpctool.errors import FencedError
+from hpctool.rundir import RunDir, fold, now
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A checkpoint that the ledger names; its folder may be gone by retention or damage."""
+
+    step: int
+    attempt: int
+    path: Path
+    digest: str
+
+
+def committed(rundir: RunDir, ledger: files.Log | None = None) -> list[Commit]:
+    """The run's committed checkpoints, oldest entry first. The order of entries counts, not that of the steps."""
+    story = fold((ledger or rundir.ledger).entries())
+    return [Commit(b["step"], b["attempt"], rundir.path / b["path"], b["digest"]) for b in story.checkpoints]
+
+
+def commit(rundir: RunDir, ledger: files.Log, made: Commit) -> None:
+    """Write the ledger entry. Raises FencedError where a newer attempt has begun, OSError where the disk is full."""
+    body = {
+        "kind": "checkpoint",
+        "time": now(),
+        "step": made.step,
+        "attempt": made.attempt,
+        "path": str(made.path.relative_to(rundir.path)),
+        "digest": made.digest,
+    }
+    while True:
+        # Taken before the entries are read: whatever comes later makes `cas` fail.
+        last = ledger.last()
+        check_fence(rundir, ledger)
+        if ledger.cas(body, after=last):
+            return
+
+
+def check_fence(rundir: RunDir, ledger: files.Log) -> None:
+    """Raise FencedError where a newer attempt of the run has begun."""
+    begun = fold(ledger.entries()).of_kind("begun")
+    newest = max((body["attempt"] for body in begun), default=0)
+    if newest > rundir.attempt:
+        raise FencedError(rundir.id, rundir.attempt, newest)

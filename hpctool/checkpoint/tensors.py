@@ -1,0 +1,95 @@
+"""A tensor of either kind, torch or NumPy, as plain bytes and back. torch is imported only where its own come in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Kind = Literal["torch", "numpy"]
+Bytes = npt.NDArray[np.uint8]
+
+# bool, int, unsigned, float, complex: what NumPy stores as plain bytes.
+_PLAIN_KINDS = "biufc"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is needed to make a tensor from its bytes: `dtype` is the library's own name, such as bfloat16 or >f4."""
+
+    kind: Kind
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def kind_of(value: Any) -> Kind | None:
+    """Which library's tensor a value is; None for everything else, subclasses of other packages included."""
+    if type(value) is np.ndarray:
+        return "numpy"
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor) and type(value).__module__.startswith("torch"):
+        return "torch"
+    return None
+
+
+def obstacle(value: Any) -> str:
+    """Why a tensor cannot be stored as plain bytes; empty where it can."""
+    if kind_of(value) == "numpy":
+        return "" if value.dtype.kind in _PLAIN_KINDS else f"an array of dtype {value.dtype}"
+    torch = sys.modules["torch"]
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+        return f"a {type(value).__name__}"
+    if value.layout != torch.strided:
+        return f"a tensor of layout {value.layout}"
+    if value.is_quantized:
+        return f"a quantized tensor ({value.dtype})"
+    return "a tensor without data (device meta)" if value.device.type == "meta" else ""
+
+
+def spec_of(value: Any) -> Spec:
+    """The spec of a storable tensor."""
+    if kind_of(value) == "numpy":
+        dtype = value.dtype.name if value.dtype.isnative else value.dtype.str
+        return Spec("numpy", dtype, tuple(value.shape))
+    return Spec("torch", str(value.dtype).removeprefix("torch."), tuple(value.shape))
+
+
+def as_bytes(value: Any) -> Bytes:
+    """The values of a tensor in C order, uint8 (size in bytes,); a view of its memory where that is possible."""
+    if kind_of(value) == "numpy":
+        return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+    torch = sys.modules["torch"]
+    plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    array: Bytes = plain.reshape(-1).view(torch.uint8).numpy()
+    return array
+
+
+def empty(spec: Spec) -> tuple[Any, Bytes]:
+    """A new tensor on the CPU and its bytes to be filled, uint8 (size in bytes,). Raises ValueError on a bad dtype."""
+    if spec.kind == "numpy":
+        dtype = np.dtype(spec.dtype)
+        if dtype.kind not in _PLAIN_KINDS:
+            raise ValueError(f"dtype {spec.dtype} is not one of plain bytes")
+        array = np.empty(spec.shape, dtype)
+        return array, array.reshape(-1).view(np.uint8)
+    import torch
+
+    torch_dtype = getattr(torch, spec.dtype, None)
+    if not isinstance(torch_dtype, torch.dtype):
+        raise ValueError(f"torch has no dtype {spec.dtype}")
+    tensor = torch.empty(spec.shape, dtype=torch_dtype)
+    return tensor, tensor.reshape(-1).view(torch.uint8).numpy()
+
+
+def identity(value: Any) -> Hashable:
+    """Equal for tensors that are the same memory seen the same way (tied weights); None for empty ones."""
+    if kind_of(value) == "numpy":
+        place = value.__array_interface__["data"][0]
+        return ("numpy", place, value.shape, value.strides, value.dtype.str) if value.size else None
+    place = (value.untyped_storage().data_ptr(), value.storage_offset(), value.is_conj(), value.is_neg())
+    seen = (tuple(value.shape), value.stride(), str(value.dtype), str(value.device))
+    return ("torch", place, seen) if value.numel() else None
