@@ -32,9 +32,10 @@ from hpctool.errors import CorruptError, OperationError
 Primitive = Literal["link", "symlink"]
 
 # What file systems answer where hard links are missing or refused (FUSE, some object gateways, project quotas).
-_NO_LINK = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
+_NO_LINK = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 # What is the matter with one entry and not with this process (too many open files, no memory) or the whole mount.
 _ENTRY_BROKEN = {errno.ENOENT, errno.ESTALE, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO}
+_PATIENCE_S = 2.0
 _DAY_S = 86_400.0
 
 
@@ -262,7 +263,7 @@ class Log:
 
     #: sizes of packs, in entries: whoever writes entry 1024 packs 961..1024 and 1..1024. Everything is thus written
     #: at most five times, and whoever reads a long log opens at most 63 entries and some 15 packs of each size.
-    PACKS = (64, 1_024, 16_384, 262_144)
+    PACKS: tuple[int, ...] = (64, 1_024, 16_384, 262_144)
     _NAME = re.compile(r"\d{10}")
     _PACK_NAME = re.compile(r"pack-(\d{10})-(\d{10})")
 
@@ -336,7 +337,7 @@ class Log:
         if number not in self._cache:
             path = self.path(number)
             # Patience once: what was broken a moment ago is looked at again, but not waited for.
-            patience_s = 0.0 if path.name in self.broken else 2.0
+            patience_s = 0.0 if path.name in self.broken else _PATIENCE_S
             try:
                 self._cache[number] = decode_entry(path, _read_patiently(path, patience_s))
             except (CorruptError, OSError) as error:
@@ -383,7 +384,7 @@ class Log:
                         os.unlink(item.path)
 
 
-def _read_patiently(path: Path, patience_s: float = 2.0) -> bytes:
+def _read_patiently(path: Path, patience_s: float = _PATIENCE_S) -> bytes:
     """Read a file that was just listed; a network file system may deny for a moment what it has already shown."""
     deadline, wait_s = time.monotonic() + patience_s, 0.05
     while True:
