@@ -1,6 +1,6 @@
 """The code that a run runs: copied at submission, so that editing the checkout changes nothing for what is queued.
 
-    <runs>/.code/<12 hex>/project/…      the project one stands in: git's files, or *.py and *.yaml where there is no git
+    <runs>/.code/<12 hex>/project/…      the project one stands in: what git knows, or *.py, *.yaml …
     <runs>/.code/<12 hex>/site/hpctool/  hpctool itself, where it is installed from a checkout
 
 The folder is named by the digest of what is in it, so a thousand runs of the same code share one copy.
@@ -65,10 +65,16 @@ def take(runs: Path, project: Path) -> Code:
 def environment(rundir: RunDir) -> dict[str, str]:
     """The variables with which a process runs a run's snapshot and nothing of the working folder."""
     record = rundir.record()
-    folder = (rundir.path.parent / ".code" / record["code"]["snapshot"]).resolve()
-    paths = [str(folder / "project"), str(folder / "project" / "src"), str(folder / "site")]
+    return environment_of(rundir.path.parent, record["code"], record["cwd"])
+
+
+def environment_of(runs: Path, code: dict[str, Any], cwd: str) -> dict[str, str]:
+    """The same from the code record and the working folder of a submission."""
+    folder = (runs / ".code" / code["snapshot"]).resolve()
+    # `site` first: in hpctool's own checkout, `project` holds the package without its conf and jobs.
+    paths = [str(folder / "site"), str(folder / "project"), str(folder / "project" / "src")]
     if not (folder / "project").is_dir():
-        paths.append(record["cwd"])
+        paths.append(cwd)
     inherited = os.environ.get("PYTHONPATH", "")
     kept = [p for p in inherited.split(os.pathsep) if p and not _is_snapshot(p)]
     # Without PYTHONSAFEPATH, `python -m` puts the working folder first and the edited checkout would win.

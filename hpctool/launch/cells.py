@@ -1,0 +1,131 @@
+"""A sweep's folder, and its cells: they live in sweep.json until they start, so ten thousand cost what ten cost.
+
+runs/sweeps/<name>-<8 hex>/sweep.json     bases (whole configs), cells (what differs from a base), ids, overrides
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from hpctool import config, files
+from hpctool.errors import InputError, NewerFormat, UnknownName
+from hpctool.launch.plan import Plan, record
+from hpctool.rundir import RunDir, create_run, now, who
+
+SWEEP_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as sweep.json has it."""
+
+    path: Path
+    body: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def run_ids(self) -> list[str]:
+        """The run ids of the cells, in order of index; a run's folder is there once its cell has started."""
+        return [cell["run"] for cell in self.body["cells"]]
+
+
+def sweeps_folder(runs: Path) -> Path:
+    """Where sweeps lie."""
+    return runs / "sweeps"
+
+
+def write_sweep(plan: Plan, code: dict[str, Any]) -> Sweep:
+    """Write a plan's sweep.json, once; an equal sweep that is there is returned. Raises OSError."""
+    path = sweeps_folder(plan.runs) / plan.sweep_id
+    target = path / "sweep.json"
+    if target.exists():
+        return read_sweep(path)
+    bases: list[dict[str, Any]] = []
+    cells = []
+    for index, cell in enumerate(plan.cells):
+        plain = config.to_plain(cell.cfg)
+        number = _fitting_base(bases, plain)
+        own = record(plan, cell, code)
+        shared = {key: own.pop(key) for key in ("job", "name", "varied", "sweep", "code", "cwd")}
+        own.update(index=index, run=cell.run_id, base=number, set=_difference(bases[number], plain))
+        cells.append(own)
+    body = {"format": SWEEP_FORMAT, "id": plan.sweep_id, "created": now(), "by": who()}
+    body |= {"overrides": plan.request.overrides, **shared, "bases": bases, "cells": cells}
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.write_json(target, body)
+    return Sweep(path, body)
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Read a sweep's folder. Raises UnknownName, CorruptError, NewerFormat."""
+    try:
+        body = files.read_json(path / "sweep.json")
+    except FileNotFoundError as error:
+        raise UnknownName("sweep", path.name, list_sweep_ids(path.parent.parent)) from error
+    if body.get("format", 0) > SWEEP_FORMAT:
+        raise NewerFormat(path / "sweep.json", "sweep", body["format"], SWEEP_FORMAT)
+    return Sweep(path, body)
+
+
+def list_sweep_ids(runs: Path) -> list[str]:
+    """The ids of all sweeps below a runs folder."""
+    return sorted(path.parent.name for path in sweeps_folder(runs).glob("*/sweep.json"))
+
+
+def find_sweep(runs: Path, name: str) -> Sweep:
+    """The sweep whose id is `name` or begins with it. Raises UnknownName, InputError where it is ambiguous."""
+    found = [i for i in list_sweep_ids(runs) if i == name or i.startswith(name)]
+    exact = [i for i in found if i == name] or found
+    if len(exact) > 1:
+        raise InputError(f"'{name}' is the beginning of {len(exact)} sweeps: {', '.join(exact)}. Type more of it.")
+    if not exact:
+        raise UnknownName("sweep", name, list_sweep_ids(runs))
+    return read_sweep(sweeps_folder(runs) / exact[0])
+
+
+def open_cell(runs: Path, sweep_id: str, index: int) -> RunDir:
+    """The run folder of a cell, made if it is not there yet. Raises UnknownName, OSError."""
+    sweep = read_sweep(sweeps_folder(runs) / sweep_id)
+    cell = dict(sweep.body["cells"][index])
+    plain = copy.deepcopy(sweep.body["bases"][cell.pop("base")])
+    for key, value in cell.pop("set").items():
+        _set(plain, key, value)
+    cell["cell"] = cell.pop("index")
+    cell.pop("run")
+    shared = {key: sweep.body[key] for key in ("job", "name", "varied", "sweep", "code", "cwd")}
+    texts = {
+        "config.yaml": OmegaConf.to_yaml(OmegaConf.create(plain)),
+        "overrides.txt": "\n".join(cell["overrides"]) + "\n",
+    }
+    return create_run(runs, {**shared, **cell}, texts)
+
+
+def _fitting_base(bases: list[dict[str, Any]], plain: dict[str, Any]) -> int:
+    """The number of a base with the same keys, added if there is none: other choices make other keys."""
+    keys = set(config.flatten(plain))
+    for number, base in enumerate(bases):
+        if set(config.flatten(base)) == keys:
+            return number
+    bases.append(plain)
+    return len(bases) - 1
+
+
+def _difference(base: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    before = config.flatten(base)
+    return {key: value for key, value in config.flatten(plain).items() if before[key] != value}
+
+
+def _set(plain: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    inner = plain
+    for part in path:
+        inner = inner[part]
+    inner[last] = value

@@ -1,0 +1,37 @@
+"""cluster=inline: the job runs in this process, or in the ranks that srun, torchrun or mpirun have started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from hpctool.errors import EXIT_DONE
+from hpctool.launch import signals, task
+from hpctool.launch.job import load_job
+from hpctool.rundir import RunDir
+from hpctool.world import RENDEZVOUS, MpiWorld, Place, TorchWorld, World
+
+
+def run_here(rundir: RunDir, place: Place) -> int:
+    """Run one attempt in this process and give its exit code."""
+    signals.install()
+    return task.run_attempt(rundir, "inline", place, World(place))
+
+
+def run_as_rank(runs: Path, job: str, place: Place, prepare: Callable[[], str]) -> int:
+    """One rank's part: join the others, let rank 0 `prepare` a run folder (empty: nothing to do), and run.
+
+    Collective: all ranks must call it. Raises WorldError, and rank 0's error on every rank.
+    """
+    signals.install()
+    if place.source in ("openmpi", "mpich") and not getattr(load_job(job), "NEEDS_TORCH", False):
+        world: World = MpiWorld()
+    else:
+        os.environ.setdefault(RENDEZVOUS, str(runs / ".meet" / task.meeting_name()))
+        world = TorchWorld(place)
+    folder = world.on_main(prepare)
+    if not folder:
+        world.close()
+        return EXIT_DONE
+    return task.run_attempt(RunDir(Path(folder)), "inline", place, world)

@@ -1,0 +1,57 @@
+"""Where a rank's words go: into its log, and for inline runs on the terminal as well."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+
+class _Both:
+    """A text stream that writes to the terminal and to a log."""
+
+    def __init__(self, terminal: TextIO, log: TextIO) -> None:
+        self._terminal = terminal
+        self._log = log
+
+    def write(self, text: str) -> int:
+        self._log.write(text)
+        return self._terminal.write(text)
+
+    def flush(self) -> None:
+        self._log.flush()
+        self._terminal.flush()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._terminal, name)
+
+
+@contextlib.contextmanager
+def to_log(path: Path, *, keep_terminal: bool) -> Iterator[None]:
+    """Write stdout and stderr into a rank's log; without a terminal to keep, the words of C libraries too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", buffering=1, encoding="utf-8") as log:
+        if keep_terminal:
+            before = sys.stdout, sys.stderr
+            sys.stdout, sys.stderr = _Both(before[0], log), _Both(before[1], log)
+            try:
+                yield
+            finally:
+                sys.stdout, sys.stderr = before
+            return
+        sys.stdout.flush()
+        sys.stderr.flush()
+        kept = [os.dup(number) for number in (1, 2)]
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, old in zip((1, 2), kept, strict=True):
+                os.dup2(old, number)
+                os.close(old)

@@ -1,0 +1,67 @@
+"""How a run stands and how it ended: result.json, and a story that knows whether the process still lives."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from hpctool import files
+from hpctool.rundir import RunDir, Story, now
+
+RESULT_FORMAT = 1
+
+
+def write_ended(rundir: RunDir, state: str, cause: str, outcome: dict[str, Any] | None = None) -> None:
+    """Write result.json: state, cause, and what the job's `run` returned. Rank 0 or a supervisor writes it."""
+    story = rundir.story()
+    begun = story.of_kind("begun")
+    result = {
+        "format": RESULT_FORMAT,
+        "state": state,
+        "cause": cause,
+        "step": story.step,
+        "attempts": len(begun),
+        "started": begun[0]["time"] if begun else None,
+        "ended": now(),
+        **(outcome or {}),
+    }
+    files.write_json(rundir.result_json, result)
+
+
+def process_start(pid: int) -> str:
+    """When a process began, in the kernel's clock ticks: with the pid it names a process for ever. Empty if gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    # The command may hold spaces and brackets; fields are counted after its last bracket. A zombie does not live.
+    fields = text.rpartition(")")[2].split()
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def is_alive(begun: dict[str, Any]) -> bool:
+    """Whether the process of a ledger's `begun` entry lives; on another host we cannot know and believe it."""
+    if begun.get("host") != socket.gethostname():
+        return True
+    return process_start(int(begun["pid"])) == str(begun["pid_start"])
+
+
+def current_story(rundir: RunDir) -> Story:
+    """The run's story, corrected where the process that should be running here is gone."""
+    story = rundir.story()
+    begun = story.of_kind("begun")
+    if story.state in ("running", "stopping") and begun and not is_alive(begun[-1]):
+        if story.state == "stopping":
+            story.state = "cancelled"
+        elif story.where == "local":
+            story.state, story.cause = "requeued", "its process is gone"
+        else:
+            story.state, story.cause = "failed", "its process is gone; run the same command again to go on"
+    return story
+
+
+def own_process() -> dict[str, Any]:
+    """What a `begun` entry says of this process."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "pid_start": process_start(os.getpid())}
