@@ -1,0 +1,116 @@
+"""Comparing runs: only what differs, the metrics side by side, and where two runs part."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpctool.rundir import RunDir
+from hpctool.track.metrics import Curves, read_metrics, to_json
+from hpctool.track.runs import read_config, read_row
+
+#: Times and amounts of the machine differ between two equal runs; they say nothing about where the runs part.
+_MEASURED = re.compile(r"^(perf|time|system)/|_(s|ms|per_s|mb|gb)$")
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Where the curves of two runs part: `step` None if they never do in the `num_steps` that both have logged."""
+
+    num_steps: int
+    step: int | None = None
+    metric: str | None = None
+    values: tuple[float, float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        values = None if self.values is None else [to_json(value) for value in self.values]
+        return {"num_steps": self.num_steps, "step": self.step, "metric": self.metric, "values": values}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side: each dict has a list with one value per run, in the order of `ids`; None where it has none."""
+
+    ids: list[str]
+    states: list[str]
+    config: dict[str, list[Any]]
+    data: dict[str, list[Any]]
+    code: dict[str, list[Any]]
+    environment: dict[str, list[Any]]
+    metrics: dict[str, list[float | None]]
+    digests: list[str | None]
+    parting: Parting | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        metrics = {k: [None if v is None else to_json(v) for v in values] for k, values in self.metrics.items()}
+        parting = self.parting.to_json() if self.parting else None
+        return {**vars(self), "metrics": metrics, "parting": parting}
+
+
+def compare(runs: Sequence[RunDir]) -> Comparison:
+    """Compare two or more runs. Raises what reading their run.json and config.yaml raises."""
+    records = [run.record() for run in runs]
+    rows = [read_row(run) for run in runs]
+    names = dict.fromkeys(name for row in rows for name in row.metrics)
+    return Comparison(
+        ids=[run.id for run in runs],
+        states=[row.state for row in rows],
+        config=differing([read_config(run) for run in runs]),
+        data=differing([{one["name"]: one["id"] for one in record.get("inputs") or []} for record in records]),
+        code=differing([record.get("code") or {} for record in records]),
+        environment=differing([_environment(run) for run in runs]),
+        metrics={name: [row.metrics.get(name) for row in rows] for name in sorted(names)},
+        digests=[row.param_digest for row in rows],
+        parting=part(read_metrics(runs[0]), read_metrics(runs[1])) if len(runs) == 2 else None,
+    )
+
+
+def differing(sides: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The keys whose values are not the same on all sides, each with one value per side, None where it is not there."""
+    keys = sorted({key for side in sides for key in side})
+    both = {key: [side.get(key) for side in sides] for key in keys}
+    return {key: values for key, values in both.items() if any(value != values[0] for value in values[1:])}
+
+
+def part(ours: Curves, theirs: Curves) -> Parting:
+    """The first step at which a metric that both runs logged differs, to the last bit; measured times do not count."""
+    steps: set[int] = set()
+    first: Parting | None = None
+    for name in sorted(set(ours) & set(theirs)):
+        if _MEASURED.search(name):
+            continue
+        other = dict(theirs[name])
+        for step, value in ours[name]:
+            if step not in other:
+                continue
+            steps.add(step)
+            if not _same(value, other[step]) and (first is None or first.step is None or step < first.step):
+                first = Parting(0, step, name, (value, other[step]))
+    if first is None:
+        return Parting(len(steps))
+    return Parting(len(steps), first.step, first.metric, first.values)
+
+
+def _same(a: float, b: float) -> bool:
+    return a == b or (math.isnan(a) and math.isnan(b))
+
+
+def _environment(run: RunDir) -> dict[str, str]:
+    """environment.txt as package → version; the lines before the packages (Python, modules) under their first word."""
+    found = {}
+    try:
+        text = run.environment_txt.read_text()
+    except FileNotFoundError:
+        return {}
+    for line in text.splitlines():
+        if line.startswith("# "):
+            found[line[2:].split()[0].rstrip(":")] = line[2:]
+        elif "==" in line:
+            name, _, version = line.partition("==")
+            found[name] = version
+    return found
