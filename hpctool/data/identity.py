@@ -1,0 +1,62 @@
+"""Identity: what makes a row the same row. Its uid, for ever; the digest of its features, while they do not change.
+
+Both are uint8 (n, 16). A uid is the first half of the SHA-256 of the row's stable key, so preparing the same source
+again gives the same uids, and its bits are as good as random: the split rule reads them as a number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpctool.world import Array
+
+Digests = npt.NDArray[np.uint8]
+Words = npt.NDArray[Any]  # the same 16 bytes as one sortable value: void (n,)
+
+UID_BYTES = 16
+
+
+def uids_of_keys(keys: Sequence[str]) -> Digests:
+    """The uid of each stable key: uint8 (n, 16)."""
+    raw = b"".join(hashlib.sha256(key.encode()).digest()[:UID_BYTES] for key in keys)
+    return np.frombuffer(raw, np.uint8).reshape(-1, UID_BYTES)
+
+
+def uids_from_hex(uids: Sequence[str]) -> Digests:
+    """32 hex digits each → uint8 (n, 16). Raises ValueError."""
+    raw = [bytes.fromhex(uid) for uid in uids]
+    if any(len(uid) != UID_BYTES for uid in raw):
+        raise ValueError("a uid has 32 hex digits")
+    return np.frombuffer(b"".join(raw), np.uint8).reshape(-1, UID_BYTES)
+
+
+def content_digests(features: Mapping[str, Array]) -> Digests:
+    """A digest of each row's features (n, …): uint8 (n, 16). Equal rows have equal digests."""
+    arrays = [np.ascontiguousarray(features[name]) for name in sorted(features)]
+    raw = []
+    for row in range(len(arrays[0])):
+        digest = hashlib.sha256()
+        for array in arrays:
+            digest.update(array[row].tobytes())
+        raw.append(digest.digest()[:UID_BYTES])
+    return np.frombuffer(b"".join(raw), np.uint8).reshape(-1, UID_BYTES)
+
+
+def words(digests: Digests) -> Words:
+    """The same digests as one value each, for sorting and comparing: void (n,)."""
+    return np.ascontiguousarray(digests).view(f"V{UID_BYTES}").reshape(-1)
+
+
+def places(wanted: Digests, among: Digests) -> npt.NDArray[np.int64]:
+    """Where each wanted digest stands among the others, -1 where it does not: int64 (len(wanted),)."""
+    if not len(among):
+        return np.full(len(wanted), -1, np.int64)
+    have, want = words(among), words(wanted)
+    order = np.argsort(have)
+    found = order[np.minimum(np.searchsorted(have, want, sorter=order), len(have) - 1)]
+    return np.where(have[found] == want, found, -1).astype(np.int64)

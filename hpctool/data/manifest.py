@@ -1,0 +1,151 @@
+"""Manifest: the table of contents of a version. What columns there are, which object holds which rows, the splits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hpctool.data.layout import FORMAT
+from hpctool.data.objects import StoredObject
+from hpctool.errors import CorruptError, NewerFormat
+
+Role = Literal["feature", "label", "identity"]
+
+#: The column that holds the class index of each row, int64, -1 where there is no label.
+LABEL = "label"
+#: The column of each row's immutable name, uint8 (16,): the first half of the SHA-256 of the source's stable key.
+UID = "uid"
+#: The column of the SHA-256 of each row's features, uint8 (16,): finds rows that stand twice and rows that changed.
+CONTENT = "content"
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: `shape` is that of one row, (H, W, C) for images."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    #: the classes' names by index, for the label column
+    classes: list[str] | None = None
+    #: the names of the parts of a row, where they have names (the columns of a csv file)
+    names: list[str] | None = None
+    role: Role = "feature"
+
+    def to_json(self) -> dict[str, Any]:
+        value: dict[str, Any] = {"dtype": self.dtype.str, "shape": list(self.shape), "role": self.role}
+        optional = {"classes": self.classes, "names": self.names}
+        return value | {key: v for key, v in optional.items() if v is not None}
+
+    @classmethod
+    def from_json(cls, name: str, value: dict[str, Any]) -> Column:
+        """Raises KeyError, TypeError, ValueError where the value is none of ours."""
+        shape = tuple(int(n) for n in value["shape"])
+        return cls(name, np.dtype(value["dtype"]), shape, value.get("classes"), value.get("names"), value["role"])
+
+
+IDENTITY_COLUMNS = [Column(name, np.dtype(np.uint8), (16,), role="identity") for name in (UID, CONTENT)]
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Consecutive rows, and the objects that hold their columns."""
+
+    num_rows: int
+    objects: list[StoredObject]
+
+    def holder(self, column: str) -> StoredObject:
+        """The object that holds a column."""
+        return next(o for o in self.objects if column in o.extents)
+
+    def with_object(self, new: StoredObject) -> RowGroup:
+        """The same rows with other values for the columns of one object."""
+        objects = [new if o.extents.keys() == new.extents.keys() else o for o in self.objects]
+        return replace(self, objects=objects)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of a version. Equal contents have equal manifests, whoever made them and with how many ranks."""
+
+    columns: dict[str, Column]
+    row_groups: list[RowGroup]
+    #: one int64 array of row indices for each split
+    splits: StoredObject
+    #: {"by": "uid", "fractions": [["train", 0.6], …]}: how rows find their split, so that new ones can
+    rule: dict[str, Any]
+    #: what stats.py found: counts of rows and classes, moments of features, for each split
+    stats: dict[str, Any]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(group.num_rows for group in self.row_groups)
+
+    @property
+    def objects(self) -> list[StoredObject]:
+        """Every object of this version."""
+        return [self.splits, *(o for group in self.row_groups for o in group.objects)]
+
+    @property
+    def split_names(self) -> list[str]:
+        """The splits in the order in which they were asked for."""
+        return [name for name, _ in self.rule["fractions"]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "num_rows": self.num_rows,
+            "columns": {name: column.to_json() for name, column in self.columns.items()},
+            "row_groups": [
+                {"num_rows": g.num_rows, "objects": [o.to_json() for o in g.objects]} for g in self.row_groups
+            ],
+            "splits": self.splits.to_json(),
+            "rule": self.rule,
+            "stats": self.stats,
+        }
+
+    @classmethod
+    def from_json(cls, path: Path, value: Any) -> Manifest:
+        """Parse and check what a manifest file holds. Raises NewerFormat, CorruptError."""
+        check_format(path, "manifest", value)
+        try:
+            manifest = cls(
+                columns={str(name): Column.from_json(name, v) for name, v in value["columns"].items()},
+                row_groups=[
+                    RowGroup(int(g["num_rows"]), [StoredObject.from_json(o) for o in g["objects"]])
+                    for g in value["row_groups"]
+                ],
+                splits=StoredObject.from_json(value["splits"]),
+                rule=dict(value["rule"]),
+                stats=dict(value["stats"]),
+            )
+            _check_shapes(manifest)
+        except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+            raise CorruptError(path, f"it is no manifest ({type(error).__name__}: {error})") from error
+        return manifest
+
+
+def check_format(path: Path, kind: str, value: Any) -> None:
+    """Refuse what a newer hpctool wrote. Raises NewerFormat, CorruptError where it says no format at all."""
+    found = value.get("format") if isinstance(value, dict) else None
+    if not isinstance(found, int):
+        raise CorruptError(path, f"it is no {kind}: it says no format")
+    if found > FORMAT:
+        raise NewerFormat(path, kind, found, FORMAT)
+
+
+def _check_shapes(manifest: Manifest) -> None:
+    """Every row group holds every column with its dtype and shape; the splits are row indices. Raises ValueError."""
+    for number, group in enumerate(manifest.row_groups):
+        for name, column in manifest.columns.items():
+            extent = group.holder(name).extents[name]
+            if extent.dtype != column.dtype or extent.shape != (group.num_rows, *column.shape):
+                raise ValueError(f"column '{name}' of row group {number} is {extent.dtype} {extent.shape}")
+    for name in manifest.split_names:
+        extent = manifest.splits.extents[name]
+        if extent.dtype != np.int64 or len(extent.shape) != 1:
+            raise ValueError(f"split '{name}' is {extent.dtype} {extent.shape}")

@@ -1,0 +1,97 @@
+"""Order: which sample comes when. A pure function of (seed, epoch, position), the same for any number of ranks.
+
+A permutation of n rows is computed, not stored: x = (left, right) in a grid of a × b cells, a·b just above n, goes
+through rounds that add a hash of one half to the other (a Feistel network, so each round can be undone and no two x
+meet); the few that land beyond n go through again until they do not (cycle walking). O(1) memory for any n.
+
+With `window` > 0 the rows are cut into runs of that many consecutive rows: the runs come in random order and the rows
+are shuffled inside their run, so that reading stays inside one run at a time. The data must then have been permuted
+when it was prepared. Where the first run begins moves with the epoch, so that the short last run is never the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+Words = npt.NDArray[np.uint64]
+
+#: Changes when the same (seed, epoch, position) gives another row; a checkpoint's position means nothing then.
+VERSION = 1
+
+_NUM_ROUNDS = 8
+_NO_TWEAK = np.uint64(0)
+
+
+class Order:
+    """The order of `num_rows` rows in every epoch. `rows` gives positions into the split's index, int64."""
+
+    def __init__(self, num_rows: int, seed: int, window: int = 0) -> None:
+        if num_rows < 0 or window < 0:
+            raise ValueError(f"an order of {num_rows} rows with a window of {window}")
+        self.num_rows = num_rows
+        self.seed = seed
+        self.window = window if window < num_rows else 0
+
+    def rows(self, epoch: int, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """What stands at positions start..stop-1 of an epoch: int64 (stop - start,), each row once per epoch.
+
+        Raises IndexError where that is not within 0..num_rows.
+        """
+        if not 0 <= start <= stop <= self.num_rows:
+            raise IndexError(f"positions {start}..{stop} of an epoch of {self.num_rows} rows")
+        position = np.arange(start, stop, dtype=np.uint64)
+        keys = self._keys(epoch)
+        rows = self._within_runs(position, keys) if self.window else _permute(position, self.num_rows, keys)
+        return rows.astype(np.int64)
+
+    def _within_runs(self, position: Words, keys: Words) -> Words:
+        num_full, tail = divmod(self.num_rows, self.window)
+        run, inside = np.divmod(position, np.uint64(self.window))
+        full = run < num_full
+        block, place = run.copy(), inside.copy()
+        block[full] = _permute(run[full], num_full, keys)
+        # Each run is shuffled in its own way: the run's number goes into the hash.
+        place[full] = _permute(inside[full], self.window, keys, _mix(block[full] + np.uint64(1)))
+        place[~full] = _permute(inside[~full], tail, keys)
+        begin = keys[0] % np.uint64(self.num_rows)
+        rows: Words = (begin + block * np.uint64(self.window) + place) % np.uint64(self.num_rows)
+        return rows
+
+    def _keys(self, epoch: int) -> Words:
+        text = f"hpctool order {VERSION}|{self.seed}|{epoch}|".encode()
+        digest = b"".join(hashlib.sha256(text + bytes([i])).digest() for i in range(_NUM_ROUNDS // 4))
+        return np.frombuffer(digest, "<u8").astype(np.uint64)
+
+
+def _permute(x: Words, size: int, keys: Words, tweak: Words | np.uint64 = _NO_TWEAK) -> Words:
+    """Each x in 0..size-1 mapped to another, by keys uint64 (rounds,); `tweak` is one per x, or one for all."""
+    if size <= 1 or not x.size:
+        return np.zeros_like(x)
+    num_left = math.isqrt(size - 1) + 1
+    num_right = -(-size // num_left)
+    tweaks = np.broadcast_to(np.asarray(tweak, np.uint64), x.shape)
+    y = _rounds(x, num_left, num_right, keys, tweaks)
+    while (beyond := y >= size).any():
+        y[beyond] = _rounds(y[beyond], num_left, num_right, keys, tweaks[beyond])
+    return y
+
+
+def _rounds(x: Words, num_left: int, num_right: int, keys: Words, tweaks: Words) -> Words:
+    left, right = np.divmod(x, np.uint64(num_right))
+    for number, key in enumerate(keys):
+        if number % 2 == 0:
+            left = (left + _mix((right ^ key) + tweaks) % np.uint64(num_left)) % np.uint64(num_left)
+        else:
+            right = (right + _mix((left ^ key) + tweaks) % np.uint64(num_right)) % np.uint64(num_right)
+    return left * np.uint64(num_right) + right
+
+
+def _mix(x: Words) -> Words:
+    """The finalizer of SplitMix64: every bit of the result depends on every bit of x."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

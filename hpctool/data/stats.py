@@ -1,0 +1,119 @@
+"""Statistics of a version: for each split its rows, the classes' counts and every feature's moments.
+
+Moments are computed where a row group is written and merged in order of row group, so they do not depend on how many
+ranks there were. A feature with named parts (the columns of a csv file) has moments for each part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpctool.data.identity import Digests, words
+from hpctool.data.manifest import Column
+from hpctool.world import Array
+
+_CHUNK_ROWS = 1024  # converted to float64 at a time
+_DIGITS = 9  # kept of a float: sums differ in the last bits between kinds of processors
+
+
+@dataclass
+class Moments:
+    """Count, mean, sum of squared deviations, least and greatest of the finite values seen."""
+
+    count: int = 0
+    mean: float = 0.0
+    deviation: float = 0.0
+    least: float = 0.0
+    greatest: float = 0.0
+
+    def add(self, other: Moments) -> None:
+        """Take in another sample (Chan's formula: exact where the difference of means is)."""
+        if other.count == 0:
+            return
+        if self.count == 0:
+            self.__dict__.update(asdict(other))
+            return
+        total = self.count + other.count
+        shift = other.mean - self.mean
+        self.deviation += other.deviation + shift * shift * self.count * other.count / total
+        self.mean += shift * other.count / total
+        self.least, self.greatest = min(self.least, other.least), max(self.greatest, other.greatest)
+        self.count = total
+
+    @classmethod
+    def of(cls, values: Array) -> Moments:
+        """The moments of all finite values of an array."""
+        flat = values.reshape(-1).astype(np.float64)
+        flat = flat[np.isfinite(flat)]
+        if not flat.size:
+            return cls()
+        mean = float(flat.mean())
+        return cls(flat.size, mean, float(((flat - mean) ** 2).sum()), float(flat.min()), float(flat.max()))
+
+    def to_json(self) -> dict[str, float]:
+        """What people read: count, min, max, mean and standard deviation (of the population)."""
+        std = sqrt(self.deviation / self.count) if self.count else 0.0
+        named = {"min": self.least, "max": self.greatest, "mean": self.mean, "std": std}
+        return {"count": self.count} | {key: float(f"{value:.{_DIGITS}g}") for key, value in named.items()}
+
+
+#: split → feature (or `feature.part`) → moments
+SplitMoments = dict[str, dict[str, Moments]]
+
+
+def group_moments(
+    features: Mapping[str, Array], columns: Mapping[str, Column], splits: Mapping[str, npt.NDArray[np.int64]]
+) -> SplitMoments:
+    """The moments of one row group's features (n, …), by split; `splits` are rows of the group."""
+    found: SplitMoments = {}
+    for split, rows in splits.items():
+        found[split] = {}
+        for start in range(0, len(rows), _CHUNK_ROWS):
+            for name, values in features.items():
+                for part, part_values in _parts(columns[name], values[rows[start : start + _CHUNK_ROWS]]):
+                    found[split].setdefault(part, Moments()).add(Moments.of(part_values))
+    return found
+
+
+def merge_moments(groups: Iterable[SplitMoments]) -> SplitMoments:
+    """The moments of several row groups together, taken in the order given."""
+    merged: SplitMoments = {}
+    for group in groups:
+        for split, named in group.items():
+            for name, moments in named.items():
+                merged.setdefault(split, {}).setdefault(name, Moments()).add(moments)
+    return merged
+
+
+def label_counts(labels: Array, splits: Mapping[str, npt.NDArray[np.int64]], classes: Sequence[str]) -> dict[str, Any]:
+    """Split → {"classes": count of each class by index, "unlabelled": count}, from labels int64 (n,)."""
+    counts = {}
+    for split, rows in splits.items():
+        of_split = np.bincount(labels[rows] + 1, minlength=len(classes) + 1).tolist()
+        counts[split] = {"classes": of_split[1:], "unlabelled": of_split[0]}
+    return counts
+
+
+def duplicates(content: Digests, split_index: npt.NDArray[np.int64]) -> dict[str, int]:
+    """Rows whose features stand in the version before ("repeated"), and contents in several splits ("leaked")."""
+    _, which = np.unique(words(content), return_inverse=True)
+    num_contents = int(which.max(initial=-1)) + 1
+    pairs = np.unique(which * (int(split_index.max(initial=0)) + 1) + split_index)
+    splits_of_content = np.bincount(pairs // (int(split_index.max(initial=0)) + 1), minlength=num_contents)
+    return {"repeated": len(content) - num_contents, "leaked": int((splits_of_content > 1).sum())}
+
+
+def _parts(column: Column, values: Array) -> Iterator[tuple[str, Array]]:
+    if values.dtype.kind == "S":
+        return
+    if column.names is None:
+        yield column.name, values
+        return
+    for number, name in enumerate(column.names):
+        yield f"{column.name}.{name}", values[:, number]

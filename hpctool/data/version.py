@@ -1,0 +1,120 @@
+"""Version: one immutable state of a dataset, as everybody who reads data sees it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpctool.data.identity import places, uids_from_hex
+from hpctool.data.layout import split_ref
+from hpctool.data.manifest import LABEL, UID, Column, Manifest
+from hpctool.data.reader import Reader, Rows
+from hpctool.data.store import Store, short
+from hpctool.errors import InputError, UnknownName
+from hpctool.world import Array
+
+
+def open_version(datasets: Path, ref: str) -> Version:
+    """The version that `name[@revision]` names now: a branch, a tag or the beginning of a commit (default: main).
+
+    Raises UnknownName (with what there is), InputError, CorruptError, NewerFormat.
+    """
+    name, revision = split_ref(ref)
+    store = Store.open(datasets, name)
+    return Version(store, revision, store.resolve(revision))
+
+
+class Version:
+    """One commit of a dataset. `columns` are features and label; images are uint8 (H, W, C)."""
+
+    def __init__(self, store: Store, revision: str, commit: str) -> None:
+        self.store = store
+        self.name = store.name
+        self.revision = revision
+        self.commit = commit
+        self.contents: Manifest = store.manifest(store.commit_of(commit).manifest)
+
+    @property
+    def ref(self) -> str:
+        """`name@revision`, as it was asked for."""
+        return f"{self.name}@{self.revision}"
+
+    @property
+    def pinned(self) -> str:
+        """`name@<12 hex of the commit>`: means the same for ever."""
+        return f"{self.name}@{short(self.commit)}"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The table of contents as JSON."""
+        return self.contents.to_json()
+
+    @property
+    def num_rows(self) -> int:
+        return self.contents.num_rows
+
+    @cached_property
+    def columns(self) -> dict[str, Column]:
+        """Features and label by name; the identity columns `uid` and `content` can be read, too."""
+        return {name: c for name, c in self.contents.columns.items() if c.role != "identity"}
+
+    @property
+    def features(self) -> list[str]:
+        """The names of the feature columns."""
+        return [name for name, column in self.columns.items() if column.role == "feature"]
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes' names, by the index that the label column holds; empty without labels."""
+        label = self.columns.get(LABEL)
+        return list(label.classes or []) if label else []
+
+    @cached_property
+    def splits(self) -> dict[str, int]:
+        """Split → number of rows."""
+        return {name: self.contents.splits.extents[name].shape[0] for name in self.contents.split_names}
+
+    def split_rows(self, split: str) -> Rows:
+        """The rows of a split, ascending: int64 (n,). Raises UnknownName, CorruptError."""
+        if split not in self.splits:
+            raise UnknownName(f"split of {self.ref} called", split, self.splits)
+        return self.store.get(self.contents.splits, split)
+
+    def split_of_rows(self) -> list[str]:
+        """Each row's split, in order of row."""
+        names = np.full(self.num_rows, "", dtype=object)
+        for split in self.splits:
+            names[self.split_rows(split)] = split
+        return [str(name) for name in names]
+
+    def read(self, column: str, rows: Rows | None = None) -> Array:
+        """A column's values, all or those of `rows`, in memory: (n, *shape). Raises UnknownName, CorruptError."""
+        if column not in self.contents.columns:
+            raise UnknownName(f"column of {self.ref} called", column, self.columns)
+        if rows is not None:
+            with Reader(self, [column], access="pread") as reader:
+                return reader.gather(rows)[column]
+        groups = self.contents.row_groups
+        return np.concatenate([self.store.get(group.holder(column), column) for group in groups])
+
+    def uids(self, rows: Rows | None = None) -> list[str]:
+        """The rows' immutable names, 32 hex digits each."""
+        return [uid.tobytes().hex() for uid in self.read(UID, rows)]
+
+    def find(self, uids: list[str]) -> Rows:
+        """The row of each uid, -1 where there is none: int64 (len(uids),). Raises ValueError on what is no uid."""
+        return places(uids_from_hex(uids), self.read(UID))
+
+    def label_index(self, name: str) -> int:
+        """The index of a class given by its name or its index. Raises InputError."""
+        if name in self.classes:
+            return self.classes.index(name)
+        if name.isascii() and name.isdigit() and int(name) < len(self.classes):
+            return int(name)
+        raise InputError(
+            f"label '{name}' is out of range: the classes of {self.ref} are {', '.join(self.classes)} "
+            f"(or 0 to {len(self.classes) - 1})."
+        )
