@@ -74,7 +74,7 @@ def _axes(overrides: Sequence[str], config_dirs: Sequence[Path]) -> list[_Axis]:
         axes = []
         for text in overrides:
             try:
-                override = parser.parse_override(text)
+                override = parser.parse_overrides([text])[0]
                 values = _values(override)
             except OverrideParseException as error:
                 raise ConfigError(text, f"this override cannot be read: {str(error).splitlines()[0]}.") from error

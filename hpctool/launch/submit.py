@@ -100,7 +100,7 @@ def _submit_run(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
         answer.exit_code = inline.run_here(rundir, Place())
     elif kind == "local":
         _mark_submitted(rundir, "local")
-        local.enqueue(plan.runs, [_ticket(plan, run=rundir.id)])
+        local.enqueue(plan.runs, [_ticket(plan, rundir.id)])
         say(f"It runs in the background here. hpctool runs show {rundir.id} · hpctool runs logs -f {rundir.id}")
     else:
         script = slurm.run_script(rundir.path, plan.cfg, snapshot.environment(rundir))
@@ -127,7 +127,7 @@ def _submit_sweep(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
         codes = [inline.run_here(cells.open_cell(plan.runs, sweep.id, index), Place()) for index in todo]
         answer.exit_code = next((c for c in codes if c != EXIT_DONE), EXIT_DONE)
     elif kind == "local":
-        local.enqueue(plan.runs, [_ticket(plan, sweep=sweep.id, cell=index) for index in todo])
+        local.enqueue(plan.runs, [_ticket(plan, plan.cells[i].run_id, sweep.id, i) for i in todo])
         say(
             f"The cells run in the background here, {plan.cfg.cluster.max_parallel} at once. "
             f"hpctool sweep status {sweep.id}"
@@ -232,7 +232,7 @@ def _mark_submitted(rundir: RunDir, where: str, slurm_job_id: str = "") -> None:
     rundir.ledger.append({"kind": "submitted", "where": where, "slurm_job_id": slurm_job_id, "time": now()})
 
 
-def _ticket(plan: Plan, run: str | None = None, sweep: str | None = None, cell: int | None = None) -> local.Ticket:
+def _ticket(plan: Plan, run: str, sweep: str | None = None, cell: int | None = None) -> local.Ticket:
     cluster = plan.cfg.cluster
     return local.Ticket(
         run=run,

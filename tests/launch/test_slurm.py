@@ -1,0 +1,87 @@
+"""The batch scripts, rendered where there is no Slurm; a stand-in sbatch shows what is handed over."""
+
+import os
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from hpctool import config
+from hpctool.errors import InputError, SubmitError
+from hpctool.launch import slurm
+from hpctool.launch.schema import JobConfig
+
+
+@pytest.fixture(scope="module")
+def cfg() -> DictConfig:
+    overrides = [
+        "cluster=slurm",
+        "cluster.partition=gpu",
+        "resources=gpu",
+        "resources.nodes=2",
+        "cluster.setup=[module load x]",
+    ]
+    whole = config.compose("train", [*overrides, "+cluster.extra={mail-type: END}", "resources.time=2-00:00:00"]).cfg
+    return config.typed(DictConfig({key: whole[key] for key in JobConfig.__dataclass_fields__}), JobConfig)
+
+
+def test_a_run_script_asks_for_what_the_config_says_and_can_come_back(cfg: DictConfig) -> None:
+    script = slurm.run_script(Path("/runs/a b-1234"), cfg, {"PYTHONPATH": "/code dir"})
+    lines = script.splitlines()
+    for wanted in (
+        "#SBATCH --requeue",
+        "#SBATCH --nodes=2",
+        "#SBATCH --gpus-per-node=1",
+        "#SBATCH --partition=gpu",
+        "#SBATCH --time=2880",
+        "#SBATCH --mem=64GB",
+        "#SBATCH --signal=USR2@120",
+        "#SBATCH --mail-type=END",
+        "#SBATCH --open-mode=append",
+        "module load x",
+        "export PYTHONPATH='/code dir'",
+        "export SRUN_CPUS_PER_TASK=8",
+    ):
+        assert wanted in lines
+    assert "wckey" not in script
+    command = next(line for line in lines if line.startswith("srun"))
+    assert "--kill-on-bad-exit=1" in command
+    assert command.endswith("-m hpctool.launch.task '/runs/a b-1234'")
+
+
+def test_an_array_script_leaves_the_index_to_the_shell(cfg: DictConfig) -> None:
+    script = slurm.array_script(Path("/runs/sweeps/a/submissions/0001.json"), 36, cfg, {})
+    assert "#SBATCH --array=0-35%36" in script.splitlines()
+    assert '--array /runs/sweeps/a/submissions/0001.json "$SLURM_ARRAY_TASK_ID"' in script
+
+
+def stand_in(folder: Path, text: str) -> str:
+    program = folder / "sbatch"
+    program.write_text(f"#!/bin/sh\n{text}\n")
+    program.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_the_job_id_is_read_and_variables_of_an_outer_job_are_not_handed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", stand_in(tmp_path, f"env > {tmp_path}/env; echo Submitted batch job 42"))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_CONF", "/etc/own.conf")
+    assert slurm.submit_script(tmp_path / "submit.sh") == "42"
+    seen = (tmp_path / "env").read_text()
+    assert "SLURM_JOB_ID" not in seen
+    assert "SLURM_CONF=/etc/own.conf" in seen
+
+
+def test_a_refusal_is_passed_on_with_the_scripts_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", stand_in(tmp_path, "echo 'sbatch: error: Invalid partition' >&2; exit 1"))
+    with pytest.raises(SubmitError, match="Invalid partition") as caught:
+        slurm.submit_script(tmp_path / "submit.sh")
+    assert str(tmp_path / "submit.sh") in str(caught.value)
+
+
+def test_where_there_is_no_slurm_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="no sbatch"):
+        slurm.submit_script(tmp_path / "submit.sh")

@@ -1,0 +1,94 @@
+"""What was submitted is what runs, whatever happens to the checkout meanwhile."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpctool.launch import snapshot
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    (folder / "pkg").mkdir(parents=True)
+    (folder / "pkg" / "__init__.py").write_text("VALUE = 1\n")
+    (folder / "runs" / "old").mkdir(parents=True)
+    (folder / "runs" / "old" / "copied.py").write_text("")
+    (folder / "data.bin").write_bytes(b"x" * 100)
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def names(runs: Path, code: snapshot.Code) -> set[str]:
+    root = runs / ".code" / code.snapshot / "project"
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+def test_without_git_the_code_files_are_copied_and_results_are_not(project: Path) -> None:
+    code = snapshot.take(project / "runs", project)
+    assert names(project / "runs", code) == {"pkg/__init__.py"}
+    assert (code.commit, code.patch) == ("", "")
+
+
+def test_with_git_untracked_files_count_and_ignored_ones_do_not(project: Path) -> None:
+    (project / ".gitignore").write_text("runs/\nsecret.py\n")
+    git(project, "init")
+    git(project, "add", ".")
+    git(project, "commit", "-m", "one")
+    (project / "new.py").write_text("")
+    (project / "secret.py").write_text("")
+    (project / "pkg" / "__init__.py").write_text("VALUE = 2\n")
+    code = snapshot.take(project / "runs", project)
+    assert names(project / "runs", code) == {"pkg/__init__.py", "new.py"}
+    assert len(code.commit) == 40
+    assert "+VALUE = 2" in code.patch
+    assert code.dirty
+
+
+def test_equal_code_shares_one_copy_and_a_changed_line_makes_another(project: Path) -> None:
+    first = snapshot.take(project / "runs", project)
+    assert snapshot.take(project / "runs", project).snapshot == first.snapshot
+    (project / "pkg" / "__init__.py").write_text("VALUE = 2\n")
+    assert snapshot.take(project / "runs", project).snapshot != first.snapshot
+
+
+def test_a_job_imports_the_snapshot_even_where_it_stands_in_the_edited_checkout(project: Path) -> None:
+    code = snapshot.take(project / "runs", project)
+    (project / "pkg" / "__init__.py").write_text("VALUE = 2\n")
+    extra = snapshot.environment_of(project / "runs", code.record(), str(project))
+    program = [sys.executable, "-m", "pkg_reader"]
+    (project / "pkg_reader.py").write_text("print('the edited checkout')")
+    done = subprocess.run(program, cwd=project, env=os.environ | extra, capture_output=True, text=True, check=False)
+    assert "No module named pkg_reader" in done.stderr
+    shown = "import pkg, hpctool.conf, hpctool.jobs; print(pkg.VALUE, hpctool.jobs.__path__[0])"
+    done = subprocess.run(
+        [sys.executable, "-c", shown], cwd=project, env=os.environ | extra, capture_output=True, text=True, check=True
+    )
+    value, jobs = done.stdout.split()
+    assert value == "1"
+    assert jobs.startswith(str(project / "runs" / ".code"))
+
+
+def test_a_working_folder_with_too_many_files_is_not_copied_and_says_so(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "MAX_FILES", 1)
+    (project / "second.py").write_text("")
+    (project / "third.py").write_text("")
+    code = snapshot.take(project / "runs", project)
+    assert "not copied" in code.note
+    extra = snapshot.environment_of(project / "runs", code.record(), str(project))
+    assert str(project) in extra["PYTHONPATH"].split(os.pathsep)
+
+
+def test_the_environment_is_one_line_a_package() -> None:
+    lines = snapshot.installed_packages().splitlines()
+    assert lines[0].startswith("# Python 3.")
+    assert any(line.startswith("numpy==") for line in lines)
