@@ -64,7 +64,8 @@ def as_bytes(value: Any) -> Bytes:
         return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
     torch = sys.modules["torch"]
     plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    array: Bytes = plain.reshape(-1).view(torch.uint8).numpy()
+    # Not reshape: a dimension of length 1 may have any stride and still count as contiguous.
+    array: Bytes = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).numpy()
     return array
 
 

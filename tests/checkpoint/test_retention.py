@@ -1,0 +1,74 @@
+"""What stays of old checkpoints, and what is swept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from hpctool.checkpoint import Checkpointer
+from hpctool.errors import InputError
+from hpctool.rundir import RunDir
+from hpctool.world import World
+
+Begin = Callable[[RunDir], RunDir]
+
+
+def names(run: RunDir) -> list[str]:
+    return sorted(path.name for path in run.checkpoints.iterdir())
+
+
+def test_the_last_k_and_the_best_stay(run: RunDir) -> None:
+    saver = Checkpointer(run, World(), keep_last=3)
+    for step in range(1, 8):
+        if step == 2:
+            saver.keep = {2}
+        saver.save({"w": np.full(3, step)}, step)
+    assert names(run) == [f"step-{step:08d}.a1" for step in (2, 5, 6, 7)]
+    saver.keep = set()
+    saver.save({"w": np.zeros(3)}, 8)
+    assert names(run) == [f"step-{step:08d}.a1" for step in (6, 7, 8)]
+
+
+def test_what_an_attempt_resumed_from_stays_until_two_newer_are_committed(run: RunDir, begin: Begin) -> None:
+    Checkpointer(run, World()).save({}, 1)
+    second = Checkpointer(begin(run), World())
+    second.save({}, 2)
+    assert names(run) == ["step-00000001.a1", "step-00000002.a2"]
+    second.save({}, 3)
+    assert names(run) == ["step-00000002.a2", "step-00000003.a2"]
+
+
+def test_less_than_two_is_refused(run: RunDir) -> None:
+    with pytest.raises(InputError, match="keep_last=1"):
+        Checkpointer(run, World(), keep_last=1)
+
+
+def test_what_dead_attempts_left_is_swept_and_nothing_else(run: RunDir, begin: Begin) -> None:
+    Checkpointer(run, World()).save({}, 1)
+    leftovers = [".tmp-step-00000002.a1-host-1-abc", ".trash-step-00000001.a1-host-1-abc", "step-00000002.a1"]
+    strangers = [".tmp-step-00000002.a3-host-1-abc", "step-00000002.a3", "step-00000001.a1.corrupt-1", "notes"]
+    for name in leftovers + strangers:
+        (run.checkpoints / name).mkdir()
+        (run.checkpoints / name / "file").touch()
+    Checkpointer(begin(run), World())
+    assert names(run) == sorted(["step-00000001.a1", *strangers])
+
+
+def test_a_reader_sweeps_nothing(run: RunDir) -> None:
+    Checkpointer(run, World()).save({}, 1)
+    (run.checkpoints / ".tmp-step-00000002.a1-x").mkdir()
+    Checkpointer(RunDir(run.path), World()).restore()
+    assert ".tmp-step-00000002.a1-x" in names(run)
+
+
+def test_with_a_broken_ledger_no_named_folder_is_swept(run: RunDir, begin: Begin) -> None:
+    Checkpointer(run, World()).save({}, 1)
+    entry = run.ledger.path(2)
+    entry.write_bytes(entry.read_bytes().replace(b"checkpoint", b"checkpoinT"))
+    with pytest.warns(UserWarning, match="set aside"):
+        second = begin(run)
+    with pytest.warns(UserWarning, match="set aside"):
+        Checkpointer(second, World())
+    assert names(run) == ["step-00000001.a1"]
