@@ -22,6 +22,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -55,6 +56,10 @@ class HpctoolError(Exception):
     """Anything that hpctool reports in one sentence instead of a traceback."""
 
     exit_code = EXIT_FAILED
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker process hands its error to its parent; not through __init__, which builds the sentence from fields.
+        return _revived, (type(self), str(self), vars(self))
 
 
 class InputError(HpctoolError):
@@ -184,3 +189,29 @@ class Stopped(HpctoolError):
         self.cause = cause
         self.step = step
         super().__init__(f"Stopped at step {step} ({cause}); it continues there when it is started again.")
+
+
+def to_record(error: Exception) -> dict[str, Any]:
+    """An error as JSON for another rank: OSError with its errno, our own errors with their fields, others as text."""
+    if isinstance(error, OSError) and error.errno is not None:
+        path = None if error.filename is None else str(error.filename)
+        return {"errno": error.errno, "text": error.strerror, "path": path}
+    if isinstance(error, HpctoolError):
+        return {"class": type(error).__name__, "text": str(error), "fields": vars(error)}
+    return {"text": f"{type(error).__name__}: {error}"}
+
+
+def from_record(record: dict[str, Any], rank: int) -> Exception:
+    """The error that `to_record` described on rank `rank`; an OperationError where it is neither OSError nor ours."""
+    if "errno" in record:
+        return OSError(record["errno"], record["text"], record["path"])
+    kind = globals().get(record.get("class", ""))
+    if kind is None:
+        return OperationError(f"Rank {rank} failed: {record['text']}")
+    return _revived(kind, record["text"], record["fields"])
+
+
+def _revived(kind: type[HpctoolError], text: str, fields: dict[str, Any]) -> HpctoolError:
+    error = kind.__new__(kind, text)
+    vars(error).update(fields)
+    return error

@@ -5,6 +5,7 @@ Collectives carry JSON values and NumPy arrays, never pickles. Every collective 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -19,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hpctool import files
-from hpctool.errors import WorldError
+from hpctool.errors import WorldError, from_record, listing, to_record
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-    from torch._C._distributed_c10d import Store
+    from torch._C._distributed_c10d import Store, TCPStore
 
 Operation = Literal["sum", "max", "min"]
 Array = npt.NDArray[Any]
@@ -61,23 +62,31 @@ def place_from_environment(environ: Mapping[str, str] = os.environ) -> Place:
     """Read rank and size as torchrun, an MPI launcher or srun left them; alone where none did.
 
     A batch script is no rank: Slurm counts only inside a step (`SLURM_STEP_NUM_TASKS`), so that being inside an
-    allocation changes nothing. Raises WorldError on values that are not numbers.
+    allocation changes nothing. Raises WorldError on values that make no sense.
     """
-    for source, (rank, size, local_rank, local_size) in _LAUNCHERS.items():
-        if rank not in environ or size not in environ:
-            continue
+    said = {source: names for source, names in _LAUNCHERS.items() if names[0] in environ and names[1] in environ}
+    # srun with PMI sets PMI_RANK too, but only MPICH's own launcher says who is where on a node.
+    for source, names in sorted(said.items(), key=lambda item: item[1][2] not in environ):
         try:
-            num_ranks = int(environ[size])
-            return Place(
-                rank=int(environ[rank]),
-                size=num_ranks,
-                local_rank=int(environ.get(local_rank, "0")),
-                local_size=int(environ.get(local_size, str(num_ranks)).split("(")[0].split(",")[0]),
-                source=source,
-            )
-        except ValueError as error:
-            raise WorldError(f"The {source} variables {rank} and {size} are not numbers: {error}.") from error
+            rank, size = int(environ[names[0]]), int(environ[names[1]])
+            local_rank = int(environ.get(names[2], "0"))
+            node = int(environ.get("SLURM_NODEID", "0")) if source == "slurm" else 0
+            local_size = _tasks_on_node(environ.get(names[3], str(size)), node)
+        except (ValueError, IndexError) as error:
+            raise WorldError(f"What {source} says in {', '.join(names)} cannot be read: {error}.") from error
+        if not 0 <= rank < size:
+            raise WorldError(f"{names[0]}={rank} and {names[1]}={size} do not fit: ranks count from 0. Set both anew.")
+        return Place(rank, size, local_rank, local_size, source)
     return Place()
+
+
+def _tasks_on_node(text: str, node: int) -> int:
+    """One node's share of Slurm's `2(x3),1`, which means 2, 2, 2 and 1 tasks on four nodes."""
+    counts: list[int] = []
+    for part in text.split(","):
+        count, _, repeat = part.rstrip(")").partition("(x")
+        counts += [int(count)] * int(repeat or "1")
+    return counts[node]
 
 
 class World:
@@ -102,31 +111,37 @@ class World:
 
     def broadcast(self, value: Any, root: int = 0) -> Any:
         """A JSON value of rank `root`, for every rank. Collective: all ranks must call it."""
-        return value
+        return _through_json(value)
 
     def gather(self, value: Any) -> list[Any]:
         """The JSON values of all ranks, in order of rank, on every rank. Collective: all ranks must call it."""
-        return [value]
+        return [_through_json(value)]
 
     def reduce(self, array: Array, operation: Operation = "sum") -> Array:
-        """Elementwise sum, max or min over the ranks, on every rank; shape and dtype stay. Collective."""
-        return np.array(array, copy=True)
+        """Elementwise sum, max or min over the ranks, on every rank; shape and dtype stay. Collective.
+
+        Takes uint8, int32, int64, float32 and float64, which every kind of world can add. Raises TypeError.
+        """
+        return _reducible(array)
 
     def on_main(self, action: Callable[[], Any]) -> Any:
-        """Do something on rank 0 only and give its JSON result to all; its error is raised on all. Collective."""
+        """Do something on rank 0 only and give its JSON result to all; its error is raised on all. Collective.
+
+        The others raise what `errors.from_record` makes of it: our own errors and OSError as what they are.
+        """
         answer: dict[str, Any] = {}
-        error: BaseException | None = None
+        own_error: Exception | None = None
         if self.is_main:
             try:
-                answer = {"value": action()}
-            except Exception as caught:
-                error = caught
-                answer = {"error": f"{type(caught).__name__}: {caught}"}
+                answer = _through_json({"value": action()})
+            except Exception as error:
+                own_error = error
+                answer = {"error": to_record(error)}
         answer = self.broadcast(answer)
-        if error is not None:
-            raise error
+        if own_error is not None:
+            raise own_error
         if "error" in answer:
-            raise WorldError(f"Rank 0 failed: {answer['error']}")
+            raise from_record(answer["error"], rank=0)
         return answer["value"]
 
     def close(self) -> None:
@@ -148,10 +163,15 @@ class FakeWorld(World):
         super().__init__(Place(rank=rank, size=size, local_rank=rank, local_size=size, source="fake"))
 
     def gather(self, value: Any) -> list[Any]:
-        return [value] * self.size
+        return [_through_json(value) for _ in range(self.size)]
 
     def reduce(self, array: Array, operation: Operation = "sum") -> Array:
-        return np.asarray(array * self.size if operation == "sum" else np.array(array, copy=True))
+        mine = _reducible(array)
+        return np.asarray(mine * mine.dtype.type(self.size) if operation == "sum" else mine)
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        # There is no real rank 0 to ask: what it would do is done here.
+        return _through_json(action())
 
 
 class TorchWorld(World):
@@ -174,12 +194,13 @@ class TorchWorld(World):
             self.device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
             torch.cuda.set_device(self.device)
             backend = "cpu:gloo,cuda:nccl"
-        store = _meeting_point(place, timeout_s)
         timeout = timedelta(seconds=timeout_s)
         try:
+            store = _meeting_point(place, timeout_s)
             dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=timeout)
         except (RuntimeError, ValueError) as error:
-            raise WorldError(f"Rank {place.rank} of {place.size} could not join the others: {error}") from error
+            reason = str(error).splitlines()[0]
+            raise WorldError(f"Rank {place.rank} of {place.size} could not join the others: {reason}") from error
 
     def barrier(self) -> None:
         self.reduce(np.zeros(1, np.int64))
@@ -207,10 +228,10 @@ class TorchWorld(World):
         return [json.loads(t[:n].numpy().tobytes()) for t, n in zip(everybody, lengths.tolist(), strict=True)]
 
     def reduce(self, array: Array, operation: Operation = "sum") -> Array:
-        tensor = self.torch.from_numpy(np.array(array, copy=True, ndmin=1))
+        tensor = self.torch.from_numpy(_reducible(array))
         ops = {"sum": self.dist.ReduceOp.SUM, "max": self.dist.ReduceOp.MAX, "min": self.dist.ReduceOp.MIN}
         self._call(lambda: self.dist.all_reduce(tensor, ops[operation]))
-        return tensor.numpy().reshape(np.shape(array))
+        return tensor.numpy()
 
     def close(self) -> None:
         if self.dist.is_initialized():
@@ -220,7 +241,9 @@ class TorchWorld(World):
         try:
             collective()
         except RuntimeError as error:
-            raise WorldError(f"Rank {self.rank} lost its peers: {str(error).splitlines()[0]}") from error
+            raise WorldError(
+                f"Rank {self.rank} lost its peers: {str(error).splitlines()[0]}. Their own logs say why they ended."
+            ) from error
 
 
 class MpiWorld(World):
@@ -259,7 +282,7 @@ class MpiWorld(World):
         return [json.loads(part.tobytes()) for part in parts]
 
     def reduce(self, array: Array, operation: Operation = "sum") -> Array:
-        mine = np.ascontiguousarray(array)
+        mine = _reducible(array)
         result = np.empty_like(mine)
         ops = {"sum": self.mpi.SUM, "max": self.mpi.MAX, "min": self.mpi.MIN}
         self.comm.Allreduce(mine, result, ops[operation])
@@ -281,40 +304,79 @@ def make_world(kind: str = "auto", *, timeout_s: float = 600.0) -> World:
     raise WorldError(f"There is no world '{kind}'; there is auto, torch, mpi and single.")
 
 
+def _through_json(value: Any) -> Any:
+    # Also where nothing travels, so that code tested on one rank is not surprised by lists for tuples on two.
+    return json.loads(json.dumps(value))
+
+
+def _reducible(array: Array) -> Array:
+    mine = np.array(array, copy=True, order="C")
+    if mine.dtype.name not in ("uint8", "int32", "int64", "float32", "float64"):
+        raise TypeError(f"reduce takes uint8, int32, int64, float32 and float64 arrays, not {mine.dtype.name}")
+    return mine
+
+
 def _meeting_point(place: Place, timeout_s: float) -> Store:
-    """The store through which ranks find each other.
+    """The store through which ranks find each other; returned when all of them are there. Raises WorldError.
 
-    With MASTER_ADDR set (torchrun, a hand-written script) that is obeyed. Otherwise rank 0 listens on a port that the
-    kernel chooses and writes host and port into a file of this attempt: two jobs on one node cannot collide.
+    With MASTER_ADDR set (torchrun, a hand-written script) that is obeyed, unless there is a rendezvous file: then
+    rank 0 listens on a port that the kernel chooses and writes it there: two jobs on one node cannot collide.
     """
-    from torch._C._distributed_c10d import TCPStore
+    from torch._C._distributed_c10d import PrefixStore
 
-    timeout = timedelta(seconds=timeout_s)
+    deadline = time.monotonic() + timeout_s
     rendezvous = os.environ.get(RENDEZVOUS)
-    if rendezvous is None:
-        if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
-            raise WorldError(
-                f"{place.size} ranks started by {place.source} do not know where to meet: set MASTER_ADDR and "
-                f"MASTER_PORT, or {RENDEZVOUS} to a file name on a folder that all of them see."
-            )
+    if rendezvous is not None:
+        store = _store_of_file(place, Path(rendezvous), timeout_s)
+    elif "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         # torchrun keeps a store of its own at this address and says so.
         listens = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        return TCPStore(host, port, place.size, listens, timeout=timeout, wait_for_workers=False)
-    path = Path(rendezvous)
+        store = _tcp_store(place, host, port, listens, timeout_s)
+    else:
+        raise WorldError(
+            f"{place.size} ranks started by {place.source} do not know where to meet: set MASTER_ADDR and "
+            f"MASTER_PORT, or {RENDEZVOUS} to a file name on a folder that all of them see."
+        )
+    # torchrun's store outlives a restart of the ranks.
+    store = PrefixStore(f"hpctool/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    here = [f"here/{rank}" for rank in range(place.size)]
+    store.set(here[place.rank], "")
+    try:
+        store.wait(here, timedelta(seconds=max(deadline - time.monotonic(), 1.0)))
+    except RuntimeError as error:
+        absent = [rank for rank in range(place.size) if not store.check([here[rank]])]
+        raise WorldError(
+            f"Rank {place.rank} of {place.size} waited {timeout_s:.0f} s for rank {listing(map(str, absent))}. "
+            "Look at the log of the missing one, or whether its node can reach this one."
+        ) from error
+    return store
+
+
+def _store_of_file(place: Place, path: Path, timeout_s: float) -> Store:
     if place.rank == 0:
-        host = _own_address(place)
-        store = TCPStore(host, 0, place.size, True, timeout=timeout, wait_for_workers=False)
+        store = _tcp_store(place, _own_address(place), 0, True, timeout_s)
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, {"host": host, "port": store.port})
+        files.write_json(path, {"host": store.host, "port": store.port})
         return store
-    deadline = time.monotonic() + timeout_s
-    while not path.exists():
+    deadline, wait_s = time.monotonic() + timeout_s, 0.02
+    while True:
+        with contextlib.suppress(OSError):
+            # A network file system remembers that the file was missing; listing its folder makes it look again.
+            os.listdir(path.parent)
+            meeting = files.read_json(path)
+            return _tcp_store(place, meeting["host"], meeting["port"], False, timeout_s)
         if time.monotonic() > deadline:
             raise WorldError(f"Rank {place.rank} waited {timeout_s:.0f} s for {path}, which rank 0 did not write.")
-        time.sleep(0.02)
-    meeting = files.read_json(path)
-    return TCPStore(meeting["host"], meeting["port"], place.size, False, timeout=timeout, wait_for_workers=False)
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, 0.5)
+
+
+def _tcp_store(place: Place, host: str, port: int, listens: bool, timeout_s: float) -> TCPStore:
+    from torch._C._distributed_c10d import TCPStore
+
+    timeout = timedelta(seconds=timeout_s)
+    return TCPStore(host, port, place.size, listens, timeout=timeout, wait_for_workers=False)
 
 
 def _own_address(place: Place) -> str:

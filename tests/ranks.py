@@ -1,0 +1,91 @@
+"""What the ranks of test_world.py do: `python tests/ranks.py <scenario> <folder>`, started as any launcher would.
+
+Each rank writes <folder>/<rank>.json: what its scenario returned, or the class and text of the error it met.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpctool.errors import ConfigError, HpctoolError
+from hpctool.world import World, make_world, place_from_environment
+
+
+def collectives(world: World) -> dict[str, Any]:
+    """One of each, with everything that may travel."""
+    rank = world.rank
+    world.barrier()
+    sums = {
+        name: world.reduce(np.full((2, 3), rank + 1, name)).tolist()
+        for name in ("uint8", "int32", "int64", "float32", "float64")
+    }
+    kept = world.reduce(np.zeros((2, 0, 3), np.float32))
+    scalar = world.reduce(np.array(rank, np.int64), "max")
+    return {
+        "backend": world.backend,
+        "place": [world.rank, world.size, world.local_rank, world.local_size],
+        "broadcast": world.broadcast({"from": rank, "text": "é", "none": None} if rank == 1 else None, root=1),
+        "gather": world.gather({"rank": rank, "filler": "x" * 100 * rank}),
+        "empty": world.gather(""),
+        "sums": sums,
+        "shapes": [list(kept.shape), kept.dtype.name, list(scalar.shape), scalar.dtype.name],
+        "max": int(scalar),
+        "min": world.reduce(np.array([rank, -rank]), "min").tolist(),
+        "on_main": world.on_main(lambda: ("only", rank)),
+    }
+
+
+def fails_on_main(world: World) -> list[str]:
+    """Rank 0's error reaches everybody as what it is, and the world goes on."""
+
+    def wrong_input() -> None:
+        raise ConfigError("optim.lr", "there is no such key.")
+
+    def missing_file() -> None:
+        Path("/nowhere/at/all").read_text()
+
+    said = []
+    for action in (wrong_input, missing_file, lambda: {1, 2}, lambda: 1 / 0):
+        try:
+            world.on_main(action)
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {error}")
+    world.barrier()
+    return said
+
+
+def last_is_killed(world: World) -> None:
+    """The last rank dies without a word between two collectives."""
+    world.barrier()
+    if world.rank == world.size - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    world.gather("still here?")
+    world.barrier()
+
+
+SCENARIOS: dict[str, Callable[[World], Any]] = {f.__name__: f for f in (collectives, fails_on_main, last_is_killed)}
+
+
+def main(name: str, folder: Path, kind: str = "auto", timeout_s: str = "30") -> None:
+    """Run one scenario as one rank."""
+    rank, began = place_from_environment().rank, time.monotonic()
+    try:
+        with make_world(kind, timeout_s=float(timeout_s)) as world:
+            told = {"result": SCENARIOS[name](world)}
+    except HpctoolError as error:
+        told = {"error": type(error).__name__, "text": str(error)}
+    told["seconds"] = time.monotonic() - began
+    (folder / f"{rank}.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])

@@ -1,0 +1,300 @@
+"""Ranks find each other, agree, and are told when one of them is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpctool.errors import ConfigError, WorldError
+from hpctool.world import FakeWorld, Place, World, make_world, place_from_environment
+
+RANKS = Path(__file__).with_name("ranks.py")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+Start = Callable[..., list["subprocess.Popen[str]"]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start the ranks 0..size-1 (or those named) of a scenario as a hand-written script would."""
+    started: list[subprocess.Popen[str]] = []
+
+    def go(size: int, *arguments: object, ranks: list[int] | None = None, **variables: str) -> list[Any]:
+        variables = variables or {"HPCTOOL_RENDEZVOUS": str(tmp_path / "meet" / "here.json")}
+        for rank in range(size) if ranks is None else ranks:
+            place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+            environment = {**os.environ, **{k: str(v) for k, v in place.items()}, **variables, "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, str(RANKS), *map(str, arguments)]
+            pipe = subprocess.PIPE
+            started.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
+        return started
+
+    yield go
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def answers(folder: Path, size: int) -> list[Any]:
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+
+
+def check_collectives(told: list[Any], backend: str) -> None:
+    size = len(told)
+    everything = [answer["result"] for answer in told]
+    total = sum(range(1, size + 1))
+    for rank, result in enumerate(everything):
+        assert result["backend"] == backend
+        assert result["place"] == [rank, size, rank, size]
+        assert result["broadcast"] == {"from": 1, "text": "é", "none": None}
+        assert result["gather"] == [{"rank": r, "filler": "x" * 100 * r} for r in range(size)]
+        assert result["empty"] == [""] * size
+        assert list(result["sums"].values()) == [[[total] * 3] * 2] * 5
+        assert result["shapes"] == [[2, 0, 3], "float32", [], "int64"]
+        assert result["max"] == size - 1
+        assert result["min"] == [0, 1 - size]
+        assert result["on_main"] == ["only", 0]
+
+
+def check_errors(told: list[Any]) -> None:
+    first, *others = (answer["result"] for answer in told)
+    wrong_input, missing_file, not_json, bug = first
+    assert wrong_input == "ConfigError: Config 'optim.lr': there is no such key."
+    assert missing_file == "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/at/all'"
+    assert not_json.startswith("TypeError: Object of type set is not JSON serializable")
+    assert bug == "ZeroDivisionError: division by zero"
+    for other in others:
+        assert other == [
+            wrong_input,
+            missing_file,
+            f"OperationError: Rank 0 failed: {not_json}",
+            f"OperationError: Rank 0 failed: {bug}",
+        ]
+
+
+# -- torch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_meet_through_a_file_and_agree(tmp_path: Path, start: Start, size: int) -> None:
+    finish(start(size, "collectives", tmp_path))
+    check_collectives(answers(tmp_path, size), "torch")
+
+
+@pytest.mark.slow
+def test_ranks_meet_at_an_address(tmp_path: Path, start: Start) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    finish(start(2, "fails_on_main", tmp_path, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)))
+    check_errors(answers(tmp_path, 2))
+
+
+@pytest.mark.slow
+def test_torchrun_starts_ranks(tmp_path: Path) -> None:
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", str(RANKS), "collectives", str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=100, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    check_collectives(answers(tmp_path, 2), "torch")
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_an_error_on_the_others_within_seconds(tmp_path: Path, start: Start) -> None:
+    processes = start(3, "last_is_killed", tmp_path)
+    finish(processes[:2])
+    assert processes[2].wait(timeout=10) == -signal.SIGKILL
+    for rank, told in enumerate(answers(tmp_path, 2)):
+        assert told["error"] == "WorldError"
+        assert told["text"].startswith(f"Rank {rank} lost its peers: ")
+        assert told["seconds"] < 25
+
+
+@pytest.mark.slow
+def test_a_rank_that_never_comes_is_named(tmp_path: Path, start: Start) -> None:
+    finish(start(3, "collectives", tmp_path, "auto", 4, ranks=[0, 2]))
+    told = json.loads((tmp_path / "0.json").read_text())
+    assert told["error"] == "WorldError"
+    assert told["text"].startswith("Rank 0 of 3 waited 4 s for rank 1.")
+    assert told["seconds"] < 15
+    assert json.loads((tmp_path / "2.json").read_text())["error"] == "WorldError"
+
+
+@pytest.mark.slow
+def test_a_rank_0_that_never_comes_is_named(tmp_path: Path, start: Start) -> None:
+    finish(start(2, "collectives", tmp_path, "auto", 2, ranks=[1]))
+    told = json.loads((tmp_path / "1.json").read_text())
+    assert told["error"] == "WorldError"
+    assert "waited 2 s" in told["text"]
+    assert "which rank 0 did not write" in told["text"]
+
+
+def test_ranks_that_do_not_know_where_to_meet_are_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT", "HPCTOOL_RENDEZVOUS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        WorldError, match=r"2 ranks started by torchrun .* set MASTER_ADDR and MASTER_PORT, or HPCTOOL_REN"
+    ):
+        make_world()
+
+
+# -- MPI
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+@pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun")
+@pytest.mark.parametrize("scenario", ["collectives", "fails_on_main"])
+def test_mpi_ranks_agree(tmp_path: Path, scenario: str) -> None:
+    assert MPIRUN is not None
+    command = [MPIRUN, "--allow-run-as-root", "--oversubscribe", "-n", "3", sys.executable, str(RANKS)]
+    done = subprocess.run([*command, scenario, tmp_path, "mpi"], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    told = answers(tmp_path, 3)
+    check_collectives(told, "mpi") if scenario == "collectives" else check_errors(told)
+
+
+# -- alone, and among fakes
+
+
+def test_alone_everything_is_its_own_answer() -> None:
+    with make_world("single") as world:
+        assert (world.rank, world.size, world.is_main, world.backend) == (0, 1, True, "single")
+        world.barrier()
+        assert world.broadcast({"a": (1, 2)}) == {"a": [1, 2]}
+        assert world.gather("x") == ["x"]
+        assert world.on_main(lambda: {"b": 1}) == {"b": 1}
+
+
+@pytest.mark.parametrize("world", [World(), FakeWorld(), FakeWorld(rank=1, size=3)])
+def test_what_does_not_fit_in_json_does_not_travel_even_alone(world: World) -> None:
+    for send in (world.broadcast, world.gather, lambda value: world.on_main(lambda: value)):
+        with pytest.raises(TypeError, match="not JSON serializable"):
+            send({1, 2})
+
+
+@pytest.mark.parametrize("world", [World(), FakeWorld(size=2)])
+def test_reduce_gives_a_new_array_of_the_same_kind(world: World) -> None:
+    for array in (np.ones((2, 0, 3), np.float32), np.array(7), np.arange(6).reshape(2, 3).T, np.full(3, 5, np.uint8)):
+        result = world.reduce(array)
+        assert result.dtype == array.dtype
+        assert result.shape == array.shape
+        np.testing.assert_array_equal(result, array * array.dtype.type(world.size))
+        np.testing.assert_array_equal(world.reduce(array, "max"), array)
+        assert not np.shares_memory(result, array)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "float16", "uint32", "complex128", "U1"])
+def test_reduce_refuses_what_not_every_world_can_add(dtype: str) -> None:
+    with pytest.raises(TypeError, match="reduce takes uint8"):
+        World().reduce(np.zeros(2, dtype))
+
+
+def test_a_fake_rank_sees_others_that_do_what_it_does(tmp_path: Path) -> None:
+    world = FakeWorld(rank=1, size=3)
+    assert (world.rank, world.size, world.is_main) == (1, 3, False)
+    assert world.gather({"n": 1}) == [{"n": 1}] * 3
+    assert world.reduce(np.array([2.5])).tolist() == [7.5]
+    assert world.reduce(np.array([2.5]), "min").tolist() == [2.5]
+    assert world.on_main(lambda: "what rank 0 would say") == "what rank 0 would say"
+
+
+def test_an_error_on_main_is_itself() -> None:
+    def wrong() -> None:
+        raise ConfigError("a", "b")
+
+    with pytest.raises(ConfigError):
+        World().on_main(wrong)
+
+
+def test_there_is_no_other_kind_of_world() -> None:
+    with pytest.raises(WorldError, match=r"no world 'horovod'; there is auto, torch, mpi and single"):
+        make_world("horovod")
+
+
+# -- the environment
+
+SRUN = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_PROCID": "5",
+    "SLURM_STEP_NUM_TASKS": "7",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x3),1",
+}
+BATCH = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_NTASKS": "8",
+    "SLURM_NPROCS": "8",
+    "SLURM_TASKS_PER_NODE": "4(x2)",
+    "SLURM_JOB_NUM_NODES": "2",
+}
+OPENMPI = {
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
+MPICH = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+TORCH = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "place"),
+    [
+        ({}, Place()),
+        (BATCH, Place()),  # a batch script is no rank
+        (SRUN, Place(5, 7, 1, 2, "slurm")),
+        ({**SRUN, "SLURM_PROCID": "6", "SLURM_LOCALID": "0", "SLURM_NODEID": "3"}, Place(6, 7, 0, 1, "slurm")),
+        (OPENMPI, Place(3, 4, 1, 2, "openmpi")),
+        (MPICH, Place(3, 4, 1, 2, "mpich")),
+        (TORCH, Place(3, 4, 1, 2, "torchrun")),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, Place(3, 4, 0, 4, "torchrun")),
+        # mpirun and torchrun inside a batch job or a step: the nearer launcher counts
+        ({**BATCH, **OPENMPI}, Place(3, 4, 1, 2, "openmpi")),
+        ({**SRUN, **MPICH}, Place(3, 4, 1, 2, "mpich")),
+        ({**SRUN, **TORCH}, Place(3, 4, 1, 2, "torchrun")),
+        # srun --mpi=pmi2 sets PMI_RANK, but not who is where on a node
+        ({**SRUN, "PMI_RANK": "5", "PMI_SIZE": "7"}, Place(5, 7, 1, 2, "slurm")),
+    ],
+)
+def test_a_rank_knows_its_place(environ: dict[str, str], place: Place) -> None:
+    assert place_from_environment(environ) == place
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({**TORCH, "RANK": "first"}, r"What torchrun says in RANK, .* invalid literal"),
+        ({**TORCH, "RANK": "4"}, r"RANK=4 and WORLD_SIZE=4 do not fit: ranks count from 0"),
+        ({**SRUN, "SLURM_NODEID": "9"}, r"What slurm says in SLURM_PROCID, .*SLURM_STEP_TASKS_PER_NODE"),
+    ],
+)
+def test_a_place_that_makes_no_sense_is_an_error(environ: dict[str, str], said: str) -> None:
+    with pytest.raises(WorldError, match=said):
+        place_from_environment(environ)
