@@ -1,0 +1,176 @@
+"""What the end of an attempt means for its run: over, or once more. The local supervisor decides and writes it down.
+
+A failure that may be tried again is marked `failure` in the ledger; by these entries failures are counted.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpctool.errors import EXIT_CONTINUE, EXIT_FAILED, EXIT_INPUT
+from hpctool.launch.ranks import Outcome, starting_log
+from hpctool.launch.result import is_alive, write_ended
+from hpctool.rundir import RunDir, Story, now
+
+#: States after which a run is not run again unless somebody submits it again.
+OVER = ("completed", "failed", "cancelled")
+
+# With what a rank is stopped here; any other signal comes from somewhere else.
+_OURS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a run after an attempt: its state (`requeued`: once more) and why."""
+
+    state: str
+    cause: str = ""
+    #: whether the run's ledger already says so, in the task's own words
+    recorded: bool = False
+    #: whether it counts as a failure that was tried again
+    failure: bool = False
+
+
+def judge(rundir: RunDir, before: Story, outcome: Outcome, max_failures: int, cancelled_by: str = "") -> Verdict:
+    """Decide what the end of an attempt means. `before` is the run's story when the attempt was started."""
+    story = rundir.story()
+    attempt = _attempt(story, before)
+    said = _task_said(story, before, attempt)
+    if said.get("state") == "completed":
+        return Verdict("completed", recorded=True)
+    if cancelled_by:
+        return Verdict("cancelled", f"cancelled by {cancelled_by}", recorded=story.state == "cancelled")
+    if outcome.first_rank is None:
+        return Verdict("failed", "all ranks ended with exit code 0, but the task did not record the end of the run")
+    code, told = outcome.first_code, outcome.told
+    if code == EXIT_CONTINUE and (told != "timeout" or _committed(story) > _committed(before)):
+        cause = str(said.get("cause", "")) or told or "stopped"
+        return Verdict("requeued", cause, recorded=said.get("state") == "requeued")
+    if told == "shutdown" and -code in _OURS:
+        return Verdict("requeued", "the local supervisor was told to stop")
+    if told == "timeout" and (code == EXIT_CONTINUE or -code in _OURS):
+        what = "without progress" if code == EXIT_CONTINUE else "before the run had saved and stopped"
+        return _after_failure(story, f"the time limit came {what}", max_failures)
+    if code < 0:
+        cause = f"rank {outcome.first_rank} was killed by {_signal_name(-code)}"
+        return _after_failure(story, cause, max_failures)
+    own = outcome.first_rank == 0 and said.get("state") == "failed"
+    return Verdict("failed", _why(rundir, outcome, attempt, before), recorded=own)
+
+
+def record(rundir: RunDir, before: Story, outcome: Outcome, verdict: Verdict) -> None:
+    """Write a verdict into the run's ledger, and result.json where the run is over. Raises OSError."""
+    if not verdict.recorded:
+        story = rundir.story()
+        more = {"exit_code": outcome.first_code, "rank": outcome.first_rank, "failure": verdict.failure}
+        _end(rundir, story, _attempt(story, before), verdict, more)
+    if verdict.state == "cancelled" or (verdict.state == "failed" and not verdict.recorded):
+        write_ended(rundir, verdict.state, verdict.cause)
+
+
+def record_lost(rundir: RunDir) -> None:
+    """Close an attempt whose processes on this host went with their supervisor, so that the ledger tells it."""
+    story = rundir.story()
+    begun = story.of_kind("begun")
+    if story.state not in ("running", "stopping") or not begun or is_alive(begun[-1]):
+        return
+    if story.state == "running":
+        _end(rundir, story, story.attempt, Verdict("requeued", "its supervisor was gone"), {"exit_code": None})
+    else:
+        _end(rundir, story, story.attempt, Verdict("cancelled", story.cause), {"exit_code": None})
+        write_ended(rundir, "cancelled", story.cause)
+
+
+def record_unstartable(rundir: RunDir, cause: str) -> None:
+    """Write down that no process of the run could be started here, which trying again would not change."""
+    story = rundir.story()
+    _end(rundir, story, story.attempt, Verdict("failed", cause), {"exit_code": None})
+    write_ended(rundir, "failed", cause)
+
+
+def record_cancel(rundir: RunDir, by: str) -> bool:
+    """Write down that a run's user cancels it; False if it is over anyway."""
+    story = rundir.story()
+    if story.state in OVER:
+        return False
+    if story.state != "stopping":
+        rundir.ledger.append({"kind": "cancel", "by": by, "time": now()})
+    if story.state in ("queued", "requeued"):
+        write_ended(rundir, "cancelled", f"cancelled by {by}")
+    return True
+
+
+def _end(rundir: RunDir, story: Story, attempt: int, verdict: Verdict, more: dict[str, Any]) -> None:
+    body = {"kind": "ended", "attempt": attempt, "state": verdict.state, "cause": verdict.cause}
+    rundir.ledger.append({**body, "step": _committed(story), "time": now(), **more})
+
+
+def _attempt(story: Story, before: Story) -> int:
+    """The number under which the attempt that followed `before` has begun; the one before it if it never began."""
+    last = before.entries[-1].number if before.entries else 0
+    begun = [e.body["attempt"] for e in story.entries if e.number > last and e.body["kind"] == "begun"]
+    return int(begun[0]) if begun else before.attempt
+
+
+def _task_said(story: Story, before: Story, attempt: int) -> dict[str, Any]:
+    """The end of this attempt as its rank 0 wrote it down; empty if it could not."""
+    last = before.entries[-1].number if before.entries else 0
+    for entry in reversed(story.entries):
+        if entry.number > last and entry.body["kind"] == "ended" and entry.body["attempt"] == attempt:
+            return entry.body
+    return {}
+
+
+def _committed(story: Story) -> int:
+    """The step that the next attempt would continue from."""
+    return max((int(body["step"]) for body in story.checkpoints), default=0)
+
+
+def _after_failure(story: Story, cause: str, max_failures: int) -> Verdict:
+    """Once more, unless the run fails without getting any further."""
+    step = _committed(story)
+    submitted = max((e.number for e in story.entries if e.body["kind"] == "submitted"), default=0)
+    earlier = [
+        e.body
+        for e in story.entries
+        if e.number > submitted and e.body["kind"] == "ended" and e.body.get("failure", False)
+    ]
+    in_vain = [body for body in earlier if body["step"] >= step]
+    if in_vain and in_vain[-1]["cause"] == cause:
+        return Verdict("failed", f"{cause}; the same happened before at step {step}, without progress between")
+    if len(in_vain) + 1 > max_failures:
+        return Verdict("failed", f"{cause}; that is failure {len(in_vain) + 1} without progress beyond step {step}")
+    return Verdict("requeued", cause, failure=True)
+
+
+def _why(rundir: RunDir, outcome: Outcome, attempt: int, before: Story) -> str:
+    """What a rank that ended by itself with an error has left: its error, or the last words in its log."""
+    from hpctool.launch.task import first_error
+
+    if attempt > before.attempt:
+        if error := first_error(RunDir(rundir.path, attempt)):
+            return error
+        log = rundir.log(outcome.first_rank or 0, attempt)
+    else:
+        log = starting_log(rundir, outcome.first_rank or 0)
+    words = {EXIT_FAILED: "failed", EXIT_INPUT: "found its input wrong"}
+    what = words.get(outcome.first_code, f"ended with exit code {outcome.first_code}")
+    return f"rank {outcome.first_rank} {what}: {_last_line(log)} ({log.relative_to(rundir.path)})"
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1][:300] if lines else "it said nothing"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

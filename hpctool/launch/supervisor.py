@@ -1,0 +1,377 @@
+"""The process behind `cluster=local`: starts what is queued, watches it, brings it back, and ends when all is done.
+
+python -m hpctool.launch.supervisor <runs> <lock>      started by local.py, which hands its lock over as a file handle
+
+It may be killed at any moment. The next one kills what it left running, reads the inbox and the runs' ledgers again
+and goes on; exact resume makes that safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpctool import files
+from hpctool.errors import HpctoolError
+from hpctool.launch import endings, ranks
+from hpctool.launch.local import QUEUE_FORMAT, Queue, Submission, submissions
+from hpctool.launch.ranks import Attempt, Limits, Outcome
+from hpctool.launch.result import own_process, process_start
+from hpctool.rundir import RunDir, Story, now
+
+#: How often the inbox is looked at; the end of a process is seen at once.
+POLL_S = 0.1
+#: A supervisor with nothing to do ends after this time.
+IDLE_S = 2.0
+#: After the machine had no room for one more process or file.
+PAUSE_S = 10.0
+
+
+@dataclass
+class Running:
+    """One run that runs: which ticket of which submission it is, and its processes."""
+
+    number: int
+    index: int
+    rundir: RunDir
+    before: Story
+    attempt: Attempt
+    max_failures: int
+    since: str
+    cancelled_by: str = ""
+    unwritten: bool = False
+
+    def row(self) -> dict[str, Any]:
+        """What state.json says of it."""
+        pid = self.attempt.pid
+        place = {"entry": self.number, "ticket": self.index, "run": self.rundir.id, "since": self.since}
+        return {**place, "pid": pid, "pid_start": process_start(pid), "stopping": bool(self.cancelled_by)}
+
+
+class Supervisor:
+    """Works one queue off. Whoever makes one holds the queue's lock."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+        self.mark = queue.mark()
+        state = queue.state()
+        self.floor: int = state["floor"]
+        self.ended: dict[int, set[int]] = {int(n): set(found) for n, found in state["ended"].items()}
+        self.opened: dict[int, dict[int, str]] = {
+            int(n): {int(i): run for i, run in found.items()} for n, found in state["opened"].items()
+        }
+        self.digested = self.floor
+        self.open: dict[int, Submission] = {}
+        self.waiting: dict[int, list[int]] = {}
+        self.environs: dict[int, dict[str, str]] = {}
+        self.running: list[Running] = []
+        self.stop_asked = False
+        self.shutting_down = False
+        self._pause_until = 0.0
+        self._dirty = True
+
+    def tick(self) -> None:
+        """Look at everything once; never waits."""
+        if self.stop_asked and not self.shutting_down:
+            self.shut_down()
+        try:
+            self._digest()
+        except HpctoolError as error:
+            say(f"The queue cannot be read: {error}")
+            self.shut_down()
+        for job in list(self.running):
+            outcome = job.attempt.poll()
+            if outcome is not None:
+                self._settle(job, outcome)
+        if not self.shutting_down:
+            self._start_what_fits()
+        if self._dirty:
+            self.save()
+
+    def is_idle(self) -> bool:
+        """Whether nothing runs and nothing that may be started waits."""
+        return not self.running and (self.shutting_down or not self.open)
+
+    def shut_down(self) -> None:
+        """Stop what runs, so that it saves, and start nothing more; everything stays queued."""
+        self.shutting_down = True
+        for job in self.running:
+            job.attempt.stop("shutdown")
+
+    def kill(self) -> None:
+        """Kill what runs: for an end that this program did not foresee."""
+        for job in self.running:
+            job.attempt.kill()
+
+    def save(self, *, leaving: bool = False) -> None:
+        """Write state.json. A full disk is said and lived with."""
+        state = {
+            "format": QUEUE_FORMAT,
+            "supervisor": None if leaving else own_process(),
+            "floor": self.floor,
+            "ended": {str(n): sorted(found) for n, found in self.ended.items()},
+            "opened": {str(n): {str(i): run for i, run in found.items()} for n, found in self.opened.items()},
+            "running": [job.row() for job in self.running],
+        }
+        try:
+            files.write_atomic(self.queue.state_json, files.canonical_json(state), mode=0o600)
+            self._dirty = False
+        except OSError as error:
+            say(f"{self.queue.state_json} cannot be written: {error}")
+
+    # -- what was asked
+
+    def _digest(self) -> None:
+        for entry in self.queue.inbox.entries(after=self.digested):
+            for submission in submissions([entry]):
+                self._take_in(submission)
+            if entry.body["kind"] == "cancel":
+                self._cancel(entry.body["name"], entry.body["by"], entry.body["told"])
+            self.digested = entry.number
+            self._dirty = True
+        while self.floor < self.digested and self.floor + 1 not in self.open:
+            self.floor += 1
+            self.ended.pop(self.floor, None)
+            self._dirty = True
+
+    def _take_in(self, submission: Submission) -> None:
+        number = submission.number
+        known = {self.open[n].tickets[i].name for n, waiting in self.waiting.items() for i in waiting}
+        self.open[number], self.waiting[number] = submission, []
+        for index, ticket in enumerate(submission.tickets):
+            if index in self.ended.get(number, ()):
+                continue
+            if ticket.name in known:
+                say(f"{ticket.name}: it is queued already")
+                self._end(number, index)
+            else:
+                self.waiting[number].append(index)
+                known.add(ticket.name)
+        self._forget_if_over(number)
+
+    def _cancel(self, name: str, by: str, told: list[str]) -> None:
+        for number, submission in list(self.open.items()):
+            for index in list(self.waiting[number]):
+                run = self.opened.get(number, {}).get(index, submission.tickets[index].run)
+                if name == run or submission.tickets[index].answers_to(name):
+                    say(f"{run or name}: cancelled by {by} before it ran")
+                    self.waiting[number].remove(index)
+                    self._end(number, index)
+                    self._cancel_waiting(run, by, told)
+        for job in self.running:
+            if name == job.rundir.id or self.open[job.number].tickets[job.index].answers_to(name):
+                say(f"{job.rundir.id}: cancelled by {by}")
+                if job.rundir.id not in told:
+                    endings.record_cancel(job.rundir, by)
+                job.cancelled_by = by
+                job.attempt.stop("cancelled")
+
+    def _cancel_waiting(self, run: str | None, by: str, told: list[str]) -> None:
+        if run is not None and (rundir := RunDir(self.queue.runs / run)).run_json.exists():
+            endings.record_lost(rundir)
+            # Whoever cancelled has told the ledger; said once more, it would hit a run that was submitted again since.
+            if run not in told:
+                endings.record_cancel(rundir, by)
+
+    # -- what is to be started
+
+    def _start_what_fits(self) -> None:
+        for number, submission in list(self.open.items()):
+            for index in list(self.waiting[number]):
+                busy = sum(job.number == number for job in self.running)
+                if busy >= submission.tickets[index].max_parallel or time.monotonic() < self._pause_until:
+                    break
+                self._start(submission, index)
+
+    def _start(self, submission: Submission, index: int) -> None:
+        name = submission.tickets[index].name
+        try:
+            rundir = self._open(submission, index)
+            if any(job.rundir.id == rundir.id for job in self.running):
+                return  # asked for twice: wait for the end of the first, whose ledger then tells what is left to do
+            endings.record_lost(rundir)
+            story = rundir.story()
+            if story.state in (*endings.OVER, "stopping"):
+                say(f"{rundir.id}: nothing to do, it is {story.state}")
+                self._leave(submission.number, index)
+                return
+            self._start_attempt(submission, index, rundir, story)
+        except HpctoolError as error:
+            say(f"{name}: it cannot be started: {error}")
+            self._leave(submission.number, index)
+        except OSError as error:
+            say(f"{name}: it cannot be started now: {error}")
+            self._pause_until = time.monotonic() + PAUSE_S
+
+    def _open(self, submission: Submission, index: int) -> RunDir:
+        """The run folder of a ticket; a cell's is made."""
+        ticket, opened = submission.tickets[index], self.opened.setdefault(submission.number, {})
+        if ticket.sweep is None or ticket.cell is None:
+            return RunDir(self.queue.runs / str(ticket.run))
+        if index not in opened:
+            from hpctool.launch.cells import open_cell
+
+            opened[index] = open_cell(self.queue.runs, ticket.sweep, ticket.cell).id
+            self._dirty = True
+        return RunDir(self.queue.runs / opened[index])
+
+    def _start_attempt(self, submission: Submission, index: int, rundir: RunDir, story: Story) -> None:
+        ticket, number = submission.tickets[index], submission.number
+        limits = Limits(ticket.time_s, ticket.signal_delay_s, ticket.kill_wait_s)
+        cwd = Path(rundir.record()["cwd"])
+        environ = self._environ(submission, rundir)
+        where = cwd if cwd.is_dir() else rundir.path
+        try:
+            attempt = Attempt(rundir, ticket.num_ranks, limits, environ, submission.command, where)
+        except (FileNotFoundError, PermissionError) as error:
+            endings.record_unstartable(rundir, f"it cannot be started: {error}")
+            say(f"{rundir.id}: it cannot be started: {error}")
+            self._leave(number, index)
+            return
+        self.waiting[number].remove(index)
+        self.running.append(Running(number, index, rundir, story, attempt, ticket.max_failures, now()))
+        self._dirty = True
+        say(f"{rundir.id}: started, {ticket.num_ranks} rank(s), pid {attempt.pid}")
+
+    def _environ(self, submission: Submission, rundir: RunDir) -> dict[str, str]:
+        from hpctool.launch.snapshot import environment
+
+        if submission.number not in self.environs:
+            path = self.queue.environ(submission.environ)
+            self.environs[submission.number] = files.read_json(path) if path.exists() else dict(os.environ)
+        theirs = self.environs[submission.number]
+        return {**theirs, **environment(rundir), "HPCTOOL_WHERE": "local", ranks.MARK: self.mark}
+
+    # -- what has ended
+
+    def _settle(self, job: Running, outcome: Outcome) -> None:
+        try:
+            verdict = endings.judge(job.rundir, job.before, outcome, job.max_failures, job.cancelled_by)
+            endings.record(job.rundir, job.before, outcome, verdict)
+        except OSError as error:  # a full disk: look again until it can be written
+            if not job.unwritten:
+                say(f"{job.rundir.id}: its end cannot be written down yet: {error}")
+            job.unwritten = True
+            return
+        say(f"{job.rundir.id}: {verdict.state}{': ' if verdict.cause else ''}{verdict.cause}")
+        self.running.remove(job)
+        self._dirty = True
+        if verdict.state == "requeued":
+            self.waiting[job.number] = sorted([*self.waiting[job.number], job.index])
+        else:
+            self._end(job.number, job.index)
+
+    def _leave(self, number: int, index: int) -> None:
+        self.waiting[number].remove(index)
+        self._end(number, index)
+
+    def _end(self, number: int, index: int) -> None:
+        self.ended.setdefault(number, set()).add(index)
+        self._dirty = True
+        self._forget_if_over(number)
+
+    def _forget_if_over(self, number: int) -> None:
+        submission = self.open.get(number)
+        if submission is not None and len(self.ended.get(number, ())) == len(submission.tickets):
+            del self.open[number], self.waiting[number]
+            self.opened.pop(number, None)
+            self.environs.pop(number, None)
+            self.queue.environ(submission.environ).unlink(missing_ok=True)
+
+
+def supervise(queue: Queue, lock: int) -> None:
+    """Work the queue off until nothing is left to do. `lock` is the handle from `Queue.lock`."""
+    other = queue.state()["supervisor"]
+    if other is not None and other["pid"] != os.getpid() and process_start(other["pid"]) == other["pid_start"]:
+        # The lock alone would not see one in a session with a /tmp of its own, or after somebody cleaned /tmp.
+        say(f"Another supervisor works here, pid {other['pid']}.")
+        return
+    if orphans := ranks.end_orphans(queue.mark()):
+        say(f"Ended what an earlier supervisor left: {orphans}")
+    supervisor = Supervisor(queue)
+    wake = _listen(supervisor)
+    try:
+        while True:
+            _work(supervisor, lock, wake)
+            # The order counts: whoever enqueues looks for the lock after writing, we look for entries after letting go.
+            supervisor.save(leaving=True)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            if supervisor.shutting_down or queue.inbox.last() <= supervisor.digested or not _lock_again(lock):
+                return
+    except BaseException:
+        supervisor.kill()
+        raise
+
+
+def _work(supervisor: Supervisor, lock: int, wake: int) -> None:
+    """Go round until there has been nothing to do for a while, or the queue's folder is gone."""
+    supervisor.save()
+    idle_since = time.monotonic()
+    touched = 0.0
+    while True:
+        if supervisor.queue.mark() != supervisor.mark:
+            say("The queue's folder is gone.")
+            supervisor.kill()
+            sys.exit(0)
+        supervisor.tick()
+        if not supervisor.is_idle():
+            idle_since = time.monotonic()
+        elif supervisor.shutting_down or time.monotonic() > idle_since + IDLE_S:
+            return
+        if time.monotonic() > touched + 3600:
+            os.utime(lock)  # so that nobody who cleans /tmp finds the lock old
+            touched = time.monotonic()
+        if select.select([wake], [], [], POLL_S)[0]:
+            with contextlib.suppress(BlockingIOError):
+                os.read(wake, 4096)
+
+
+def _listen(supervisor: Supervisor) -> int:
+    """Note signals; returns a handle that becomes readable when a child ends or a signal comes."""
+    readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: setattr(supervisor, "stop_asked", True))
+    return readable
+
+
+def _lock_again(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def say(text: str) -> None:
+    """One line for supervisor.log. A full disk must not end anybody's run."""
+    with contextlib.suppress(OSError):
+        print(f"{now()} {text}", flush=True)
+
+
+def main(arguments: list[str]) -> None:
+    """Leave the one who called behind, and work."""
+    queue, lock = Queue(Path(arguments[0])), int(arguments[1])
+    if os.fork():
+        os._exit(0)
+    os.set_inheritable(lock, False)
+    try:
+        supervise(queue, lock)
+    except Exception:
+        say(f"This supervisor ends by an error of its own:\n{traceback.format_exc()}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
