@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 
 import click
@@ -39,7 +41,9 @@ def job_command(name: str, summary: str) -> click.Command:
         elif dry_run:
             click.echo(submit.dry_run(request, multirun), nl=False)
         else:
-            submission = submit.submit(request, multirun, say=say)
+            # With --json an inline job's own words are talk too: stdout is data.
+            with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+                submission = submit.submit(request, multirun, say=say)
             if as_json:
                 print_json(submission.to_json())
             if submission.exit_code:
