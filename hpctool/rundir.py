@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 import getpass
+import json
 import os
 import socket
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hpctool import files
-from hpctool.errors import CorruptError, InputError, NewerFormat, UnknownName, listing
+from hpctool.errors import InputError, NewerFormat, OperationError, UnknownName, listing
 
 RUN_FORMAT = 1
 SHORT = 8  # hex digits of an identity that a folder's name shows
@@ -58,8 +59,14 @@ class Story:
 
     @property
     def checkpoints(self) -> list[dict[str, Any]]:
-        """The committed checkpoints, oldest first: step, attempt, path, digest."""
-        return [e.body for e in self.entries if e.body["kind"] == "checkpoint"]
+        """The committed checkpoints, oldest first: step, attempt, path, digest; none by an attempt that was fenced."""
+        newest, found = 0, []
+        for body in (e.body for e in self.entries):
+            if body["kind"] == "begun":
+                newest = max(newest, body["attempt"])
+            elif body["kind"] == "checkpoint" and body["attempt"] >= newest:
+                found.append(body)
+        return found
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The bodies of one kind of entry, oldest first."""
@@ -67,23 +74,26 @@ class Story:
 
 
 def fold(entries: list[files.Entry]) -> Story:
-    """The story that ledger entries tell. Facts of an attempt that is no longer the newest do not change the state."""
+    """The story that ledger entries tell. Facts of an attempt that is no longer the newest do not change it."""
     story = Story(entries=entries)
     for entry in entries:
         body = entry.body
         kind, attempt = body["kind"], body.get("attempt", story.attempt)
         if kind == "submitted":
-            story.state, story.cause = "queued", ""
+            job = body.get("slurm_job_id", "")
+            # A job may begin before the one who submitted it has written down its number.
+            if not (story.state in ("running", "stopping") and job and job == story.slurm_job_id):
+                story.state, story.cause = "queued", ""
             story.where = body["where"]
-            story.slurm_job_id = body.get("slurm_job_id", story.slurm_job_id)
+            story.slurm_job_id = job or story.slurm_job_id
         elif kind == "begun":
             story.state, story.cause, story.attempt = "running", "", attempt
             story.where = body.get("where", story.where)
             story.slurm_job_id = body.get("slurm_job_id", story.slurm_job_id)
-        elif kind == "checkpoint":
+        elif kind == "checkpoint" and attempt >= story.attempt:
             story.step = max(story.step, body["step"])
-        elif kind == "cancel":
-            story.state = "cancelled" if story.state in ("queued", "requeued", "failed") else "stopping"
+        elif kind == "cancel" and story.state not in ("completed", "cancelled"):
+            story.state = "stopping" if story.state in ("running", "stopping") else "cancelled"
             story.cause = f"cancelled by {body['by']}"
         elif kind == "ended" and attempt == story.attempt:
             cancelled = story.state == "stopping" and body["state"] != "completed"
@@ -210,51 +220,52 @@ def create_run(runs: Path, record: dict[str, Any], texts: dict[str, str]) -> Run
     identity begins with the same hex digits.
     """
     run = RunDir(runs / f"{record['name']}-{record['identity'][:SHORT]}")
-    if run.run_json.exists():
-        if run.record()["identity"] != record["identity"]:
-            raise InputError(
-                f"Run {run.id} exists with another identity ({run.record()['identity'][:16]}…), which begins alike. "
-                "Give this run another name=…"
-            )
-        return run
-    # 0700: a run's checkpoints are resumed from, so nobody else may write here.
-    run.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name, text in texts.items():
-        files.write_atomic(run.path / name, text)
-    full = {"format": RUN_FORMAT, "id": run.id, "created": now(), "by": who(), **record}
-    files.write_json(run.run_json, full)
+    if not run.run_json.exists():
+        # 0700: a run's checkpoints are resumed from, so nobody else may write here.
+        run.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, text in texts.items():
+            files.write_atomic(run.path / name, text)
+        full = {"format": RUN_FORMAT, "id": run.id, "created": now(), "by": who(), **record}
+        # Of two that ask for the same run at once, one has made it.
+        files.create(run.run_json, (json.dumps(full, indent=1, allow_nan=False) + "\n").encode())
+    theirs = run.record()["identity"]
+    if theirs != record["identity"]:
+        raise InputError(
+            f"Run {run.id} exists with another identity ({theirs[:16]}…), which begins alike. "
+            "Give this run another name=…"
+        )
     return run
 
 
 def list_run_ids(runs: Path) -> list[str]:
     """The ids of all runs in a folder, in order of name; empty where there is none."""
-    try:
-        with os.scandir(runs) as found:
-            names = [e.name for e in found if not e.name.startswith(".") and e.name != "sweeps"]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(name for name in names if (runs / name / "run.json").exists())
+    return _ids_beginning_with("", runs)
 
 
 def find_run(runs: Path, name: str) -> RunDir:
     """The run whose id is `name` or begins with it. Raises UnknownName, InputError where it is ambiguous."""
-    if name and "/" not in name and (runs / name / "run.json").exists():
-        return RunDir(runs / name)
-    ids = list_run_ids(runs)
-    found = [i for i in ids if i.startswith(name)] if name else []
-    if len(found) == 1:
-        return RunDir(runs / found[0])
+    found = _ids_beginning_with(name, runs) if name else []
+    if name in found or len(found) == 1:
+        return RunDir(runs / (name if name in found else found[0]))
     if found:
         raise InputError(f"'{name}' is the beginning of {len(found)} runs: {listing(found)}. Type more of it.")
-    raise UnknownName("run", name, ids, f"They lie in {runs}.")
+    raise UnknownName("run", name, list_run_ids(runs), f"They lie in {runs}.")
+
+
+def _ids_beginning_with(start: str, runs: Path) -> list[str]:
+    try:
+        names = [n for n in os.listdir(runs) if n.startswith(start) and not n.startswith(".") and n != "sweeps"]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    # Not Path.exists, which raises for the private folder of somebody else.
+    return sorted(name for name in names if os.path.exists(runs / name / "run.json"))
 
 
 def check_private(path: Path) -> None:
-    """Refuse to resume from a folder that others could have written. Raises CorruptError."""
+    """Refuse to resume from a folder that others could have written. Raises OperationError, OSError."""
     status = path.stat()
     if status.st_uid not in (os.getuid(), 0) or status.st_mode & 0o022:
-        raise CorruptError(
-            path,
-            f"it belongs to uid {status.st_uid} with mode {status.st_mode & 0o777:o}, so others may have written it",
-            "To trust it: chown it to yourself and chmod go-w.",
+        raise OperationError(
+            f"Refused to resume from {path}: it belongs to uid {status.st_uid} with mode {status.st_mode & 0o777:o}, "
+            "so others may have written it. To trust it, make it your own: chown it to yourself, and chmod go-w."
         )
