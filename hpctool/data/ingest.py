@@ -8,12 +8,12 @@ started again finds the objects it has already written.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
+from hpctool.checkpoint.agree import together
 from hpctool.data.identity import Digests, content_digests, uids_of_keys, words
 from hpctool.data.manifest import CONTENT, IDENTITY_COLUMNS, LABEL, UID, Column, Manifest, RowGroup
 from hpctool.data.objects import StoredObject
@@ -23,14 +23,12 @@ from hpctool.data.sources.table import Table
 from hpctool.data.splits import split_index, split_rows
 from hpctool.data.stats import Moments, duplicates, group_moments, label_counts, merge_moments
 from hpctool.data.store import Store
-from hpctool.errors import HpctoolError, SourceError, Stopped, WorldError
+from hpctool.errors import SourceError, Stopped
 from hpctool.launch import signals
 from hpctool.world import Array, World
 
 _MB = 1 << 20
 _REPORT_EVERY_S = 5.0
-
-Value = TypeVar("Value")
 
 
 @dataclass
@@ -80,27 +78,12 @@ def write_groups(store: Store, plan: Plan, world: World) -> tuple[list[RowGroup]
 
     Raises the first rank's error on every rank; Stopped where one was asked to stop.
     """
-    mine = range(world.rank, plan.num_groups, world.size)
-    begun = reported = time.monotonic()
-    written: dict[int, Any] = {}
-
-    def work() -> None:
-        nonlocal reported
-        for count, group in enumerate(mine, start=1):
-            if signals.stop_requested():
-                raise Stopped(signals.stop_cause(), group)
-            written[group] = _write_group(store, plan, group)
-            if world.is_main and time.monotonic() - reported > _REPORT_EVERY_S:
-                reported = time.monotonic()
-                print(_progress(plan, count, len(mine), reported - begun), flush=True)
-
-    together(world, work)
-    parts = {int(group): part for found in world.gather(written) for group, part in found.items()}
-    ordered = [parts[group] for group in range(plan.num_groups)]
-    groups = [RowGroup(p["num_rows"], [StoredObject.from_json(o) for o in p["objects"]]) for p in ordered]
+    found = together(world, lambda: _write_share(store, plan, world))
+    parts = sorted((part for share in found for part in share), key=lambda part: int(part["group"]))
+    groups = [RowGroup(p["num_rows"], [StoredObject.from_json(o) for o in p["objects"]]) for p in parts]
     moments = merge_moments(
         {split: {name: Moments(**m) for name, m in named.items()} for split, named in part["moments"].items()}
-        for part in ordered
+        for part in parts
     )
     described = {split: {name: m.to_json() for name, m in named.items()} for split, named in moments.items()}
     return groups, described
@@ -121,37 +104,19 @@ def assemble(store: Store, plan: Plan, groups: list[RowGroup], features: dict[st
     return Manifest(plan.columns(), groups, store.put(splits), plan.rule, stats)
 
 
-def together(world: World, action: Callable[[], Value]) -> Value:
-    """Do something on every rank; if it fails on one, it fails on all. Collective: all ranks must call it."""
-    value: list[Value] = []
-    error: Exception | None = None
-    try:
-        value.append(action())
-    except Exception as caught:
-        error = caught
-    said = world.gather(_describe(error) if error else None)
-    if error is not None:
-        raise error
-    for rank, told in enumerate(said):
-        if told is not None:
-            raise _retold(rank, told)
-    return value[0]
-
-
-def _describe(error: Exception) -> dict[str, Any]:
-    if isinstance(error, SourceError):
-        return {"path": error.path, "problem": error.problem, "line": error.line}
-    if isinstance(error, Stopped):
-        return {"cause": error.cause, "step": error.step}
-    return {"error": f"{type(error).__name__}: {error}"}
-
-
-def _retold(rank: int, told: dict[str, Any]) -> HpctoolError:
-    if "problem" in told:
-        return SourceError(**told)
-    if "cause" in told:
-        return Stopped(**told)
-    return WorldError(f"Rank {rank} failed: {told['error']}")
+def _write_share(store: Store, plan: Plan, world: World) -> list[dict[str, Any]]:
+    """Write this rank's row groups, every `size`th one."""
+    mine = range(world.rank, plan.num_groups, world.size)
+    begun = reported = time.monotonic()
+    parts: list[dict[str, Any]] = []
+    for group in mine:
+        if signals.stop_requested():
+            raise Stopped(signals.stop_cause(), group)
+        parts.append(_write_group(store, plan, group))
+        if world.is_main and time.monotonic() - reported > _REPORT_EVERY_S:
+            reported = time.monotonic()
+            print(_progress(plan, len(parts), len(mine), reported - begun), flush=True)
+    return parts
 
 
 def _write_group(store: Store, plan: Plan, group: int) -> dict[str, Any]:
@@ -166,6 +131,7 @@ def _write_group(store: Store, plan: Plan, group: int) -> dict[str, Any]:
         objects.append(store.put({LABEL: plan.table.labels[source_rows]}))
     moments = group_moments(features, plan.table.columns, split_rows(plan.rule, uids))
     return {
+        "group": group,
         "num_rows": len(uids),
         "objects": [stored.to_json() for stored in objects],
         "moments": {split: {name: asdict(m) for name, m in named.items()} for split, named in moments.items()},

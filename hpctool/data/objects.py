@@ -96,7 +96,7 @@ def write_object(layout: Layout, arrays: Mapping[str, Array]) -> StoredObject:
         offsets = _write_hdf5(temporary, plain)
         object_id, size_bytes = files.sha256_file(temporary), temporary.stat().st_size
         final = layout.object(object_id)
-        if not is_whole(final, object_id, size_bytes):
+        if damage(final, object_id, size_bytes):
             final.parent.mkdir(parents=True, exist_ok=True)
             # The name says the content: whoever replaces this file puts the same bytes there.
             os.replace(temporary, final)
@@ -107,12 +107,19 @@ def write_object(layout: Layout, arrays: Mapping[str, Array]) -> StoredObject:
     return StoredObject(object_id, size_bytes, extents)
 
 
-def is_whole(path: Path, object_id: str, size_bytes: int) -> bool:
-    """Whether an object is there with the bytes that its id promises."""
+def damage(path: Path, object_id: str, size_bytes: int, *, checksum: bool = True) -> str:
+    """What is wrong with an object's file, as the end of a sentence; empty where nothing is."""
     try:
-        return path.stat().st_size == size_bytes and files.sha256_file(path) == object_id
+        found_bytes = path.stat().st_size
+        if found_bytes != size_bytes:
+            return f"it has {found_bytes} bytes instead of {size_bytes}"
+        if checksum and files.sha256_file(path) != object_id:
+            return "its bytes do not fit its checksum"
     except FileNotFoundError:
-        return False
+        return "it is missing"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    return ""
 
 
 def open_object(layout: Layout, stored: StoredObject) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from hpctool import config, files
+from hpctool.checkpoint.agree import together
 from hpctool.data.commit import Commit, Draft
-from hpctool.data.ingest import assemble, make_plan, together, write_groups
+from hpctool.data.ingest import assemble, make_plan, write_groups
 from hpctool.data.layout import check_name, split_ref
 from hpctool.data.manifest import Manifest
 from hpctool.data.schema import PrepareConfig
@@ -69,8 +70,7 @@ def prepare(cfg: DictConfig, world: World, run: str = "") -> Prepared:
     meanwhile, Stopped; the branch then is as it was.
     """
     name, branch = _target_branch(cfg)
-    table = together(world, lambda: load_source(cfg.source))
-    _check_agreement(world, table)
+    table = _load(cfg, world)
     rule = make_rule(config.to_plain(cfg.data.splits))
     plan = make_plan(table, cfg.seed, cfg.data.row_group_rows, cfg.data.row_group_mb, rule)
 
@@ -98,6 +98,24 @@ def prepare(cfg: DictConfig, world: World, run: str = "") -> Prepared:
     return prepared
 
 
+def _load(cfg: DictConfig, world: World) -> Table:
+    """The source's rows, which ranks on all machines must see alike. Collective: all ranks must call it."""
+    loaded: list[Table] = []
+
+    def load() -> str:
+        table = load_source(cfg.source)
+        loaded.append(table)
+        labels = table.labels.tolist() if table.labels is not None else None
+        columns = {name: column.to_json() for name, column in table.columns.items()}
+        return files.sha256_bytes(files.canonical_json([table.keys, labels, table.classes, columns]))
+
+    digests = together(world, load)
+    for rank, digest in enumerate(digests):
+        if digest != digests[0]:
+            raise SourceError("source", f"rank {rank} sees other rows than rank 0; is it the same on all nodes?")
+    return loaded[0]
+
+
 def _target_branch(cfg: DictConfig) -> tuple[str, str]:
     """The dataset and branch that are to be written, and the tag checked. Raises InputError."""
     name, branch = split_ref(cfg.data.name)
@@ -105,7 +123,7 @@ def _target_branch(cfg: DictConfig) -> tuple[str, str]:
     if cfg.data.tag is not None:
         check_name("tag", cfg.data.tag)
     datasets = Path(cfg.paths.datasets)
-    if name in list_datasets(datasets) and branch in Store.open(datasets, name).tags():
+    if name in list_datasets(datasets) and branch in Store.open(datasets, name).tag_names():
         raise InputError(f"'{branch}' is a tag of dataset '{name}' and never moves; name a branch: {name}@…")
     return name, branch
 
@@ -155,24 +173,14 @@ def _follow(store: Store, branch: str, base: str | None, draft: Draft, tip: Comm
 
 
 def _check_tag(store: Store, tag: str | None, manifest_id: str) -> None:
-    there = store.tags().get(tag or "")
-    if there is not None and store.commit_of(there).manifest != manifest_id:
+    if tag is None or tag not in store.tag_names():
+        return
+    there = store.read_tag(tag)
+    if store.commit_of(there).manifest != manifest_id:
         raise InputError(
             f"Tag '{tag}' of dataset '{store.name}' names {short(there)}, which holds other data, and never moves; "
             "choose another name for data.tag."
         )
-
-
-def _check_agreement(world: World, table: Table) -> None:
-    """Ranks on other machines must see the same source. Collective: all ranks must call it."""
-    labels = table.labels.tolist() if table.labels is not None else None
-    columns = {name: column.to_json() for name, column in table.columns.items()}
-    digest = files.sha256_bytes(files.canonical_json([table.keys, labels, table.classes, columns]))
-    for rank, theirs in enumerate(world.gather(digest)):
-        if theirs != world.broadcast(digest):
-            raise SourceError(
-                "source", f"rank {rank} sees other rows than rank 0; is the folder the same on all nodes?"
-            )
 
 
 def _duplicate_notes(manifest: Manifest) -> list[str]:

@@ -106,7 +106,7 @@ class Store:
 
         Raises whatever `decide` raises, ConflictError above all; the branch then is as it was.
         """
-        log = self._head(check_name("branch", branch))
+        log = self.head(check_name("branch", branch))
         while True:
             number = log.last()
             tip = self.tip(branch)
@@ -119,7 +119,7 @@ class Store:
 
     def tip(self, branch: str) -> Commit | None:
         """The newest commit of a branch, None for a branch that is not there. Raises CorruptError."""
-        log = self._head(branch)
+        log = self.head(branch)
         last = log.last()
         newest = log.newest()
         if newest is None or newest.number < last:
@@ -138,24 +138,33 @@ class Store:
             yield commit
             following = commit.parents[0] if commit.parents else None
 
-    def head_entries(self, branch: str) -> list[files.Entry]:
-        """Every move of a branch, oldest first."""
-        return self._head(branch).entries()
+    def head(self, branch: str) -> files.Log:
+        """The log of a branch's moves; a new object reads everything anew."""
+        return files.Log(self.layout.heads / branch, self.primitive)
 
     # -- names of commits
 
     def branches(self) -> list[str]:
         """The branches that have a commit, in order of name."""
-        return [name for name in _names_in(self.layout.heads) if self._head(name).last()]
+        return [name for name in _names_in(self.layout.heads) if self.head(name).last()]
 
     def tags(self) -> dict[str, str]:
         """Tag → commit, in order of name. Raises CorruptError."""
-        return {name: self._read_tag(name) for name in _names_in(self.layout.tags)}
+        return {name: self.read_tag(name) for name in self.tag_names()}
+
+    def tag_names(self) -> list[str]:
+        """The tags, in order of name; none is read."""
+        return _names_in(self.layout.tags)
+
+    def read_tag(self, tag: str) -> str:
+        """The commit that a tag which is there names. Raises CorruptError."""
+        path = self.layout.tags / tag
+        return str(files.decode_entry(path, path.read_bytes())["commit"])
 
     def create_branch(self, branch: str, commit_id: str) -> None:
         """Begin a branch at a commit. Raises InputError where the name is taken."""
         self._check_free(check_name("branch", branch))
-        if not self._head(branch).cas({"commit": commit_id, "by": who(), "time": now()}, after=0):
+        if not self.head(branch).cas({"commit": commit_id, "by": who(), "time": now()}, after=0):
             raise InputError(f"Dataset '{self.name}' has a branch '{branch}' since a moment ago; choose another name.")
 
     def create_tag(self, tag: str, commit_id: str) -> None:
@@ -169,10 +178,9 @@ class Store:
 
     def check_tag(self, tag: str, commit_id: str) -> None:
         """Raises InputError where the tag exists and names another commit."""
-        there = self.tags().get(tag)
-        if there not in (None, commit_id):
+        if tag in self.tag_names() and (there := self.read_tag(tag)) != commit_id:
             raise InputError(
-                f"Tag '{tag}' of dataset '{self.name}' names {short(str(there))} and never moves; "
+                f"Tag '{tag}' of dataset '{self.name}' names {short(there)} and never moves; "
                 f"for {short(commit_id)} choose another name."
             )
 
@@ -182,28 +190,21 @@ class Store:
             tip = self.tip(revision)
             assert tip is not None
             return tip.id
-        if (tagged := self.tags().get(revision)) is not None:
-            return tagged
+        if revision in self.tag_names():
+            return self.read_tag(revision)
         if len(revision) >= _MIN_PREFIX and not set(revision) - set("0123456789abcdef"):
             found = self.layout.commits_like(revision)
             if len(found) == 1:
                 return found[0]
             if found:
                 raise InputError(f"'{revision}' is the beginning of {len(found)} commits: {listing(found)}.")
-        known = [*self.branches(), *self.tags()]
+        known = [*self.branches(), *self.tag_names()]
         raise UnknownName(f"revision of dataset '{self.name}' called", revision, known)
 
     # -- inside
 
-    def _head(self, branch: str) -> files.Log:
-        return files.Log(self.layout.heads / branch, self.primitive)
-
-    def _read_tag(self, tag: str) -> str:
-        path = self.layout.tags / tag
-        return str(files.decode_entry(path, path.read_bytes())["commit"])
-
     def _check_free(self, name: str) -> None:
-        for kind, taken in (("branch", self.branches()), ("tag", list(self.tags()))):
+        for kind, taken in (("branch", self.branches()), ("tag", self.tag_names())):
             if name in taken:
                 raise InputError(f"Dataset '{self.name}' has a {kind} '{name}' already; choose another name.")
 

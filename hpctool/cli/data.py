@@ -1,0 +1,281 @@
+"""`hpctool data`: versions of datasets. What there is, what changed, who set a label, and is it all still whole."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
+from hpctool.data import describe
+from hpctool.data.diff import diff as diff_versions
+from hpctool.data.labels import blame as blame_row
+from hpctool.data.labels import read_fixes
+from hpctool.data.labels import relabel as relabel_rows
+from hpctool.data.layout import split_ref
+from hpctool.data.store import Store, short
+from hpctool.data.verify import verify as verify_store
+from hpctool.data.version import Version, open_version
+from hpctool.errors import InputError, OperationError
+
+
+@click.group()
+def group() -> None:
+    """Versions of datasets. A version is NAME (its main branch), or NAME@ with a branch, tag or commit."""
+
+
+def _open(root: Path | None, ref: str) -> Version:
+    return open_version(resolve_paths(root).datasets, ref)
+
+
+@group.command("list")
+@json_option
+@paths_option
+def list_command(as_json: bool, root: Path | None) -> None:
+    """List the datasets."""
+    datasets = resolve_paths(root).datasets
+    rows = list(describe.dataset_rows(datasets))
+    if as_json:
+        print_json(rows)
+    elif not rows:
+        say(f"There is no dataset in {datasets} yet. hpctool prepare data.name=digits makes one.")
+    else:
+        whole = [row for row in rows if not row["problem"]]
+        print_table(
+            ["dataset", "rows", "classes", "branches", "tags", "commit", "time"],
+            [
+                [
+                    row["name"],
+                    row["num_rows"],
+                    row["num_classes"],
+                    " ".join(row["branches"]),
+                    " ".join(row["tags"]),
+                    short(row["commit"]),
+                    row["time"],
+                ]
+                for row in whole
+            ],
+        )
+    for row in rows:
+        if row["problem"]:
+            say(f"hpctool: {row['name']}: {row['problem']}")
+
+
+@group.command()
+@click.argument("version")
+@json_option
+@paths_option
+def log(version: str, as_json: bool, root: Path | None) -> None:
+    """Show the history of a version, newest first."""
+    entries = list(describe.commit_entries(_open(root, version)))
+    if as_json:
+        print_json(entries)
+        return
+    print_table(
+        ["commit", "refs", "time", "author", "made by", "rows", "message"],
+        [
+            [
+                short(entry["commit"]),
+                " ".join(entry["refs"]),
+                entry["time"],
+                entry["author"],
+                entry["run"] or entry["operation"]["kind"],
+                entry["num_rows"],
+                entry["message"],
+            ]
+            for entry in entries
+        ],
+    )
+
+
+@group.command()
+@click.argument("version")
+@click.option("--rows", default=None, metavar="N|all", help="Show the uid, split and label of so many rows.")
+@json_option
+@paths_option
+def show(version: str, rows: str | None, as_json: bool, root: Path | None) -> None:
+    """Show a version, or its rows.
+
+    \b
+    hpctool data show digits@v1
+    hpctool data show digits --rows 20 --json
+    """
+    if rows is not None and rows != "all" and not rows.isdecimal():
+        raise InputError(f"--rows takes a number or 'all', not '{rows}'.")
+    found = _open(root, version)
+    if rows is not None:
+        entries = describe.row_entries(found, None if rows == "all" else int(rows))
+        if as_json:
+            print_json(entries)
+        else:
+            print_table(["row", "uid", "split", "label"], [list(entry.values()) for entry in entries])
+        return
+    summary = describe.version_summary(found)
+    if as_json:
+        print_json(summary)
+        return
+    facts = ["name", "revision", "commit", "message", "author", "time", "run", "num_rows", "size_bytes"]
+    print_table(["version", ""], [[fact, summary[fact]] for fact in facts])
+    print_table(
+        ["column", "dtype", "shape of a row", "classes"],
+        [
+            [column.name, column.dtype.name, "×".join(map(str, column.shape)), ", ".join(column.classes or [])]
+            for column in found.columns.values()
+        ],
+    )
+    print_table(["split", "rows"], [[name, count] for name, count in found.splits.items()])
+
+
+@group.command()
+@click.argument("version")
+@json_option
+@paths_option
+def stats(version: str, as_json: bool, root: Path | None) -> None:
+    """Show rows, classes and the features' moments in each split."""
+    found = _open(root, version)
+    statistics = found.contents.stats
+    if as_json:
+        print_json({"classes": found.classes, **statistics})
+        return
+    splits = {name: statistics["splits"][name] for name in found.splits}
+    print_table(["split", "rows"], [[name, split["rows"]] for name, split in splits.items()])
+    if found.classes:
+        counts = [[name, *(split["classes"][i] for split in splits.values())] for i, name in enumerate(found.classes)]
+        print_table(["class", *splits], [*counts, ["(no label)", *(split["unlabelled"] for split in splits.values())]])
+    print_table(
+        ["split", "feature", "count", "min", "max", "mean", "std"],
+        [
+            [name, feature, *(moments[key] for key in ("count", "min", "max", "mean", "std"))]
+            for name, split in splits.items()
+            for feature, moments in split["features"].items()
+        ],
+    )
+    twice = statistics["duplicates"]
+    say(f"{twice['repeated']} rows repeat another; {twice['leaked']} contents stand in more than one split.")
+
+
+@group.command()
+@click.argument("a")
+@click.argument("b")
+@json_option
+@paths_option
+def diff(a: str, b: str, as_json: bool, root: Path | None) -> None:
+    """Show what is different in version B from version A: rows, columns, labels.
+
+    \b
+    hpctool data diff digits@v1 digits
+    """
+    found = diff_versions(_open(root, a), _open(root, b))
+    if as_json:
+        print_json(found.to_json())
+        return
+    if found.is_empty:
+        say(f"{found.a} and {found.b} hold the same.")
+        return
+    for kind in ("rows_added", "rows_removed", "rows_changed"):
+        if uids := getattr(found, kind):
+            say(f"{kind.replace('_', ' ')}: {len(uids):,}")
+    for kind in ("columns_added", "columns_removed", "columns_changed"):
+        if names := getattr(found, kind):
+            say(f"{kind.replace('_', ' ')}: {', '.join(names)}")
+    if found.relabelled:
+        print_table(
+            ["label from", "to", "rows"], found.label_counts(), title=f"{len(found.relabelled):,} labels changed"
+        )
+
+
+@group.command()
+@click.argument("version")
+@click.argument("uid")
+@json_option
+@paths_option
+def blame(version: str, uid: str, as_json: bool, root: Path | None) -> None:
+    """Show who set a row's label, when and why, newest first."""
+    entries = [asdict(entry) for entry in blame_row(_open(root, version), uid)]
+    if as_json:
+        print_json(entries)
+        return
+    print_table(
+        ["label", "was", "who", "when", "why", "commit"],
+        [[e["new"], e["old"], e["who"], e["when"], e["why"], short(e["commit"])] for e in entries],
+    )
+
+
+@group.command()
+@click.argument("dataset")
+@click.option("--from", "fixes", required=True, type=click.Path(path_type=Path), help="csv with columns uid, label.")
+@click.option("-m", "--message", required=True, help="Why.")
+@click.option("--tag", default=None, help="Name the new version for ever.")
+@json_option
+@paths_option
+def relabel(dataset: str, fixes: Path, message: str, tag: str | None, as_json: bool, root: Path | None) -> None:
+    """Change labels: a new version that shares everything else. DATASET is NAME or NAME@branch.
+
+    The csv has the columns uid and label (a class's name or index), and perhaps who and why.
+    """
+    version = _open(root, dataset)
+    if version.revision not in version.store.branches():
+        raise InputError(f"'{version.revision}' is no branch of dataset '{version.name}'; labels go onto a branch.")
+    changes = read_fixes(version, fixes)
+    commit = relabel_rows(version.store, version.revision, changes, message, tag, base=version.commit)
+    num_labels = commit.operation["num_labels"] if commit.id != version.commit else 0
+    if as_json:
+        print_json({"dataset": version.ref, "commit": commit.id, "num_labels": num_labels, "tag": tag})
+    elif num_labels:
+        say(f"{version.ref}: {num_labels:,} labels changed; commit {short(commit.id)}.")
+    else:
+        say(f"{version.ref}: unchanged, all {len(changes):,} labels are so already; commit {short(commit.id)}.")
+
+
+@group.command()
+@click.argument("version")
+@click.argument("name")
+@json_option
+@paths_option
+def tag(version: str, name: str, as_json: bool, root: Path | None) -> None:
+    """Name a version for ever: hpctool data tag digits v2."""
+    found = _open(root, version)
+    found.store.create_tag(name, found.commit)
+    if as_json:
+        print_json({"tag": name, "commit": found.commit})
+    else:
+        say(f"{found.name}@{name} is commit {short(found.commit)}.")
+
+
+@group.command()
+@click.argument("version")
+@click.argument("name", required=False)
+@json_option
+@paths_option
+def branch(version: str, name: str | None, as_json: bool, root: Path | None) -> None:
+    """Begin a branch at a version, or list the branches: hpctool data branch digits@v1 experiment."""
+    if name is not None:
+        found = _open(root, version)
+        found.store.create_branch(name, found.commit)
+        say(f"{found.name}@{name} begins at commit {short(found.commit)}.")
+    store = Store.open(resolve_paths(root).datasets, split_ref(version)[0])
+    tips = {branch: store.resolve(branch) for branch in store.branches()}
+    if as_json:
+        print_json(tips)
+    elif name is None:
+        print_table(["branch", "commit"], [[branch, short(commit)] for branch, commit in tips.items()])
+
+
+@group.command()
+@click.argument("dataset")
+@click.option("--deep", is_flag=True, help="Read every object and check its checksums, not only its size.")
+@json_option
+@paths_option
+def verify(dataset: str, deep: bool, as_json: bool, root: Path | None) -> None:
+    """Check that everything a dataset's versions need is there and is what was written."""
+    report = verify_store(Store.open(resolve_paths(root).datasets, split_ref(dataset)[0]), deep=deep)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        for damage in report.damaged:
+            click.echo(f"{damage.path} is damaged: {damage.problem}. It is needed by {', '.join(damage.versions)}.")
+        checked = "read" if deep else "found with their size; --deep reads them"
+        say(f"{report.num_commits} commits, {report.num_objects} objects ({report.size_bytes:,} bytes) {checked}.")
+    if report.damaged:
+        raise OperationError(f"{len(report.damaged)} files of dataset '{dataset}' are damaged.")

@@ -1,0 +1,265 @@
+"""Labels: changed by a commit that writes labels only and says who changed which, when and why; and asked for that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hpctool.data.commit import Commit, Draft
+from hpctool.data.identity import places, uids_from_hex
+from hpctool.data.layout import check_name
+from hpctool.data.manifest import LABEL, NO_LABEL, UID, Manifest
+from hpctool.data.objects import StoredObject
+from hpctool.data.sources.csvfile import read_csv
+from hpctool.data.stats import label_counts
+from hpctool.data.store import Store, short
+from hpctool.data.version import Version
+from hpctool.errors import ConflictError, InputError, SourceError, UnknownName
+from hpctool.rundir import now, who
+
+
+class Change(NamedTuple):
+    """One label to be set: `label` is a class index, or -1 for none; who decided it, why, and when (ISO 8601)."""
+
+    uid: str
+    label: int
+    who: str
+    why: str
+    when: str
+
+
+@dataclass(frozen=True)
+class Blame:
+    """One setting of a row's label: class names, empty for no label; the first has no `old`."""
+
+    commit: str
+    old: str
+    new: str
+    who: str
+    when: str
+    why: str
+
+
+def relabel(
+    store: Store,
+    branch: str,
+    changes: Sequence[Change | tuple[str, int, str, str, str]],
+    message: str,
+    tag: str | None = None,
+    *,
+    base: str | None = None,
+    run: str = "",
+) -> Commit:
+    """Commit changed labels onto a branch; the tip itself where all labels are so already.
+
+    `base` is the commit whose labels the deciders saw (default: the tip). A row that was changed otherwise since is a
+    ConflictError that names both; other rows' changes are kept. Raises InputError on rows or labels that are not there
+    and on a tag that is taken; the dataset is unchanged then.
+    """
+    wanted = [Change(*change) for change in changes]
+    seen = Version(store, branch, base or _tip(store, branch).id)
+    _check(seen, wanted)
+    if tag is not None:
+        check_name("tag", tag)
+    new = np.array([change.label for change in wanted], np.int64)
+    uids = [change.uid for change in wanted]
+    old = seen.read(LABEL, seen.find(uids))
+
+    def decide(tip: Commit | None) -> Draft | Commit:
+        assert tip is not None, "a branch does not lose its commits"
+        current = Version(store, branch, tip.id)
+        rows = current.find(uids)
+        now_there = _labels_there(current, wanted, rows, old, new)
+        effective = np.flatnonzero(now_there != new)
+        if not effective.size:
+            return tip
+        if tag is not None and tag in store.tag_names():
+            raise InputError(f"Dataset '{store.name}' has a tag '{tag}' already; choose another name.")
+        manifest = _with_labels(current, rows[effective], new[effective])
+        return Draft(
+            manifest=store.put_manifest(manifest),
+            message=message,
+            operation={"kind": "relabel", "num_labels": int(effective.size)},
+            changes=_put_changes(store, [wanted[i] for i in effective], now_there[effective]),
+            run=run,
+        )
+
+    commit = store.commit(branch, decide)
+    if tag is not None:
+        store.create_tag(tag, commit.id)
+    return commit
+
+
+def read_fixes(version: Version, path: Path) -> list[Change]:
+    """The changes that a csv file asks for: columns uid and label (a class's name or index), perhaps who and why.
+
+    The whole file is checked. Raises SourceError with the line.
+    """
+    header, lines, rows = read_csv(path)
+    for name in ("uid", "label"):
+        if name not in header:
+            raise SourceError(path, f"it has no column '{name}'; it has {', '.join(header)}.", 1)
+    place = {name: header.index(name) for name in header}
+    cells = [{name: row[number].strip() for name, number in place.items()} for row in rows]
+    uids = [cell["uid"].lower() for cell in cells]
+    labels = [_label(version, path, line, cell["label"]) for line, cell in zip(lines, cells, strict=True)]
+    _check_uids(version, path, lines, uids)
+    first: dict[str, int] = {}
+    for line, uid, label in zip(lines, uids, labels, strict=True):
+        if first.setdefault(uid, label) != label:
+            raise SourceError(path, f"row {uid} stands before with another label.", line)
+    time, person = now(), who()
+    changes = {
+        uid: Change(uid, label, cell.get("who") or person, cell.get("why") or "", time)
+        for uid, label, cell in zip(uids, labels, cells, strict=True)
+    }
+    return list(changes.values())
+
+
+def blame(version: Version, uid: str) -> list[Blame]:
+    """Who set a row's label, when and why, the newest first; the last is the import. Raises UnknownName."""
+    store, wanted = version.store, _one_uid(version, uid)
+    found: list[Blame] = []
+    label: str | None = None
+    for commit in reversed(list(store.history(version.commit))):
+        then = Version(store, commit.id, commit.id)
+        if commit.changes is not None:
+            row = int(places(wanted, store.get(commit.changes, UID))[0])
+            if row >= 0:
+                found.append(_change_of(then, commit, commit.changes, row))
+                label = found[-1].new
+            continue
+        row = int(then.find([uid])[0])
+        if row >= 0 and (given := class_name(then, int(then.read(LABEL, np.array([row]))[0]))) != label:
+            found.append(Blame(commit.id, label or "", given, commit.author, commit.time, commit.message))
+            label = given
+    return found[::-1]
+
+
+def class_name(version: Version, label: int) -> str:
+    """The class's name, empty for -1."""
+    return "" if label == NO_LABEL else version.classes[label]
+
+
+def _tip(store: Store, branch: str) -> Commit:
+    tip = store.tip(branch)
+    if tip is None:
+        raise UnknownName(f"branch of dataset '{store.name}' called", branch, store.branches())
+    return tip
+
+
+def _check(version: Version, changes: list[Change]) -> None:
+    if LABEL not in version.columns:
+        raise InputError(f"{version.ref} has no labels; prepare it with source.classes=[…] to label it.")
+    if not changes:
+        raise InputError(f"There is no label to change in {version.ref}.")
+    if len({change.uid for change in changes}) < len(changes):
+        raise InputError("A row stands twice among the changes; give each uid once.")
+    for change in changes:
+        if not NO_LABEL <= change.label < len(version.classes):
+            raise InputError(
+                f"Label {change.label} of row {change.uid} is out of range: {version.ref} has {len(version.classes)} "
+                "classes."
+            )
+    try:
+        rows = version.find([change.uid for change in changes])
+    except ValueError as error:
+        raise InputError(f"Among the changes is a uid that cannot be one: {error}.") from error
+    if (rows < 0).any():
+        raise InputError(f"There is no row {changes[int(np.argmin(rows))].uid} in {version.ref}.")
+
+
+def _labels_there(
+    current: Version,
+    wanted: list[Change],
+    rows: npt.NDArray[np.int64],
+    old: npt.NDArray[np.int64],
+    new: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """The labels that the rows have at the tip. Raises ConflictError where somebody else changed one of them."""
+    gone = rows < 0
+    labels: npt.NDArray[np.int64] = np.where(gone, NO_LABEL, current.read(LABEL, np.where(gone, 0, rows)))
+    touched = np.flatnonzero(gone | ((labels != old) & (labels != new)))
+    if touched.size:
+        first = int(touched[0])
+        uid, label = wanted[first].uid, class_name(current, int(labels[first]))
+        ours = f"'{class_name(current, wanted[first].label)}' by {wanted[first].who}"
+        theirs = f"'{label}'" if not gone[first] else "gone"
+        if not gone[first] and (last := blame(current, uid)):
+            theirs += f" by {last[0].who} in commit {short(last[0].commit)}"
+        raise ConflictError(f"The label of row {uid} in {current.ref}", ours, theirs)
+    return labels
+
+
+def _with_labels(version: Version, rows: npt.NDArray[np.int64], new: npt.NDArray[np.int64]) -> Manifest:
+    """The version's contents with other labels; only row groups that hold one of the rows get a new object."""
+    store, contents = version.store, version.contents
+    labels = version.read(LABEL)
+    labels[rows] = new
+    groups, first = [], 0
+    for group in contents.row_groups:
+        stop = first + group.num_rows
+        if ((rows >= first) & (rows < stop)).any():
+            group = group.with_object(store.put({LABEL: labels[first:stop]}))
+        groups.append(group)
+        first = stop
+    counts = label_counts(labels, {split: version.split_rows(split) for split in version.splits}, version.classes)
+    splits = {split: found | counts[split] for split, found in contents.stats["splits"].items()}
+    return replace(contents, row_groups=groups, stats=contents.stats | {"splits": splits})
+
+
+def _put_changes(store: Store, changes: list[Change], old: npt.NDArray[np.int64]) -> StoredObject:
+    texts = {
+        "who": [change.who for change in changes],
+        "when": [change.when for change in changes],
+        "why": [change.why for change in changes],
+    }
+    return store.put(
+        {
+            UID: uids_from_hex([change.uid for change in changes]),
+            "old": old,
+            "new": np.array([change.label for change in changes], np.int64),
+            **{name: np.array([text.encode() for text in column]) for name, column in texts.items()},
+        }
+    )
+
+
+def _change_of(version: Version, commit: Commit, changes: StoredObject, row: int) -> Blame:
+    values = {name: version.store.get(changes, name)[row] for name in ("old", "new", "who", "when", "why")}
+    old, new = (class_name(version, int(values[name])) for name in ("old", "new"))
+    said, when, why = (values[name].decode() for name in ("who", "when", "why"))
+    return Blame(commit.id, old, new, said, when, why or commit.message)
+
+
+def _one_uid(version: Version, uid: str) -> npt.NDArray[np.uint8]:
+    try:
+        wanted = uids_from_hex([uid])
+    except ValueError as error:
+        raise InputError(f"'{uid}' cannot be the uid of a row: {error}.") from error
+    if version.find([uid])[0] < 0:
+        raise InputError(f"There is no row {uid} in {version.ref}. See: hpctool data show {version.ref} --rows all")
+    return wanted
+
+
+def _label(version: Version, path: Path, line: int, text: str) -> int:
+    try:
+        return version.label_index(text)
+    except InputError as error:
+        raise SourceError(path, str(error), line) from error
+
+
+def _check_uids(version: Version, path: Path, lines: list[int], uids: list[str]) -> None:
+    for line, uid in zip(lines, uids, strict=True):
+        try:
+            uids_from_hex([uid])
+        except ValueError as error:
+            raise SourceError(path, f"'{uid}' cannot be the uid of a row: {error}.", line) from error
+    unknown = np.flatnonzero(version.find(uids) < 0)
+    if unknown.size:
+        first = int(unknown[0])
+        raise SourceError(path, f"there is no row {uids[first]} in {version.ref}.", lines[first])
