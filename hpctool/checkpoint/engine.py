@@ -72,7 +72,9 @@ class Checkpointer:
             if self.world.is_main:
                 self._undo(final.parent / name, final)
             if isinstance(error, OSError):
-                text = f"The checkpoint of step {step} was not saved ({error.strerror}); the one before it stays"
+                text = (
+                    f"The checkpoint of step {step} was not saved ({error.strerror or error}); the one before it stays"
+                )
                 raise OSError(error.errno, text, error.filename or str(final)) from error
             raise
         if self.world.is_main:

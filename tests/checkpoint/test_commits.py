@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import time
-from collections.abc import Callable, ItemsView
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import pytest
 from hpctool.checkpoint import Checkpointer, committed
 from hpctool.checkpoint.commits import Commit, commit
 from hpctool.errors import FencedError
+from hpctool.files import Entry, Log
 from hpctool.rundir import RunDir, create_run
 from hpctool.world import World
 
@@ -50,11 +51,24 @@ def test_an_attempt_that_was_replaced_is_fenced_and_leaves_nothing(run: RunDir, 
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-00000001.a1", "step-00000002.a2"]
 
 
+def test_an_attempt_replaced_between_looking_and_writing_is_fenced(run: RunDir, begin: Begin) -> None:
+    class SlowLog(Log):
+        def entries(self, after: int = 0) -> list[Entry]:
+            found = super().entries(after)
+            if run.story().attempt == 1:
+                begin(run)
+            return found
+
+    with pytest.raises(FencedError):
+        commit(run, SlowLog(run.ledger.folder), Commit(1, 1, run.checkpoint(1), ""))
+    assert committed(run) == []
+
+
 def test_an_attempt_replaced_while_it_writes_is_fenced_at_the_entry(run: RunDir, begin: Begin) -> None:
     class SlowState(dict[str, object]):
-        def items(self) -> ItemsView[str, object]:
+        def __iter__(self) -> Iterator[str]:
             begin(run)
-            return super().items()
+            return super().__iter__()
 
     with pytest.raises(FencedError):
         Checkpointer(run, World()).save(SlowState(w=np.ones(2)), 1)

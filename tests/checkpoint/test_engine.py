@@ -69,6 +69,14 @@ def test_a_step_that_is_committed_is_not_written_again(run: RunDir) -> None:
     assert len(committed(run)) == 1
 
 
+def test_a_folder_that_never_became_a_checkpoint_is_not_in_the_way(run: RunDir) -> None:
+    saver = Checkpointer(run, World())
+    run.checkpoint(1).mkdir(parents=True)
+    (run.checkpoint(1) / "state.json").touch()
+    saver.save(state_of(1), 1)
+    assert restored_step(run) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -189,7 +197,7 @@ def test_killed_at_any_moment_nothing_acknowledged_is_lost(run: RunDir, spawn: S
         assert acknowledged <= restored_step(run) <= acknowledged + 1
     assert acknowledged > 30
     assert unfinished > 10  # otherwise the kills did not come while it saved
-    Checkpointer(RunDir(run.path, 34), World()).restore()
+    Checkpointer(RunDir(run.path, 34), World()).save(state_of(1), acknowledged + 2)
     assert names(run) == sorted(made.path.name for made in committed(run)[-2:])
 
 
