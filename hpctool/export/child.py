@@ -26,8 +26,9 @@ def graph_of(rundir: RunDir, temperature: float, example: Array) -> Graph:
     with tempfile.TemporaryDirectory(prefix="hpctool-export-") as folder:
         np.save(Path(folder) / "example.npy", example, allow_pickle=False)
         request = {"run": str(rundir.path.absolute()), "temperature": temperature.hex(), "folder": folder}
-        # The same modules are found as here, the user's own among them; launchers' variables would make it a rank.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        # The same modules are found as here, in the same order, the user's own among them.
+        search_path = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        environment = {**os.environ, "PYTHONPATH": search_path, "PYTHONSAFEPATH": "1"}
         done = subprocess.run(
             [sys.executable, "-m", "hpctool.export.child"],
             input=json.dumps(request),

@@ -7,6 +7,7 @@ dataset, `black` and `white` for the two images that no dataset has.
 from __future__ import annotations
 
 import io
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,10 @@ def to_bytes(golden: Golden) -> bytes:
 def read(path: Path) -> Golden:
     """The golden rows of a bundle. Raises CorruptError."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Through memory: np.load leaves a file open that it cannot read.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         inputs, uids = arrays.pop("input"), arrays.pop("uid").tolist()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise CorruptError(path, f"it holds no golden rows ({error})") from error
     return Golden(inputs, arrays, uids)

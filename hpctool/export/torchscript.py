@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,8 +46,8 @@ class Graph:
 def to_graph(module: nn.Module, example: Tensor) -> Graph:
     """Script a module, or trace it where it cannot be scripted; freeze it; no parity is checked here.
 
-    The bytes are the same in every fresh process (type names of a process that has scripted before may differ), and
-    go through a buffer, since torch writes a file's own name into it. Raises what the module's forward raises.
+    The bytes are the same in every fresh process, wherever the code lies; a process that has scripted before numbers
+    its types on. They go through a buffer, since torch writes a file's own name into it. Raises what `module` raises.
     """
     module = module.eval()
     method, reason = "script", ""
@@ -59,7 +60,7 @@ def to_graph(module: nn.Module, example: Tensor) -> Graph:
             scripted, said = _trace(module, example)
         buffer = io.BytesIO()
         torch.jit.save(torch.jit.freeze(scripted.eval()), buffer)
-    return Graph(buffer.getvalue(), method, reason, said)
+    return Graph(_without_debug(buffer.getvalue()), method, reason, said)
 
 
 def load(path: Path) -> torch.jit.ScriptModule:
@@ -80,6 +81,17 @@ def _trace(module: nn.Module, example: Tensor) -> tuple[torch.jit.ScriptModule, 
         traced = torch.jit.trace(module, (example,), check_trace=False)  # type: ignore[no-untyped-call]
     said = [str(w.message) for w in caught if issubclass(w.category, TracerWarning)]
     return traced, list(dict.fromkeys(said))
+
+
+def _without_debug(data: bytes) -> bytes:
+    """The same archive without the records that hold source paths: the next checkout would give other bytes."""
+    stripped = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(stripped, "w", zipfile.ZIP_STORED) as new:
+        for name in old.namelist():
+            # The serialization id is a digest over all records, the left-out ones too; loading needs neither.
+            if not name.endswith((".debug_pkl", ".data/serialization_id")):
+                new.writestr(zipfile.ZipInfo(name), old.read(name))
+    return stripped.getvalue()
 
 
 def _first_line(error: Exception) -> str:

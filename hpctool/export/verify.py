@@ -22,11 +22,12 @@ REPEATS = 3  # TorchScript changes its kernels after the first call
 
 @dataclass(frozen=True)
 class Loaded:
-    """A bundle that has passed its golden test. `worst` is the largest difference found in it."""
+    """A bundle that has passed its golden test, with the largest difference that was found in it."""
 
     bundle: Bundle
     module: torch.jit.ScriptModule
     signature: Signature
+    num_golden: int
     worst: float
 
     def __call__(self, inputs: golden.Array) -> dict[str, golden.Array]:
@@ -64,4 +65,4 @@ def load_verified(path: Path) -> Loaded:
             where = f"{bundle}, golden test of {count} rows, call {call}"
             found = parity.answers_or_refusal(module, x, where)
             worst = max(worst, parity.compare(found, expected, signature.tolerance, where))
-    return Loaded(bundle, module, signature, worst)
+    return Loaded(bundle, module, signature, len(rows.inputs), worst)
