@@ -82,7 +82,7 @@ def part(ours: Curves, theirs: Curves) -> Parting:
     steps: set[int] = set()
     first: Parting | None = None
     for name in sorted(set(ours) & set(theirs)):
-        if _MEASURED.search(name):
+        if is_measured(name):
             continue
         other = dict(theirs[name])
         for step, value in ours[name]:
@@ -94,6 +94,11 @@ def part(ours: Curves, theirs: Curves) -> Parting:
     if first is None:
         return Parting(len(steps))
     return Parting(len(steps), first.step, first.metric, first.values)
+
+
+def is_measured(name: str) -> bool:
+    """Whether a metric is a time or an amount of the machine: `perf/…`, `time/…`, `system/…`, `…_s`, `…_mb` …"""
+    return _MEASURED.search(name) is not None
 
 
 def _same(a: float, b: float) -> bool:

@@ -33,7 +33,7 @@ def describe(rundir: RunDir) -> dict[str, Any]:
         "where": story.where,
         "started": None,
         "ended": None,
-        "attempts_table": [],
+        "history": [],
         "checkpoints": [],
         "summary": {},
         "failure": None,
@@ -44,8 +44,8 @@ def describe(rundir: RunDir) -> dict[str, Any]:
     with noting(problems):
         found["summary"] = summary(read_metrics(rundir, story))
     with noting(problems):
-        found["attempts_table"] = attempts(story)
-        found["started"] = found["attempts_table"][0]["began"] if found["attempts_table"] else None
+        found["history"] = attempts(story)
+        found["started"] = found["history"][0]["began"] if found["history"] else None
     with noting(problems):
         found["checkpoints"] = [_checkpoint(rundir, body) for body in story.checkpoints]
     with noting(problems):
@@ -61,7 +61,7 @@ def describe(rundir: RunDir) -> dict[str, Any]:
 def attempts(story: Story) -> list[dict[str, Any]]:
     """The attempts as their ledger tells them: number, nodes, from_step, to_step, state, cause, began, duration_s.
 
-    An attempt that never said how it ended, and is not the newest, is `lost`: killed, or its node was.
+    An attempt that never said how it ended, and is not the newest, is `lost`.
     """
     resumed = {body["attempt"]: body["step"] for body in story.of_kind("resumed")}
     ended = {body["attempt"]: body for body in story.of_kind("ended")}
@@ -81,7 +81,7 @@ def attempts(story: Story) -> list[dict[str, Any]]:
                 "from_step": resumed.get(number, body.get("step", 0)),
                 "to_step": end.get("step", max(reached, default=None)),
                 "state": story.state if is_newest else end.get("state", "lost"),
-                "cause": story.cause if is_newest else end.get("cause", ""),
+                "cause": story.cause if is_newest else end.get("cause", "" if end else "killed, or its node was lost"),
                 "began": body.get("time"),
                 "duration_s": _seconds(body.get("time"), end.get("time")),
             }

@@ -105,7 +105,7 @@ def list_rows(runs: Path) -> list[Row]:
                 row = rows.setdefault(cell.id, cell)
                 row.sweep = row.sweep or sweep_id
         if problems:
-            rows[sweep_id] = Row(sweep_id, cause=problems[0], problems=problems, sweep=sweep_id)
+            rows[sweep_id] = Row(sweep_id, cause="sweep.json cannot be read", problems=problems, sweep=sweep_id)
     # Cells of one sweep have one time; they stand in the order of their index.
     ordered = sorted(rows.values(), key=lambda row: row.cell or 0)
     return sorted(ordered, key=lambda row: row.created, reverse=True)
@@ -119,7 +119,7 @@ def read_row(rundir: RunDir) -> Row:
         _take_record(row, rundir.record())
         row.state = ""
     if row.problems:
-        row.cause = row.problems[0]
+        row.cause = "run.json cannot be read"
         return row
     with noting(row.problems):
         result = _checked_result(rundir)
@@ -210,7 +210,7 @@ def noting(problems: list[str]) -> Iterator[None]:
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             # It can be read, but is not what was written.
             problems.append(f"A file does not hold what it should ({type(error).__name__}: {error}).")
-    problems.extend(str(one.message) for one in said)
+    problems.extend(dict.fromkeys(str(one.message) for one in said))
 
 
 def _take_record(row: Row, record: dict[str, Any]) -> None:
