@@ -70,14 +70,14 @@ class Block(nn.Module):
     def forward(self, x_NTD: Tensor) -> Tensor:
         """float (N, T, D) → float (N, T, D)."""
         x_NTD = x_NTD + self.dropout(self.attention(self.norm_attention(x_NTD)))
-        return x_NTD + self.dropout(self.mlp(self.norm_mlp(x_NTD)))
+        out_NTD: Tensor = x_NTD + self.dropout(self.mlp(self.norm_mlp(x_NTD)))
+        return out_NTD
 
     def attention(self, x_NTD: Tensor) -> Tensor:
         """Scaled dot-product attention of each token to all: float (N, T, D) → float (N, T, D)."""
         n, t, d = x_NTD.shape
-        qkv_3NATd = (
-            self.query_key_value(x_NTD).view(n, t, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
-        )
+        qkv_NT3Ad = self.query_key_value(x_NTD).view(n, t, 3, self.num_heads, d // self.num_heads)
+        qkv_3NATd = qkv_NT3Ad.permute(2, 0, 3, 1, 4)
         mixed_NATd = functional.scaled_dot_product_attention(qkv_3NATd[0], qkv_3NATd[1], qkv_3NATd[2])
         out_NTD: Tensor = self.project(mixed_NATd.transpose(1, 2).reshape(n, t, d))
         return out_NTD

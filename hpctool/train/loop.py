@@ -1,0 +1,313 @@
+"""The training loop: the whole story of a step, in one file, to be read and to be copied.
+
+An attempt builds the model, restores the newest checkpoint, and then takes steps until the budget is reached:
+
+    batch → forward, backward (gradients averaged over ranks) → finite? → clip → optimizer step
+    → at the boundary: log, validate, agree with the other ranks, save, stop
+
+What makes a run that was killed end with the same bits as one that was not:
+- the batch of a step is a pure function of the number of samples consumed (samples.py);
+- every random stream is in the checkpoint, and drawn from in steps only (seeds.py);
+- gradients are summed in the same order in every attempt (parallel.py);
+- what happens at a boundary depends on the step, or is agreed on, and changes nothing that is trained.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpctool.checkpoint import Checkpointer, Restored, check_state, param_digest
+from hpctool.data.version import open_version
+from hpctool.errors import OperationError, Stopped
+from hpctool.launch import signals
+from hpctool.rundir import RunDir
+from hpctool.track.metrics import MetricWriter
+from hpctool.train import parallel, params, seeds
+from hpctool.train.fingerprint import differences, fingerprint
+from hpctool.train.meter import Meter, Progress
+from hpctool.train.resolve import check_layout
+from hpctool.train.samples import Samples
+from hpctool.train.schedule import lr_factor, num_steps
+from hpctool.train.task import Batch
+from hpctool.world import World
+
+
+def train(rundir: RunDir, world: World) -> dict[str, Any]:
+    """Train a run to the end of its budget and return its result; one that is there already only returns it.
+
+    Collective: all ranks must call it. Raises Stopped after saving, when any rank was asked to stop; OperationError on
+    gradients that are not finite; InputError for what does not fit; and what checkpoints and data raise.
+    """
+    trainer = Trainer(rundir, world)
+    trainer.resume()
+    with MetricWriter(rundir, world) as writer:
+        trainer.run(writer)
+    return trainer.result()
+
+
+class Trainer:
+    """One attempt of a run: what it holds, and what is done with it. Collective: all ranks make one."""
+
+    def __init__(self, rundir: RunDir, world: World) -> None:
+        self.rundir, self.world = rundir, world
+        self.cfg = cfg = params.read_config(rundir)
+        check_layout(cfg.loop, world.size)
+        torch.set_num_threads(cfg.num_threads)
+        torch.use_deterministic_algorithms(True)
+        self.device = parallel.device_of(world)
+
+        version = open_version(Path(cfg.paths.datasets), cfg.data.name)
+        self.samples = Samples(version, cfg.data, cfg.data.train_split, cfg.seed, params.build_augment(cfg))
+        self.val_samples = Samples(version, cfg.data, cfg.data.val_split)
+        self.max_steps = num_steps(cfg.loop, len(self.samples))
+        self.eval_every = cfg.loop.eval_every_steps or math.ceil(len(self.samples) / cfg.loop.global_batch_size)
+
+        # The same model on every rank, then other random numbers on each.
+        seeds.seed_everything(cfg.seed)
+        self.task = params.build_task(cfg)
+        self.task.preprocess.to(self.device)
+        self.model = params.build_model(cfg).to(self.device)
+        self.optimizer = params.build_optimizer(cfg, self.model)
+        self.lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.ema = params.build_average(cfg, self.model)
+        self.forward = parallel.replicate(self.model, self.device, world, cfg.parallel)
+        seeds.seed_everything(cfg.seed, 1 + world.rank)
+
+        self.step = 0
+        self.consumed = 0  # samples, over all ranks
+        self.meter = Meter()  # since the last line of metrics
+        self.metrics: dict[str, float] = {}  # the newest value of each
+        self.best: dict[str, Any] = {"step": 0, "metrics": {}, "params": None}
+
+        self.checkpoints = Checkpointer(rundir, world, cfg.loop.keep_last)
+        self.saved_s = time.monotonic()
+        self.agreement = parallel.Agreement(world)
+        self.progress = Progress(self.max_steps, self.say)
+
+    # ------------------------------------------------------------------------------------------ the whole of it
+
+    def run(self, writer: MetricWriter) -> None:
+        """Take steps until the budget is reached. Raises Stopped, OperationError."""
+        if self.step == self.max_steps:
+            return
+        with parallel.peers(self.world):
+            self.warm_up()
+            self.progress.begin()
+            while self.step < self.max_steps:
+                grad_norm = self.train_step()
+                self.log(writer, grad_norm)
+                self.validate(writer)
+                self.progress.speak(self.step, self.metrics)
+                self.save_or_stop(writer)
+            self.agreement.finish()
+
+    def train_step(self) -> float:
+        """One optimizer step over one global batch; the norm of its gradient. Raises OperationError."""
+        factor = lr_factor(self.cfg.schedule, self.step, self.max_steps)
+        for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
+            group["lr"] = lr * factor
+        num_passes = self.cfg.loop.accumulate
+        for number in range(num_passes):
+            batch = self.batch(self.consumed, number)
+            with parallel.averaging(self.forward, now=number == num_passes - 1):
+                loss, sums = self.task.loss(self.forward, batch)
+                (loss / num_passes).backward()  # type: ignore[no-untyped-call]
+            self.meter.add(sums)
+        grad_norm = self.clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        self.step += 1
+        self.consumed += self.cfg.loop.global_batch_size
+        self.progress.count(self.cfg.loop.global_batch_size)
+        return grad_norm
+
+    def batch(self, start: int, number: int) -> Batch:
+        """This rank's part of the global batch that begins at position `start`, for pass `number` of the step."""
+        share = self.cfg.loop.global_batch_size // (self.world.size * self.cfg.loop.accumulate)
+        first = start + (self.world.rank * self.cfg.loop.accumulate + number) * share
+        return self.to_device(self.samples.stream(first, first + share))
+
+    def clip(self) -> float:
+        """The norm of the averaged gradient, which is the same on all ranks, so all of them stop here or none."""
+        trained = [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(p.grad for _, p in trained if p.grad is not None)
+        if not math.isfinite(float(norm)):
+            bad = [name for name, p in trained if p.grad is not None and not torch.isfinite(p.grad).all()]
+            raise OperationError(
+                f"Step {self.step + 1}: the gradient is not finite (norm {float(norm)}, first in "
+                f"'{(bad or ['the sum of squares'])[0]}'), so this step was not taken; the parameters before it are "
+                "sound. Lower optim.lr, set loop.grad_clip, or look at the data of this step."
+            )
+        if self.cfg.loop.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_([p for _, p in trained], self.cfg.loop.grad_clip, norm)
+        return float(norm)
+
+    # ------------------------------------------------------------------------------------------ at the boundary
+
+    def log(self, writer: MetricWriter, grad_norm: float) -> None:
+        """Write the training metrics of the steps since the last line, if one is due. Collective."""
+        if self.step % self.cfg.track.every_steps and self.step != self.max_steps:
+            return
+        values = {f"train/{name}": value for name, value in self.task.metrics(self.meter.total(self.world)).items()}
+        self.meter = Meter()
+        self.metrics |= values
+        others = {
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/grad_norm": grad_norm,
+            "train/samples_per_s": self.progress.samples_per_s,
+            "epoch": self.consumed / len(self.samples),
+        }
+        writer.log(self.step, values | others)
+
+    def validate(self, writer: MetricWriter) -> None:
+        """Measure on the validation split, if that is due, and keep what was best. Collective."""
+        if self.step % self.eval_every and self.step != self.max_steps:
+            return
+        self.share_buffers()
+        model = self.trained.eval()
+        meter = Meter()
+        with torch.no_grad():
+            for batch in self.val_samples.share(self.world.rank, self.world.size, self.cfg.loop.eval_batch_size):
+                meter.add(self.task.evaluate(model, self.to_device(batch)))
+        model.train()
+        values = {f"val/{name}": value for name, value in self.task.metrics(meter.total(self.world)).items()}
+        self.metrics |= values
+        writer.log(self.step, values)
+        self.remember_best(values)
+
+    def remember_best(self, values: dict[str, float]) -> None:
+        """Keep the metrics of the best step so far, and its parameters if they are to be the run's result."""
+        name, sign = self.cfg.loop.best_metric, 1 if self.cfg.loop.best_mode == "max" else -1
+        if name not in values:
+            return
+        before = self.best["metrics"].get(name)
+        if before is None or sign * values[name] > sign * before:
+            copy = {key: value.clone() for key, value in self.trained.state_dict().items()}
+            self.best = {"step": self.step, "metrics": values, "params": copy if self.cfg.loop.keep_best else None}
+
+    def save_or_stop(self, writer: MetricWriter) -> None:
+        """Do what the ranks agreed on at the boundary before, and say what this one wants now. Collective."""
+        every_min = self.cfg.loop.checkpoint_every_min
+        minutes_due = every_min is not None and time.monotonic() - self.saved_s >= 60 * every_min
+        # Clocks differ; rank 0's decides.
+        wishes = parallel.Wishes(stop=signals.stop_requested(), save=minutes_due and self.world.is_main)
+        agreed = self.agreement.exchange(wishes)
+        every_steps = self.cfg.loop.checkpoint_every_steps
+        if self.step == self.max_steps:
+            self.save(writer)
+        elif agreed.stop:
+            self.save(writer)
+            self.agreement.finish()
+            cause = next(cause for cause in self.world.gather(signals.stop_cause()) if cause)
+            raise Stopped(cause, self.step)
+        elif agreed.save or (every_steps and self.step % every_steps == 0):
+            self.save(writer)
+
+    # ------------------------------------------------------------------------------------------ to disk and back
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on and that is the same on all ranks."""
+        return {
+            "step": self.step,
+            "consumed": self.consumed,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "metrics": self.metrics,
+            "best": self.best,
+        }
+
+    def save(self, writer: MetricWriter) -> None:
+        """Commit a checkpoint of this step. Collective."""
+        self.share_buffers()
+        writer.flush()
+        info = {
+            "consumed": self.consumed,
+            "fingerprint": fingerprint(self.world, self.device),
+            "samples_per_s": self.progress.samples_per_s,
+        }
+        own = {"rng": seeds.rng_state(self.device), "meter": self.meter.sums}
+        self.checkpoints.save(self.state(), self.step, per_rank=own, info=info)
+        self.saved_s = time.monotonic()
+
+    def resume(self) -> None:
+        """Continue where the newest checkpoint is, or begin. Collective."""
+        check_state(self.state())
+        restored = self.checkpoints.restore()
+        if restored is not None:
+            self.adopt(restored)
+        if self.world.is_main:
+            self.rundir.ledger.append({"kind": "resumed", "attempt": self.rundir.attempt, "step": self.step})
+
+    def adopt(self, restored: Restored) -> None:
+        """Take over a checkpoint's state. With another number of ranks, random streams begin anew at its step."""
+        state = restored.state
+        self.step, self.consumed = state["step"], state["consumed"]
+        self.metrics, self.best = state["metrics"], state["best"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        if restored.per_rank is not None:
+            seeds.set_rng_state(restored.per_rank["rng"], self.device)
+            self.meter = Meter(restored.per_rank["meter"])
+        else:
+            seeds.seed_everything(self.cfg.seed, 1 + self.world.rank, self.step)
+        self.progress.samples_per_s = restored.info["samples_per_s"]
+        self.say(f"resumed at step {self.step} of {self.max_steps} from {restored.path.name}")
+        self.say(differences(restored.info["fingerprint"], fingerprint(self.world, self.device)))
+
+    def result(self) -> dict[str, Any]:
+        """What result.json says: the metrics and the digest of the parameters that the run has come to."""
+        values, step = params.kept_params(self.state())
+        best = {f"best/{name.removeprefix('val/')}": value for name, value in self.best["metrics"].items()}
+        kept = self.best["metrics"] if self.best["params"] is not None else {}
+        return {
+            "step": self.step,
+            "metrics": {**self.metrics, **kept, **best},
+            "param_digest": param_digest(values),
+            "data_commit": self.cfg.data.commit,
+            "outputs": {
+                "params_step": step,
+                "best_step": self.best["step"],
+                "samples_per_s": self.progress.samples_per_s,
+            },
+        }
+
+    # ------------------------------------------------------------------------------------------ small things
+
+    @property
+    def trained(self) -> torch.nn.Module:
+        """The model whose parameters are the result: the moving average where there is one."""
+        return self.ema.module if self.ema is not None else self.model
+
+    def warm_up(self) -> None:
+        """With several ranks, the passes that let DDP settle (parallel.py); afterwards nothing has happened."""
+        if self.world.size == 1:
+            return
+        with parallel.without_trace(self.model, self.device):
+            for _ in range(parallel.DISCARDED_PASSES):
+                loss, _ = self.task.loss(self.forward, self.batch(0, 0))
+                loss.backward()  # type: ignore[no-untyped-call]
+
+    def share_buffers(self) -> None:
+        """Let every rank have rank 0's buffers, which the next step would take anyway. Collective."""
+        parallel.share_buffers(self.model, self.world)
+        if self.ema is not None:
+            parallel.share_buffers(self.ema.module, self.world)
+
+    def to_device(self, batch: Batch) -> Batch:
+        """The batch where the model is."""
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def say(self, text: str) -> None:
+        """One line for people, from rank 0."""
+        if text and self.world.is_main:
+            print(text, flush=True)

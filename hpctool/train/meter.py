@@ -1,0 +1,63 @@
+"""Sums over batches and ranks, and the line that tells a person how far the run is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from hpctool.world import World
+
+
+class Meter:
+    """Adds up the sums of a task over batches (here) and over ranks (when asked)."""
+
+    def __init__(self, sums: Mapping[str, float] | None = None) -> None:
+        self.sums: dict[str, float] = dict(sums or {})
+
+    def add(self, sums: Mapping[str, Tensor]) -> None:
+        """Add the sums of one batch."""
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def total(self, world: World) -> dict[str, float]:
+        """The sums over all ranks, in order of rank. Collective: all ranks must call it."""
+        total: dict[str, float] = {}
+        for sums in world.gather(self.sums):
+            for name, value in sums.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
+
+
+class Progress:
+    """How far, how good, how fast and how long still: a plain line every few seconds."""
+
+    def __init__(self, max_steps: int, say: Callable[[str], None], every_s: float = 5.0) -> None:
+        self.max_steps = max_steps
+        self.say = say
+        self.every_s = every_s
+        #: since this attempt's first step, validation and saves included
+        self.samples_per_s = 0.0
+
+    def begin(self) -> None:
+        """The first step of this attempt comes now."""
+        self.num_steps = self.num_samples = 0
+        self.began_s = self.spoke_s = time.monotonic()
+
+    def count(self, num_samples: int) -> None:
+        """One step of so many samples is done."""
+        self.num_steps += 1
+        self.num_samples += num_samples
+        self.samples_per_s = round(self.num_samples / max(1e-9, time.monotonic() - self.began_s), 1)
+
+    def speak(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Say how it stands, if it is time, and at the last step."""
+        now_s = time.monotonic()
+        if now_s - self.spoke_s < self.every_s and step < self.max_steps:
+            return
+        self.spoke_s = now_s
+        left_s = (self.max_steps - step) * (now_s - self.began_s) / self.num_steps
+        known = [f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/accuracy") if name in metrics]
+        parts = [f"step {step}/{self.max_steps}", *known, f"{self.samples_per_s:.0f} samples/s", f"eta {left_s:.0f} s"]
+        self.say(" · ".join(parts))

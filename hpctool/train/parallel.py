@@ -1,0 +1,128 @@
+"""Several ranks as one: the averaged gradient, what keeps it exact over a resume, and what ranks agree on.
+
+DDP sorts its gradient buckets anew after the first pass of a process, by the order in which gradients arrived. From
+three ranks on, other buckets mean that the ring adds in another order, so a resumed process, which would do its first
+step with unsorted buckets, would differ in the last bit from one that never stopped. Hence `without_trace`: every
+attempt, the first one too, makes two passes before its first step whose effects are undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hpctool.errors import InputError, WorldError
+from hpctool.train.schema import Parallel
+from hpctool.train.seeds import rng_state, set_rng_state
+from hpctool.world import TorchWorld, World
+
+DISCARDED_PASSES = 2
+
+
+def device_of(world: World) -> torch.device:
+    """Where this rank computes. Raises InputError for ranks that torch cannot join."""
+    if isinstance(world, TorchWorld):
+        return world.device
+    if world.size > 1:
+        raise InputError(f"train joins its ranks by torch, not by {world.backend}: start it with world 'torch'.")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def replicate(model: nn.Module, device: torch.device, world: World, cfg: Parallel) -> nn.Module:
+    """The model to call in training: with several ranks its backward pass averages the gradients. Collective."""
+    if world.size == 1:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        bucket_cap_mb=cfg.bucket_mb,
+        find_unused_parameters=cfg.find_unused_parameters,
+    )
+
+
+def averaging(model: nn.Module, now: bool) -> AbstractContextManager[None]:
+    """Whether the backward pass in this block averages gradients over the ranks, or only adds to this rank's own."""
+    if now or not isinstance(model, DistributedDataParallel):
+        return nullcontext()
+    silent: AbstractContextManager[None] = model.no_sync()
+    return silent
+
+
+def share_buffers(model: nn.Module, world: World) -> None:
+    """Give every rank the buffers of rank 0, as DDP does before each forward pass. Collective.
+
+    Needed before a state is saved, evaluated or compared: batch norm has seen other samples on each rank.
+    """
+    if world.size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+@contextmanager
+def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Run a block after which parameters, buffers, gradients and random streams are as they were before it."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    streams = rng_state(device)
+    yield
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            value.copy_(before[name])
+    model.zero_grad(set_to_none=True)
+    set_rng_state(streams, device)
+
+
+@contextmanager
+def peers(world: World) -> Iterator[None]:
+    """Say it as a WorldError where torch's own collectives in this block lose a rank."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text:
+            raise WorldError(f"Rank {world.rank} lost its peers: {text.splitlines()[0]}") from error
+        raise
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What at least one rank wanted at a step boundary."""
+
+    stop: bool = False
+    save: bool = False
+
+
+class Agreement:
+    """One small reduction per step: posted at a step boundary, read at the next, so that no rank waits for it.
+
+    All ranks read the same, so they act alike at the same step, wherever the wish came from.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._group: dist.ProcessGroup | None = None
+        if isinstance(world, TorchWorld):
+            # A group of its own, on CPUs: it must not queue behind gradients.
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=world.timeout_s))
+        self._posted = torch.zeros(2, dtype=torch.int64)
+        self._pending: dist.Work | None = None
+
+    def exchange(self, wishes: Wishes) -> Wishes:
+        """Post this rank's wishes, get what all ranks posted at the boundary before. Collective."""
+        self.finish()
+        stop, save = (bool(flag) for flag in self._posted.tolist())
+        self._posted = torch.tensor([wishes.stop, wishes.save], dtype=torch.int64)
+        if self._group is not None:
+            self._pending = dist.all_reduce(self._posted, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return Wishes(stop, save)
+
+    def finish(self) -> None:
+        """Wait for what is posted; also before the ranks part."""
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None

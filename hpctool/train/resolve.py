@@ -1,0 +1,167 @@
+"""What can be known about a training or an evaluation before it is submitted. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from hpctool.config import check_target, load, set_value
+from hpctool.data.version import Version, open_version
+from hpctool.errors import ConfigError, InputError, UnknownName, nearest
+from hpctool.launch.cells import find_sweep, list_sweep_ids
+from hpctool.launch.job import Input, Resolved
+from hpctool.rundir import RunDir, find_run, list_run_ids
+from hpctool.train.schema import Loop
+
+_ABOVE_ZERO = (
+    *("max_steps", "max_epochs", "global_batch_size", "accumulate", "checkpoint_every_steps"),
+    *("checkpoint_every_min", "eval_every_steps", "eval_batch_size", "grad_clip"),
+)
+
+
+def resolve_train(cfg: DictConfig) -> Resolved:
+    """Pin the dataset version and what follows from it; check budget, batch, schedule and targets.
+
+    Raises UnknownName, ConfigError, TargetError, CorruptError.
+    """
+    version = open_version(Path(cfg.paths.datasets), cfg.data.name)
+    asked = version.ref
+    pin_data(cfg, version)
+    for key in ("train_split", "val_split"):
+        check_split(version, f"data.{key}", cfg.data[key])
+    if cfg.loop.max_steps is None and cfg.loop.max_epochs is None:
+        set_value(cfg, "loop.max_epochs", cfg.loop.default_epochs)
+    check_loop(cfg.loop)
+    check_layout(cfg.loop, cfg.resources.nodes * cfg.resources.tasks_per_node)
+    _check_schedule(cfg.schedule)
+    for key in ("model", "optim", "task"):
+        check_target(key, cfg[key])
+    check_target("augment", cfg.augment, required=False)
+    return Resolved([Input("dataset", asked, version.commit)])
+
+
+def resolve_evaluate(cfg: DictConfig) -> Resolved:
+    """Pin the run (of a sweep: its best) and the dataset version. Raises UnknownName, InputError, ConfigError."""
+    rundir, notes = chosen_run(Path(cfg.paths.runs), cfg.run, cfg.metric, cfg.mode)
+    record = rundir.record()
+    if record["job"] != "train":
+        raise InputError(f"Run {rundir.id} is a run of '{record['job']}'; evaluate takes a run of 'train'.")
+    set_value(cfg, "run", rundir.id)
+    version = open_version(Path(cfg.paths.datasets), cfg.data.name or load(rundir.config_yaml).data.name)
+    asked = version.ref
+    set_value(cfg, "data.name", version.pinned)
+    set_value(cfg, "data.commit", version.commit)
+    check_split(version, "data.split", cfg.data.split)
+    return Resolved([Input("run", rundir.id, record["identity"]), Input("dataset", asked, version.commit)], notes)
+
+
+def chosen_run(runs: Path, name: str, metric: str, mode: str) -> tuple[RunDir, list[str]]:
+    """The run that `name` means, or the best of the sweep that it means, and what is worth saying about the choice.
+
+    Raises UnknownName, InputError where a sweep has no completed run with this metric.
+    """
+    _one_of("mode", mode, ("max", "min"))
+    ids, sweeps = list_run_ids(runs), list_sweep_ids(runs)
+    if name in sweeps or (name not in ids and any(s.startswith(name) for s in sweeps)):
+        return best_of_sweep(runs, name, metric, mode)
+    if not any(i.startswith(name) for i in ids):
+        raise UnknownName("run or sweep", name, [*ids, *sweeps], f"They lie in {runs}.")
+    return find_run(runs, name), []
+
+
+def best_of_sweep(runs: Path, name: str, metric: str, mode: str) -> tuple[RunDir, list[str]]:
+    """The completed run of a sweep whose `metric` is best. Raises UnknownName, InputError where there is none."""
+    sweep = find_sweep(runs, name)
+    scores: dict[str, float] = {}
+    for run_id in sweep.run_ids:
+        result = RunDir(runs / run_id).result() or {}
+        if result.get("state") == "completed" and metric in result.get("metrics", {}):
+            scores[run_id] = result["metrics"][metric]
+    if not scores:
+        raise InputError(f"No run of sweep {sweep.id} has completed with the metric '{metric}'; wait, or name a run.")
+    sign = 1 if mode == "max" else -1
+    best = max(scores, key=lambda run_id: sign * scores[run_id])
+    note = f"{best} is the best of {len(scores)} completed runs of {sweep.id}: {metric} {scores[best]:.4f}"
+    if missing := len(sweep.run_ids) - len(scores):
+        note += f" ({missing} have not completed)"
+    return RunDir(runs / best), [note]
+
+
+def pin_data(cfg: DictConfig, version: Version) -> None:
+    """Write into `cfg.data` what the dataset's manifest says. Raises ConfigError on a column that is not there."""
+    data = cfg.data
+    if data.feature is None:
+        if len(version.features) != 1:
+            raise ConfigError("data.feature", f"{version.ref} has several; choose one.", version.features)
+        set_value(cfg, "data.feature", version.features[0])
+    for key in ("feature", "label"):
+        if data[key] not in version.columns:
+            known = list(version.columns)
+            problem = f"{version.ref} has no column '{data[key]}'; it has {', '.join(known)}."
+            raise ConfigError(f"data.{key}", problem, nearest(data[key], known))
+    set_value(cfg, "data.name", version.pinned)
+    set_value(cfg, "data.commit", version.commit)
+    set_value(cfg, "data.input_shape", input_shape(version.columns[data.feature].shape))
+    classes = version.columns[data.label].classes
+    if classes is not None:
+        set_value(cfg, "data.num_classes", len(classes))
+
+
+def input_shape(shape: Iterable[int]) -> list[int]:
+    """The shape of one sample as the model sees it: (H, W, C) as stored becomes (C, H, W), others stay."""
+    stored = [int(n) for n in shape]
+    return [stored[2], stored[0], stored[1]] if len(stored) == 3 else stored
+
+
+def check_loop(loop: Loop | DictConfig) -> None:
+    """Raises ConfigError where the values of `loop` do not fit each other."""
+    if (loop.max_steps is None) == (loop.max_epochs is None):
+        problem = f"it is {loop.max_steps} and loop.max_epochs is {loop.max_epochs}; exactly one says how long."
+        raise ConfigError("loop.max_steps", problem + " Set the other to null.")
+    for key in _ABOVE_ZERO:
+        value: Any = getattr(loop, key)
+        if value is not None and value <= 0:
+            raise ConfigError(f"loop.{key}", f"it is {value}; it must be above 0.")
+    if loop.keep_last < 2:
+        raise ConfigError("loop.keep_last", f"it is {loop.keep_last}; keep 2 or more, one may turn out damaged.")
+    if loop.ema is not None and not 0 < loop.ema < 1:
+        raise ConfigError("loop.ema", f"it is {loop.ema}; a decay lies between 0 and 1.")
+    _one_of("loop.best_mode", loop.best_mode, ("max", "min"))
+
+
+def check_layout(loop: Loop | DictConfig, num_ranks: int) -> None:
+    """Raises ConfigError where ranks and accumulation do not divide the global batch."""
+    parts = num_ranks * loop.accumulate
+    batch = loop.global_batch_size
+    if batch % parts:
+        below, above = batch // parts * parts, (batch // parts + 1) * parts
+        near = f"{below} or {above}" if below else f"{above}"
+        raise ConfigError(
+            "loop.global_batch_size",
+            f"{batch} samples cannot be cut into {parts} equal parts ({num_ranks} ranks × accumulate "
+            f"{loop.accumulate}); {near} would do.",
+        )
+
+
+def _check_schedule(schedule: DictConfig) -> None:
+    _one_of("schedule.kind", schedule.kind, ("cosine", "constant"))
+    for key in ("warmup_fraction", "final_factor"):
+        if not 0 <= schedule[key] <= 1:
+            raise ConfigError(f"schedule.{key}", f"it is {schedule[key]}; it lies between 0 and 1.")
+
+
+def check_split(version: Version, key: str, split: str) -> None:
+    """Raises ConfigError where the split that `key` names is not there or has no rows."""
+    if split not in version.splits:
+        known = ", ".join(f"{name} ({count} rows)" for name, count in version.splits.items())
+        raise ConfigError(key, f"{version.ref} has no split '{split}'; it has {known}.", nearest(split, version.splits))
+    if not version.splits[split]:
+        raise ConfigError(key, f"the split '{split}' of {version.ref} is empty; give it rows or name another.")
+
+
+def _one_of(key: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(key, f"'{value}' is not one of {', '.join(known)}.", nearest(str(value), known))

@@ -1,0 +1,89 @@
+"""Which samples make which batch: positions of one endless stream of epochs, the same for any number of ranks.
+
+Batch s of global size G is the positions [s·G, (s+1)·G) of the stream: epoch 0 in its order, then epoch 1 in its own,
+and so on. Where G does not divide an epoch, a batch takes the last samples of one epoch and the first of the next:
+nothing is dropped, no batch is short, no rank has less to do than another. A rank takes its slice of the positions, so
+the number of samples consumed says everything about where a run is, also to another number of ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hpctool.data.order import Order
+from hpctool.data.reader import Reader
+from hpctool.data.version import Version
+from hpctool.train.augment import Augment
+from hpctool.train.schema import Data
+from hpctool.train.task import Batch
+
+Rows = npt.NDArray[np.int64]
+
+_AHEAD = 16384  # positions
+
+
+class Samples:
+    """One split of a dataset version: as a shuffled stream to train on, or in shares to evaluate."""
+
+    def __init__(self, version: Version, data: Data, split: str, seed: int = 0, augment: Augment | None = None) -> None:
+        assert data.feature is not None, "resolve chooses the feature column"
+        self.version = version
+        self.columns: dict[str, str] = {"x": data.feature, "y": data.label}
+        self.reader = Reader(version, list(self.columns.values()))
+        self.rows: Rows = version.split_rows(split)
+        self.seed = seed
+        self.augment = augment
+        self.order = Order(len(self.rows), seed, data.window)
+        self._ahead: tuple[int, int, Rows] = (-1, 0, self.rows[:0])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def stream(self, start: int, stop: int) -> Batch:
+        """The positions [start, stop) of the endless stream."""
+        parts: list[tuple[int, Rows]] = []
+        while start < stop:
+            epoch, first = divmod(start, len(self))
+            last = min(len(self), first + stop - start)
+            parts.append((epoch, self.rows[self._ordered(epoch, first, last)]))
+            start += last - first
+        rows = np.concatenate([rows for _, rows in parts])
+        arrays = self.reader.gather(rows)
+        if self.augment is not None:
+            epochs = np.concatenate([np.full(len(rows), epoch, np.int64) for epoch, rows in parts])
+            arrays[self.columns["x"]] = self._augmented(arrays[self.columns["x"]], epochs, rows)
+        return self._batch(arrays, rows)
+
+    def share(self, rank: int, size: int, batch_size: int) -> Iterator[Batch]:
+        """Every sample of the split exactly once over `size` ranks, unchanged, in the order of rows: this rank's."""
+        mine = self.rows[rank::size]
+        for start in range(0, len(mine), batch_size):
+            rows = mine[start : start + batch_size]
+            yield self._batch(self.reader.gather(rows), rows)
+
+    def _ordered(self, epoch: int, first: int, last: int) -> Rows:
+        # The order has a price per call, so it is asked for many positions at once.
+        known_epoch, start, known = self._ahead
+        if known_epoch != epoch or not start <= first <= last <= start + len(known):
+            known, start = self.order.rows(epoch, first, min(len(self), max(last, first + _AHEAD))), first
+            self._ahead = (epoch, start, known)
+        return known[first - start : last - start]
+
+    def _batch(self, arrays: dict[str, npt.NDArray[Any]], rows: Rows) -> Batch:
+        batch = {role: torch.from_numpy(arrays[column]) for role, column in self.columns.items()}
+        return {**batch, "row": torch.from_numpy(rows)}
+
+    def _augmented(self, x: npt.NDArray[Any], epochs: Rows, rows: Rows) -> npt.NDArray[Any]:
+        # By uid, not by row: the same sample changes alike in every version of the dataset.
+        assert self.augment is not None
+        samples = []
+        for sample, epoch, uid in zip(x, epochs.tolist(), self.version.uids(rows), strict=True):
+            key = int.from_bytes(hashlib.blake2b(f"{self.seed}/{epoch}/{uid}".encode(), digest_size=16).digest())
+            samples.append(self.augment(sample, np.random.Generator(np.random.Philox(key=key))))
+        return np.stack(samples)

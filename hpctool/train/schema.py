@@ -1,0 +1,131 @@
+"""The types of `train` and `evaluate`; the values stand in conf/. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from hpctool.launch.schema import JobConfig
+from hpctool.track.schema import Track
+
+
+@dataclass
+class Data:
+    """Which samples a run learns from. What is null is filled in by `resolve`, from the dataset's manifest."""
+
+    #: `digits`, `digits@v1`, `digits@4f2a…`; pinned to `digits@<12 hex of the commit>`
+    name: str = MISSING
+    #: the commit in full, 64 hex digits
+    commit: str | None = MISSING
+    #: the column that the model sees; null: the dataset's only feature column
+    feature: str | None = MISSING
+    #: the column that it learns; -1 is a missing label
+    label: str = MISSING
+    train_split: str = MISSING
+    val_split: str = MISSING
+    #: samples are shuffled within windows of so many rows; 0 shuffles all of them
+    window: int = MISSING
+    num_classes: int | None = MISSING
+    #: of one sample as the model sees it: (C, H, W) for images, (F,) for feature vectors
+    input_shape: list[int] | None = MISSING
+
+
+@dataclass
+class Schedule:
+    """The learning rate as a function of the step: a linear warm-up, then `cosine` or `constant`."""
+
+    kind: str = MISSING
+    #: how much of the budget the warm-up takes
+    warmup_fraction: float = MISSING
+    #: where the cosine ends, as a fraction of optim.lr
+    final_factor: float = MISSING
+
+
+@dataclass
+class Loop:
+    """How long, in what portions, and what is done in between."""
+
+    #: the budget: one of these two …
+    max_steps: int | None = MISSING
+    max_epochs: int | None = MISSING
+    #: … or neither, then so many epochs
+    default_epochs: int = MISSING
+    #: samples per optimizer step, over all ranks; ranks and accumulation only divide it
+    global_batch_size: int = MISSING
+    #: forward and backward passes per optimizer step
+    accumulate: int = MISSING
+    #: checkpoints are due by steps or by minutes, whichever comes first; null: not by these
+    checkpoint_every_steps: int | None = MISSING
+    checkpoint_every_min: float | None = MISSING
+    #: how many committed checkpoints are kept
+    keep_last: int = MISSING
+    #: validation; null: once per epoch
+    eval_every_steps: int | None = MISSING
+    #: samples per forward pass of validation, on each rank
+    eval_batch_size: int = MISSING
+    #: the largest norm of all gradients together; null: no clipping
+    grad_clip: float | None = MISSING
+    #: decay of an exponential moving average of the parameters, which then are the run's result; null: none
+    ema: float | None = MISSING
+    #: the metric that says which step was best
+    best_metric: str = MISSING
+    #: max or min
+    best_mode: str = MISSING
+    #: the run's result is the parameters of the best step, not of the last
+    keep_best: bool = MISSING
+
+
+@dataclass
+class Parallel:
+    """How ranks share the work: every rank holds the whole model, gradients are averaged (DDP)."""
+
+    #: gradients travel in buckets of so many MB
+    bucket_mb: float = MISSING
+    #: for models whose forward pass leaves parameters out
+    find_unused_parameters: bool = MISSING
+
+
+@dataclass
+class TrainConfig(JobConfig):
+    """conf/train.yaml."""
+
+    data: Data = MISSING
+    #: `_target_`: a torch module, input (N, *input_shape) → logits (N, num_classes)
+    model: Any = MISSING
+    #: `_target_`: a torch optimizer, `lr` and its other arguments
+    optim: Any = MISSING
+    schedule: Schedule = MISSING
+    #: `_target_`: a Task (hpctool/train/task.py), which owns preprocessing, loss and metrics
+    task: Any = MISSING
+    #: `_target_`: (one sample, its random generator) → one sample; null: none
+    augment: Any = MISSING
+    loop: Loop = MISSING
+    parallel: Parallel = MISSING
+    track: Track = MISSING
+
+
+@dataclass
+class EvaluateData:
+    """Which samples are predicted."""
+
+    #: null: the dataset that the run learnt from, at the commit that it learnt from
+    name: str | None = MISSING
+    commit: str | None = MISSING
+    split: str = MISSING
+
+
+@dataclass
+class EvaluateConfig(JobConfig):
+    """conf/evaluate.yaml."""
+
+    #: a run's id, or a sweep's: then its best run; any unique beginning of it. Pinned to the run's id.
+    run: str = MISSING
+    #: what `best` means in a sweep
+    metric: str = MISSING
+    #: max or min
+    mode: str = MISSING
+    data: EvaluateData = MISSING
+    #: samples per forward pass, on each rank
+    batch_size: int = MISSING
