@@ -1,4 +1,4 @@
-"""What verbs share: tables and JSON on stdout, talk on stderr, and where runs, datasets and models lie."""
+"""What verbs share: tables and JSON on stdout, talk on stderr, and where everything lies."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ PIPE_COLUMNS = 200
 
 @dataclass(frozen=True)
 class Folders:
-    """The three folders everything lies in."""
+    """The folders that everything lies in."""
 
     runs: Path
     datasets: Path
     models: Path
+    journals: Path
+    reviews: Path
 
 
 def resolve_paths(root: Path | None = None) -> Folders:
     """The folders under `root`, else under HPCTOOL_ROOT, else in the working folder: as conf/paths/here.yaml says."""
     base = root or Path(os.environ.get("HPCTOOL_ROOT", "."))
-    return Folders(base / "runs", base / "datasets", base / "models")
+    return Folders(*(base / name for name in ("runs", "datasets", "models", "journals", "reviews")))
 
 
 def json_option(command: Command) -> Command:
@@ -39,9 +41,9 @@ def json_option(command: Command) -> Command:
 
 
 def paths_option(command: Command) -> Command:
-    """Add `--root`: the folder that holds runs/, datasets/ and models/."""
+    """Add `--root`: the folder that holds runs/, datasets/, models/ and the others."""
     kind = click.Path(path_type=Path, file_okay=False)
-    text = "Folder that holds runs/, datasets/ and models/ (else HPCTOOL_ROOT, else here)."
+    text = "Folder that holds runs/, datasets/, models/ … (else HPCTOOL_ROOT, else here)."
     return click.option("--root", type=kind, default=None, help=text)(command)
 
 

@@ -53,13 +53,17 @@ class Resources:
 
 @dataclass
 class Paths:
-    """Where runs, datasets and models lie (conf/paths/). Relative paths start at the working folder."""
+    """Where everything lies (conf/paths/). Relative paths start at the working folder."""
 
-    #: what the other three stand on: HPCTOOL_ROOT, else the working folder
+    #: what the others stand on: HPCTOOL_ROOT, else the working folder
     root: str = MISSING
     runs: str = MISSING
     datasets: str = MISSING
     models: str = MISSING
+    #: what servers and scoring have answered, by model
+    journals: str = MISSING
+    #: queues of rows for people to look at, with their answers
+    reviews: str = MISSING
 
 
 @dataclass
