@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 from hpctool import config, files
 from hpctool.errors import EXIT_DONE, InputError
 from hpctool.launch import cells, inline, limits, local, slurm, snapshot
+from hpctool.launch.job import load_job
 from hpctool.launch.plan import Plan, Planned, Request, make_plan, record
 from hpctool.launch.result import current_story
+from hpctool.launch.start import short, start, ticket
 from hpctool.rundir import RunDir, Story, create_run, now
 from hpctool.world import Place, place_from_environment
 
@@ -91,24 +92,11 @@ def _submit_run(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
     answer = Submission([cell.run_id], str(plan.runs / cell.run_id))
     if rundir is not None and _reusable(rundir, cell, code, say):
         answer.reused = [cell.run_id]
-        return answer
+        return _awaited(plan, answer, say)
     rundir = rundir or _create(plan, cell, code)
     answer.submitted = [rundir.id]
-    kind = plan.cfg.cluster.kind
-    say(f"{plan.request.job}: run {rundir.id} in {_short(rundir.path)}")
-    if kind == "inline":
-        answer.exit_code = inline.run_here(rundir, Place())
-    elif kind == "local":
-        _mark_submitted(rundir, "local")
-        local.enqueue(plan.runs, [_ticket(plan, rundir.id)])
-        say(f"It runs in the background here. hpctool runs show {rundir.id} · hpctool runs logs -f {rundir.id}")
-    else:
-        script = slurm.run_script(rundir.path, plan.cfg, snapshot.environment(rundir))
-        files.write_atomic(rundir.submit_script, script, mode=0o755)
-        (rundir.path / "logs").mkdir(exist_ok=True)
-        answer.slurm_job_id = slurm.submit_script(rundir.submit_script)
-        _mark_submitted(rundir, "slurm", answer.slurm_job_id)
-        say(f"Slurm job {answer.slurm_job_id}. hpctool runs show {rundir.id}")
+    say(f"{plan.request.job}: run {rundir.id} in {short(rundir.path)}")
+    answer.exit_code = start(rundir, cell.cfg, say)
     return _awaited(plan, answer, say)
 
 
@@ -117,7 +105,7 @@ def _submit_sweep(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
     done = [c.run_id for c in plan.cells if (r := _existing(plan, c)) is not None and _is_settled(r)]
     todo = [index for index, cell in enumerate(plan.cells) if cell.run_id not in set(done)]
     what = f"submitting {len(todo)}" if todo else "nothing to submit"
-    say(f"sweep {sweep.id}: {len(done)} of {len(plan.cells)} done or under way, {what}, in {_short(sweep.path)}")
+    say(f"sweep {sweep.id}: {len(done)} of {len(plan.cells)} done or under way, {what}, in {short(sweep.path)}")
     answer = Submission([c.run_id for c in plan.cells], str(sweep.path), sweep.id, reused=done)
     answer.submitted = [plan.cells[i].run_id for i in todo]
     if not todo:
@@ -127,7 +115,7 @@ def _submit_sweep(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
         codes = [inline.run_here(cells.open_cell(plan.runs, sweep.id, index), Place()) for index in todo]
         answer.exit_code = next((c for c in codes if c != EXIT_DONE), EXIT_DONE)
     elif kind == "local":
-        local.enqueue(plan.runs, [_ticket(plan, plan.cells[i].run_id, sweep.id, i) for i in todo])
+        local.enqueue(plan.runs, [ticket(plan.cells[i].cfg, plan.cells[i].run_id, sweep.id, i) for i in todo])
         say(
             f"The cells run in the background here, {plan.cfg.cluster.max_parallel} at once. "
             f"hpctool sweep status {sweep.id}"
@@ -174,7 +162,7 @@ def _submit_ranks(request: Request, multirun: bool, place: Place, say: Say) -> S
         if rundir is not None and _reusable(rundir, cell, code, say):
             return ""
         rundir = rundir or _create(plan, cell, code)
-        say(f"{request.job}: run {rundir.id} in {_short(rundir.path)} on {place.size} ranks")
+        say(f"{request.job}: run {rundir.id} in {short(rundir.path)} on {place.size} ranks")
         return str(rundir.path)
 
     exit_code = inline.run_as_rank(plan.runs, request.job, place, prepare)
@@ -208,13 +196,17 @@ def _reusable(rundir: RunDir, cell: Planned, code: snapshot.Code, say: Say) -> b
     story = current_story(rundir)
     if _is_underway(story):
         say(f"run {rundir.id} is {story.state} already. hpctool runs show {rundir.id}")
+        if story.where == "local":
+            local.ensure_running(rundir.path.parent)
         return True
+    if getattr(load_job(rundir.record()["job"]), "SERVICE", False):
+        return False
     if story.state != "completed":
         say(f"run {rundir.id} ended {story.state} at step {story.step}; it goes on from there.")
         return False
     changed = rundir.record()["code"]["snapshot"] != code.snapshot
     hint = " The code has changed since; code=rerun makes a new run." if changed else ""
-    say(f"run {rundir.id} is completed already: {_short(rundir.path)}.{hint}")
+    say(f"run {rundir.id} is completed already: {short(rundir.path)}.{hint}")
     return True
 
 
@@ -228,25 +220,6 @@ def _create(plan: Plan, cell: Planned, code: snapshot.Code) -> RunDir:
     return create_run(plan.runs, record(plan, cell, code.record()), texts)
 
 
-def _mark_submitted(rundir: RunDir, where: str, slurm_job_id: str = "") -> None:
-    rundir.ledger.append({"kind": "submitted", "where": where, "slurm_job_id": slurm_job_id, "time": now()})
-
-
-def _ticket(plan: Plan, run: str, sweep: str | None = None, cell: int | None = None) -> local.Ticket:
-    cluster = plan.cfg.cluster
-    return local.Ticket(
-        run=run,
-        sweep=sweep,
-        cell=cell,
-        num_ranks=limits.num_ranks(plan.cfg),
-        time_s=float(limits.time_limit_s(plan.cfg.resources.time)),
-        signal_delay_s=cluster.signal_delay_s,
-        kill_wait_s=cluster.kill_wait_s,
-        max_parallel=cluster.max_parallel,
-        max_failures=cluster.max_failures,
-    )
-
-
 def _awaited(plan: Plan, answer: Submission, say: Say) -> Submission:
     """With cluster.wait: block until all runs have ended; the exit code is 1 if one did not complete."""
     if not plan.cfg.cluster.wait or plan.cfg.cluster.kind == "inline":
@@ -255,9 +228,3 @@ def _awaited(plan: Plan, answer: Submission, say: Say) -> Submission:
 
     answer.exit_code = wait_for(plan.runs, answer.runs, say)
     return answer
-
-
-def _short(path: Path) -> str:
-    """A path as a person standing here would write it."""
-    relative = os.path.relpath(path)
-    return relative if not relative.startswith("..") else str(path)

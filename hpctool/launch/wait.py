@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpctool.errors import EXIT_DONE, EXIT_FAILED
+from hpctool.launch import local
 from hpctool.launch.result import current_story
 from hpctool.rundir import RunDir, Story
 
@@ -32,6 +33,8 @@ def wait_for(runs: Path, ids: Sequence[str], say: Callable[[str], None], timeout
                 break
             if deadline is not None and time.monotonic() > deadline:
                 break
+            # Somebody may have killed the local queue's supervisor while we wait.
+            local.ensure_running(runs)
             time.sleep(_POLL_S)
     return EXIT_DONE if all(story.state == "completed" for story in stories.values()) else EXIT_FAILED
 
@@ -84,7 +87,13 @@ def state_table(stories: dict[str, Story]) -> Any:
     counts = Counter(story.state for story in stories.values())
     caption = " · ".join(f"{number} {state}" for state, number in sorted(counts.items()))
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
-    for name, justify in (("run", "left"), ("state", "left"), ("attempt", "right"), ("step", "right"), ("cause", "left")):
+    for name, justify in (
+        ("run", "left"),
+        ("state", "left"),
+        ("attempt", "right"),
+        ("step", "right"),
+        ("cause", "left"),
+    ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     order = ["running", "stopping", "requeued", "failed", "cancelled", "queued", "completed"]
     ranked = sorted(stories.items(), key=lambda item: order.index(item[1].state))

@@ -1,0 +1,161 @@
+"""`hpctool runs`: what ran, what came of it, and where it came from."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hpctool.cli import runs_control
+from hpctool.cli.output import json_option, paths_option, print_json, resolve_paths, say
+from hpctool.errors import InputError
+from hpctool.rundir import STATES, find_run
+
+
+@click.group(name="runs")
+def group() -> None:
+    """What ran, runs and will run. A run is named by its id or any unique beginning of it."""
+
+
+@group.command(name="list")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice([*STATES, "broken"]),
+    help="Only runs in this state; may be said again for others.",
+)
+@click.option("--job", default="", help="Only runs of this job: train, evaluate …")
+@click.option("--sweep", default="", metavar="SWEEP", help="Only the cells of this sweep, and what it varies.")
+@click.option("--sort", "key", default="", metavar="COLUMN", help="Sort by it; -COLUMN puts the largest first.")
+@click.option("--limit", type=click.IntRange(min=1), default=None, help="Show no more than so many.")
+@click.option("--cols", default="", metavar="A,B,…", help="Columns to show: fields, metrics, config keys.")
+@json_option
+@paths_option
+def list_command(
+    states: tuple[str, ...],
+    job: str,
+    sweep: str,
+    key: str,
+    limit: int | None,
+    cols: str,
+    as_json: bool,
+    root: Path | None,
+) -> None:
+    """List runs, newest first, and the cells of sweeps that have not started.
+
+    \b
+    hpctool runs list --sort -val/accuracy --limit 10
+    hpctool runs list --sweep train-1a2b --cols optim.lr,val/loss
+    """
+    from hpctool.track import runs as track
+
+    folder = resolve_paths(root).runs
+    found = track.list_rows(folder)
+    _say_problems(found)
+    rows = track.select(found, states=states, job=job, sweep=sweep)
+    wanted = [name.strip() for name in cols.split(",") if name.strip()]
+    track.check_columns(rows, wanted)
+    rows = track.sort_rows(rows, key) if key else rows
+    shown = rows[:limit]
+    if as_json:
+        print_json(
+            [row.to_json() | {name: row.value(name) for name in wanted if name not in row.metrics} for row in shown]
+        )
+        return
+    from hpctool.cli.runs_view import print_list
+
+    if not found:
+        say(f"There are no runs in {folder}.")
+    else:
+        print_list(shown, len(rows), wanted, sort=key.removeprefix("-"), by_sweep=bool(sweep))
+
+
+@group.command()
+@click.argument("run")
+@json_option
+@paths_option
+def show(run: str, as_json: bool, root: Path | None) -> None:
+    """Show one run: what it was asked, its attempts, checkpoints, metrics, and why it failed if it did."""
+    from hpctool.track.detail import describe
+
+    found = describe(find_run(resolve_paths(root).runs, run))
+    for problem in found["problems"]:
+        say(f"hpctool: {problem}")
+    if as_json:
+        print_json(found)
+        return
+    from hpctool.cli.runs_view import print_run
+
+    print_run(found)
+
+
+@group.command()
+@click.argument("runs", nargs=-1, required=True)
+@json_option
+@paths_option
+def compare(runs: tuple[str, ...], as_json: bool, root: Path | None) -> None:
+    """Compare runs: only what differs, metrics side by side; for two runs, the first step at which they part."""
+    from hpctool.track.compare import compare as compare_runs
+
+    folder = resolve_paths(root).runs
+    chosen = {found.id: found for found in (find_run(folder, name) for name in runs)}
+    if len(chosen) < 2:
+        raise InputError(f"Comparing takes two runs or more, and '{' '.join(runs)}' is one. Name another.")
+    comparison = compare_runs(list(chosen.values()))
+    if as_json:
+        print_json(comparison.to_json())
+        return
+    from hpctool.cli.runs_view import print_comparison
+
+    print_comparison(comparison)
+
+
+@group.command()
+@click.argument("run")
+@click.option("--rank", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--attempt", type=click.IntRange(min=1), default=None, help="An earlier attempt than the newest.")
+@click.option("-f", "--follow", is_flag=True, help="Go on printing until the run ends.")
+@click.option("-n", "--lines", type=click.IntRange(min=0), default=None, help="Only the last so many lines.")
+@paths_option
+def logs(run: str, rank: int, attempt: int | None, follow: bool, lines: int | None, root: Path | None) -> None:
+    """Print what a rank of a run has said."""
+    from hpctool.track import logs as track
+
+    rundir = find_run(resolve_paths(root).runs, run)
+    if follow:
+        pieces = track.follow(rundir, rank, attempt, lines, say=say)
+    else:
+        pieces = track.read(track.log_path(rundir, rank, attempt), lines)
+    for piece in pieces:
+        sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+
+
+@group.command()
+@click.argument("name")
+@json_option
+@paths_option
+def lineage(name: str, as_json: bool, root: Path | None) -> None:
+    """Trace a run, a model (digits@production, digits@0003) or a dataset back to code, config and data."""
+    from hpctool.cli.lineage import print_tree, trace
+
+    node = trace(resolve_paths(root), name)
+    if as_json:
+        print_json(node.to_json())
+    else:
+        print_tree(node)
+
+
+group.add_command(runs_control.cancel)
+group.add_command(runs_control.retry)
+group.add_command(runs_control.watch)
+
+
+def _say_problems(rows: list[Any]) -> None:
+    """Say on stderr what could not be read; a table is the wrong place for sentences."""
+    for row in rows:
+        for problem in row.problems:
+            say(f"hpctool: run {row.id}: {problem}")

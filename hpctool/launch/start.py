@@ -1,0 +1,113 @@
+"""Starting runs that have a folder: here, in the local queue, or on Slurm; and stopping them for good."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from hpctool import config, files
+from hpctool.errors import EXIT_DONE, InputError, OperationError
+from hpctool.launch import inline, limits, local, slurm, snapshot
+from hpctool.launch.result import current_story, is_alive
+from hpctool.launch.wait import ENDED
+from hpctool.rundir import RunDir, now, who
+from hpctool.world import Place
+
+Say = Callable[[str], None]
+
+
+def start(rundir: RunDir, cfg: DictConfig, say: Say) -> int:
+    """Start a run where its config says; the exit code of an inline run, else 0. Raises SubmitError, InputError."""
+    kind = cfg.cluster.kind
+    if kind == "inline":
+        return inline.run_here(rundir, Place())
+    if kind == "local":
+        mark_submitted(rundir, "local")
+        record = rundir.record()
+        local.enqueue(rundir.path.parent, [ticket(cfg, rundir.id, record["sweep"], record["cell"])])
+        say(f"It runs in the background here. hpctool runs show {rundir.id} · hpctool runs logs -f {rundir.id}")
+        return EXIT_DONE
+    script = slurm.run_script(rundir.path, cfg, snapshot.environment(rundir))
+    files.write_atomic(rundir.submit_script, script, mode=0o755)
+    (rundir.path / "logs").mkdir(exist_ok=True)
+    job_id = slurm.submit_script(rundir.submit_script)
+    mark_submitted(rundir, "slurm", job_id)
+    say(f"Slurm job {job_id}. hpctool runs show {rundir.id}")
+    return EXIT_DONE
+
+
+def retry(rundir: RunDir, say: Say) -> int:
+    """Start a failed or cancelled run once more; it goes on from its newest checkpoint. Raises InputError."""
+    story = current_story(rundir)
+    if story.state not in ("failed", "cancelled"):
+        raise InputError(f"Run {rundir.id} is {story.state}; only a failed or cancelled run can be tried again.")
+    rundir.result_json.unlink(missing_ok=True)
+    say(f"run {rundir.id} ended {story.state} at step {story.step}; it goes on from there.")
+    return start(rundir, config.load(rundir.config_yaml), say)
+
+
+def cancel(rundir: RunDir) -> str:
+    """End a run for good, and give a sentence on how. It saves if it can; nothing brings it back but `retry`.
+
+    Raises InputError where it has ended, OperationError where Slurm does not answer.
+    """
+    story = current_story(rundir)
+    if story.state in ENDED:
+        raise InputError(f"Run {rundir.id} is {story.state} already; there is nothing to cancel.")
+    if story.where == "local":
+        local.cancel(rundir.path.parent, rundir.id)
+        return f"run {rundir.id} is told to stop; it saves if it can."
+    # Said first: whoever sees the signal must know that its user wants no requeue.
+    rundir.ledger.append({"kind": "cancel", "by": who(), "time": now()})
+    if story.where == "slurm" and story.slurm_job_id:
+        _scancel(story.slurm_job_id)
+        return f"Slurm job {story.slurm_job_id} of run {rundir.id} is cancelled."
+    begun = story.of_kind("begun")
+    if begun and begun[-1].get("host") == socket.gethostname() and is_alive(begun[-1]):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(begun[-1]["pid"]), signal.SIGTERM)
+        return f"run {rundir.id} is told to stop; it saves if it can."
+    return f"run {rundir.id} is cancelled."
+
+
+def mark_submitted(rundir: RunDir, where: str, slurm_job_id: str = "") -> None:
+    """Write into the ledger that somebody will run this."""
+    rundir.ledger.append({"kind": "submitted", "where": where, "slurm_job_id": slurm_job_id, "time": now()})
+
+
+def ticket(cfg: DictConfig, run: str, sweep: str | None = None, cell: int | None = None) -> local.Ticket:
+    """A run's place in the local queue, with the limits that its config gives."""
+    cluster = cfg.cluster
+    return local.Ticket(
+        run=run,
+        sweep=sweep,
+        cell=cell,
+        num_ranks=limits.num_ranks(cfg),
+        time_s=float(limits.time_limit_s(cfg.resources.time)),
+        signal_delay_s=cluster.signal_delay_s,
+        kill_wait_s=cluster.kill_wait_s,
+        max_parallel=cluster.max_parallel,
+        max_failures=cluster.max_failures,
+    )
+
+
+def short(path: Path) -> str:
+    """A path as a person standing here would write it."""
+    relative = os.path.relpath(path)
+    return relative if not relative.startswith("..") else str(path)
+
+
+def _scancel(job_id: str) -> None:
+    if shutil.which("scancel") is None:
+        raise OperationError(f"Slurm job {job_id} cannot be cancelled from here: there is no scancel.")
+    done = subprocess.run(["scancel", job_id], capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode != 0:
+        raise OperationError(f"scancel {job_id} answered: {done.stderr.strip()}")
