@@ -1,0 +1,254 @@
+"""How runs look in a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from hpctool.cli.output import cell_text, say
+from hpctool.cli.tables import (
+    Column,
+    age_text,
+    duration_text,
+    print_columns,
+    print_whole,
+    settings_text,
+    size_text,
+    state_text,
+)
+from hpctool.rundir import STATES
+from hpctool.track.compare import Comparison, is_measured
+from hpctool.track.metrics import from_json
+from hpctool.track.runs import BROKEN, Row
+
+_NUM_METRICS = 3
+_SHORT_HEX = 12
+
+
+# ---------------------------------------------------------------------------------------------- list
+
+
+def print_list(rows: Sequence[Row], num_found: int, wanted: Sequence[str], sort: str, by_sweep: bool) -> None:
+    """Print runs as a table: what differs between the cells of a sweep, the most telling metrics, how old."""
+    columns = [Column("id", [row.id for row in rows]), Column("state", [state_text(row.state) for row in rows])]
+    if wanted:
+        columns += [Column(name, [row.value(name) for row in rows]) for name in wanted if name not in ("id", "state")]
+    else:
+        columns[1:1] = [Column("job", [row.job for row in rows], rank=1)]
+        columns += list(_usual_columns(rows, sort, by_sweep))
+    gone = print_columns(columns)
+    counts = Counter(row.state for row in rows)
+    states = ", ".join(f"{counts[state]} {state}" for state in (*STATES, BROKEN) if counts[state])
+    more = f" of {num_found}" if num_found > len(rows) else ""
+    say(f"\n{len(rows)}{more} run{'s' if max(num_found, len(rows)) != 1 else ''}{': ' if states else ''}{states}")
+    if gone:
+        say(f"No room here for {', '.join(gone)}; a wider terminal or --cols shows them.")
+
+
+def _usual_columns(rows: Sequence[Row], sort: str, by_sweep: bool) -> Iterable[Column]:
+    keys = list(dict.fromkeys(key for row in rows for key in row.changed))
+    known = telling_metrics([row.metrics for row in rows])
+    metrics = [name for name in known if name != sort and not is_measured(name)]
+    if sort in known:
+        metrics.insert(0, sort)
+    elif sort not in ("", "id", "state", "job", "step", "cause", *(keys if by_sweep else ())):
+        yield Column(sort, [row.value(sort) for row in rows])
+    if by_sweep:
+        yield from (Column(key, [row.changed.get(key) for row in rows]) for key in keys)
+    yield Column("step", [row.step or None for row in rows])
+    for index, name in enumerate(metrics[:_NUM_METRICS]):
+        yield Column(name, [row.metrics.get(name) for row in rows], rank=3 + index if index else 0)
+    yield Column("age", [age_text(row.created) for row in rows], style="dim")
+    if any(row.cause for row in rows):
+        yield Column("cause", [_one_line(row.cause) for row in rows], rank=2, min_width=12)
+    if keys and not by_sweep:
+        yield Column("changed", [settings_text(row.changed) for row in rows], rank=3, min_width=12, style="dim")
+
+
+def telling_metrics(sides: Iterable[dict[str, Any]]) -> list[str]:
+    """The names of metrics, the most telling first: of validation or test, no loss, had by many; times come last."""
+    counts = Counter(name for side in sides for name in side)
+
+    def rank(name: str) -> tuple[bool, int, bool, int, str]:
+        of_what = {"val": 0, "test": 0, "train": 2}.get(name.split("/")[0], 1)
+        return (is_measured(name), of_what, "loss" in name, -counts[name], name)
+
+    return sorted(counts, key=rank)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# ---------------------------------------------------------------------------------------------- show
+
+
+def print_run(found: dict[str, Any]) -> None:
+    """Print everything about one run."""
+    head = Text.assemble((found["id"], "bold"), "  ", state_text(found["state"]))
+    if found["cause"]:
+        head.append(f"  {_one_line(found['cause'])}")
+    print_whole(head)
+    print_whole(_facts(found))
+    _print_history(found["history"])
+    _print_metrics(found["summary"], found["metrics"])
+    _print_checkpoints(found["checkpoints"])
+    if found["failure"] and found["state"] in ("failed", "requeued"):
+        _print_failure(found["failure"])
+    print_whole(_section("paths", _grid((name, Text(path)) for name, path in found["paths"].items())))
+
+
+def _facts(found: dict[str, Any]) -> Padding:
+    sweep = f", cell {found['cell']} of sweep {found['sweep']}" if found["sweep"] else ""
+    code, slurm = found["code"], found["slurm_job_id"]
+    facts: list[tuple[str, object]] = [
+        ("job", f"{found['job']}{sweep}"),
+        ("created", f"{age_text(found['created'])} ago by {found['by']}, {found['created']}"),
+        ("where", f"{found['where']}{f', job {slurm}' if slurm else ''}" if found["where"] else None),
+        ("step", found["step"] or None),
+        ("changed", "\n".join(f"{key} = {cell_text(value)}" for key, value in found["changed"].items())),
+        ("inputs", "\n".join(f"{one['name']}  {one['id'][:_SHORT_HEX]}" for one in found["inputs"])),
+        ("data", (found["data_commit"] or "")[:_SHORT_HEX] if not found["inputs"] else None),
+        ("code", code_text(code)),
+        ("parameters", (found["param_digest"] or "")[:_SHORT_HEX]),
+        ("outputs", "\n".join(f"{key} = {cell_text(value)}" for key, value in found["outputs"].items())),
+    ]
+    return Padding(_grid((name, Text(cell_text(value))) for name, value in facts if value), (1, 0, 0, 2), expand=False)
+
+
+def code_text(code: dict[str, Any]) -> str:
+    """`9f2c1e0a4b5c with uncommitted changes`, or what there is in place of a commit."""
+    commit = str(code.get("commit") or "")[:_SHORT_HEX]
+    snapshot = f"snapshot {code['snapshot']}" if code.get("snapshot") else ""
+    dirty = " with uncommitted changes" if code.get("dirty") else ""
+    return ", ".join(part for part in (f"{commit}{dirty}" if commit else "", snapshot) if part)
+
+
+def _print_history(history: list[dict[str, Any]]) -> None:
+    if not history:
+        return
+    print_whole("")
+    columns = [
+        Column("attempt", [one["number"] for one in history]),
+        Column("state", [state_text(one["state"]) for one in history]),
+        Column("from step", [one["from_step"] for one in history]),
+        Column("to step", [one["to_step"] for one in history]),
+        Column("took", [duration_text(one["duration_s"]) for one in history]),
+        Column("ranks", [one["world_size"] for one in history], rank=2),
+        Column("nodes", [", ".join(map(str, one["nodes"])) for one in history], rank=1, min_width=8),
+        Column("cause", [_one_line(one["cause"]) for one in history], min_width=12),
+    ]
+    print_columns([column for column in columns if column.width > len(column.name) or any(column.cells)])
+
+
+def _print_metrics(summary: dict[str, dict[str, Any]], final: dict[str, Any]) -> None:
+    names = telling_metrics([summary, final])
+    if not names:
+        return
+    print_whole("")
+
+    def side(key: str) -> list[Any]:
+        values = [summary.get(name, {}).get(key) for name in names]
+        return [value if value is None or isinstance(value, int) else from_json(value) for value in values]
+
+    columns = [Column("metric", names), Column("last", side("last"))]
+    if any(name not in summary or final[name] != summary[name]["last"] for name in final):
+        values = [None if name not in final else from_json(final[name]) for name in names]
+        columns.append(Column("result", values))
+    for key in ("min", "max"):
+        columns += [Column(key, side(key)), Column("at step", side(f"{key}_step"), style="dim")]
+    print_columns(columns)
+
+
+def _print_checkpoints(checkpoints: list[dict[str, Any]]) -> None:
+    kept = [one for one in checkpoints if one["size_bytes"] is not None]
+    if not checkpoints:
+        return
+    rows = [(f"step {one['step']}", Text(f"{one['path']}  {size_text(one['size_bytes'])}")) for one in kept]
+    print_whole(_section(f"checkpoints: {len(checkpoints)} committed, {len(kept)} kept", _grid(rows)))
+
+
+def _print_failure(failure: dict[str, Any]) -> None:
+    others = failure["num_ranks_failed"] - 1
+    also = f"; {others} more rank{'s' if others > 1 else ''} failed after it" if others > 0 else ""
+    where = f"attempt {failure['attempt']}, rank {failure['rank']} on {failure['host']}, step {failure['step']}{also}"
+    trace = Text(failure["traceback"].rstrip(), "dim")
+    print_whole(_section(f"failed in {where}", trace, style="bold red"))
+
+
+def _section(title: str, body: Any, style: str = "bold") -> Group:
+    return Group(Text(f"\n{title}", style), Padding(body, (0, 0, 0, 2), expand=False))
+
+
+def _grid(rows: Iterable[tuple[str, object]]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)  # type: ignore[arg-type]
+    return table
+
+
+# ---------------------------------------------------------------------------------------------- compare
+
+
+def print_comparison(found: Comparison) -> None:
+    """Print runs side by side, one column each, only what differs."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", overflow="fold", no_wrap=True)
+    for run_id in found.ids:
+        table.add_column(run_id, overflow="fold", justify="right")
+    table.add_row("state", *(state_text(state) for state in found.states))
+    for title in ("config", "data", "code", "environment"):
+        differing: dict[str, list[Any]] = getattr(found, title)
+        _add_section(table, title, {key: [_short(v) for v in values] for key, values in differing.items()})
+    _add_section(table, "metrics", {name: _distinct(found.metrics[name]) for name in telling_metrics([found.metrics])})
+    print_whole(table)
+    alike = [title for title in ("config", "data", "code", "environment") if not getattr(found, title)]
+    print_whole(Text(f"\nThe same: {', '.join(alike)}." if alike else ""))
+    for sentence in _verdict(found):
+        print_whole(Text(sentence))
+
+
+def _add_section(table: Table, title: str, rows: dict[str, list[str]]) -> None:
+    if rows:
+        table.add_section()
+        table.add_row(Text(title, "bold"))
+    for key, values in rows.items():
+        table.add_row(f"  {key}", *(Text(value) for value in values))
+
+
+def _distinct(values: list[float | None]) -> list[str]:
+    """Numbers as a table shows them, and in full where that would hide that they differ."""
+    texts = [cell_text(value) for value in values]
+    if len(set(texts)) == len(set(values)):
+        return texts
+    return ["" if value is None else repr(value) for value in values]
+
+
+def _short(value: Any) -> str:
+    text = cell_text(value)
+    # Digests and commits: twelve digits tell them apart.
+    return text[:_SHORT_HEX] if len(text) >= 40 and set(text) <= set("0123456789abcdef") else text
+
+
+def _verdict(found: Comparison) -> Iterable[str]:
+    parting = found.parting
+    if parting is not None and parting.step is not None and parting.values is not None:
+        ours, theirs = parting.values
+        yield f"They part at step {parting.step}: {parting.metric} is {ours!r} and {theirs!r}."
+    elif parting is not None and parting.num_steps:
+        yield f"Their metrics are the same to the last bit at all {parting.num_steps} steps that both logged."
+    elif parting is not None:
+        yield "They have logged no metric at the same step."
+    digests = sorted({_short(digest) for digest in found.digests if digest})
+    if None not in found.digests:
+        same = "bit-identical" if len(digests) == 1 else "different"
+        yield f"Their parameters are {same} ({', '.join(digests)})."

@@ -1,0 +1,141 @@
+"""Tables that fit where they are shown: columns shrink, then go, on a narrow terminal; a pipe gets everything."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hpctool.cli.output import cell_text, console
+
+#: How each state of a run looks.
+STATE_STYLES = {
+    "queued": "dim",
+    "running": "cyan",
+    "stopping": "yellow",
+    "requeued": "blue",
+    "completed": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+    "broken": "bold red",
+    "lost": "magenta",
+}
+_GAP = 2
+_ENDLESS = 100_000
+
+
+@dataclass
+class Column:
+    """A column and its cells. On a narrow terminal those of the highest `rank` go first, those of rank 0 never."""
+
+    name: str
+    cells: Sequence[object]
+    rank: int = 0
+    #: it may be cut down to this width before anything goes
+    min_width: int | None = None
+    style: str = ""
+    width: int = field(init=False)
+    right: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.right = bool(self.cells) and all(isinstance(c, int | float) or c in (None, "") for c in self.cells)
+        self.texts = [cell if isinstance(cell, Text) else Text(cell_text(cell), self.style) for cell in self.cells]
+        self.width = max([len(self.name), *(text.cell_len for text in self.texts)])
+
+
+def print_columns(columns: Sequence[Column], title: str = "") -> list[str]:
+    """Print columns as a table on stdout; returns the names of those that a narrow terminal had no room for."""
+    out = console()
+    kept = fit(columns, out.width) if out.is_terminal else list(columns)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
+    table.title, table.title_justify, table.title_style = title or None, "left", "bold"
+    for column in kept:
+        justify: Any = "right" if column.right else "left"
+        table.add_column(column.name, justify=justify, no_wrap=True, overflow="ellipsis", width=column.width)
+    for cells in zip(*(column.texts for column in kept), strict=True):
+        table.add_row(*cells)
+    print_whole(table)
+    names = {column.name for column in kept}
+    return [column.name for column in columns if column.name not in names]
+
+
+def print_whole(renderable: RenderableType) -> None:
+    """Print something of rich on stdout; in a terminal it fits, and what goes into a pipe is neither cut nor folded."""
+    out = console()
+    if not out.is_terminal:
+        natural = out.measure(renderable, options=out.options.update(max_width=_ENDLESS)).maximum
+        out.width = max(out.width, natural + 1)
+    out.print(renderable)
+
+
+def fit(columns: Sequence[Column], width: int) -> list[Column]:
+    """The columns that fit into a width: if shrinking is enough the widest shrink, else the highest rank goes."""
+    kept = list(columns)
+    while (over := _total(kept) - width) > 0:
+        shrinkable = [c for c in kept if c.min_width is not None and c.width > c.min_width]
+        if sum(c.width - (c.min_width or 0) for c in shrinkable) >= over:
+            max(shrinkable, key=lambda c: c.width).width -= 1
+        elif loose := [c for c in kept if c.rank]:
+            kept.remove(max(loose, key=lambda c: c.rank))
+        else:
+            break
+    return kept
+
+
+def _total(columns: Sequence[Column]) -> int:
+    return sum(column.width for column in columns) + _GAP * max(len(columns) - 1, 0)
+
+
+def state_text(state: str) -> Text:
+    """A state in its colour."""
+    return Text(state, STATE_STYLES.get(state, ""))
+
+
+def age_text(created: str) -> str:
+    """How long ago a time of ours was, in its largest unit: `4 min`; empty if it cannot be read."""
+    try:
+        then = datetime.datetime.fromisoformat(created)
+        seconds = (datetime.datetime.now(datetime.UTC) - then).total_seconds()
+    except (ValueError, TypeError):
+        return ""
+    for unit, unit_s in (("d", 2 * 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= unit_s:
+            return f"{seconds // min(unit_s, 86_400):.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def duration_text(seconds: float | None) -> str:
+    """A duration in one or two units: `4.2 s`, `3 min 12 s`, `5 h 2 min`, `4 d`."""
+    if seconds is None:
+        return ""
+    if seconds < 10:
+        return f"{max(seconds, 0):.1f} s"
+    minutes, rest_s = divmod(round(seconds), 60)
+    hours, rest_min = divmod(minutes, 60)
+    if minutes == 0:
+        return f"{rest_s} s"
+    if hours == 0:
+        return f"{minutes} min {rest_s} s" if minutes < 10 else f"{minutes} min"
+    if hours < 48:
+        return f"{hours} h {rest_min} min" if hours < 10 else f"{hours} h"
+    return f"{hours // 24} d"
+
+
+def size_text(size_bytes: float) -> str:
+    """A size in bytes, kB, MB …, three places."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.3g} TB"
+
+
+def settings_text(values: dict[str, Any]) -> str:
+    """`model=cnn optim.lr=0.01`: keys and values in one line."""
+    return " ".join(f"{key}={cell_text(value)}" for key, value in values.items())
