@@ -6,28 +6,28 @@ YAML chooses, dataclasses type, `_target_` opens only the user's doors. A user's
 
 from __future__ import annotations
 
-import ast
-import importlib.machinery
 import re
-import sys
+import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+from yaml import YAMLError
 
-from hpctool.errors import ConfigError, InputError, TargetError, UnknownName, nearest
+from hpctool.errors import ConfigError, InputError, TargetError, UnknownName, listing, nearest
+from hpctool.targets import why_not_importable
 
 ENTRY_POINT_GROUP = "hpctool.conf"
 CONF_PACKAGE = "hpctool.conf"
@@ -42,7 +42,7 @@ class Composed:
     overrides: list[str]
 
 
-class _UsersFolders(SearchPathPlugin):  # type: ignore[misc]
+class _UsersFolders(SearchPathPlugin):
     """Hydra's own door for further config folders; `folders` are searched after hpctool's."""
 
     folders: list[str] = []
@@ -60,11 +60,12 @@ def compose(job: str, overrides: Sequence[str] = (), config_dirs: Sequence[Path]
     with hydra_context(config_dirs):
         try:
             whole = hydra_compose(primary or job, list(overrides), return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise _explained(error, job, primary, overrides) from error
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+            raise _explained(error, primary or job, overrides) from error
         choices = {k: str(v) for k, v in whole.hydra.runtime.choices.items() if "hydra/" not in k and v is not None}
-    cfg = OmegaConf.create({k: v for k, v in whole._content.items() if k != "hydra"})
-    assert isinstance(cfg, DictConfig)
+    nodes = whole._content
+    assert isinstance(nodes, dict)
+    cfg = OmegaConf.create({key: node for key, node in nodes.items() if key != "hydra"})
     return Composed(cfg, choices, list(overrides))
 
 
@@ -76,20 +77,22 @@ def typed(cfg: DictConfig, schema: type) -> DictConfig:
         key = error.full_key or str(error.key)
         raise ConfigError(key, "there is no such key.", nearest(key, schema_keys(schema))) from error
     except ValidationError as error:
-        raise ConfigError(str(error.full_key), _first_line(error) + ".") from error
+        raise _does_not_fit(schema, cfg, str(error.full_key)) from error
+    except OmegaConfBaseException as error:
+        raise _dead_end(error) from error
     assert isinstance(merged, DictConfig)
     return merged
 
 
 def resolved(cfg: DictConfig) -> DictConfig:
     """Every interpolation replaced by its value. Raises ConfigError on a missing value or a dead interpolation."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise ConfigError(missing[0], f"it has no value. Give it one: {missing[0]}=…")
     try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error.full_key or "?"), _first_line(error) + ".") from error
+        raise _dead_end(error) from error
+    if missing:
+        raise ConfigError(missing[0], f"it has no value. Give it one: {missing[0]}=…")
     return cfg
 
 
@@ -104,8 +107,8 @@ def load(path: Path) -> DictConfig:
     """A run's config.yaml. Raises FileNotFoundError, ConfigError."""
     try:
         cfg = OmegaConf.load(path)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(str(path), f"it cannot be read: {error}.") from error
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(str(path), f"it cannot be read: {_first_line(error)}.") from error
     if not isinstance(cfg, DictConfig):
         raise ConfigError(str(path), "it holds no mapping.")
     return cfg
@@ -133,74 +136,31 @@ def set_value(cfg: DictConfig, key: str, value: Any) -> None:
 
 
 def schema_keys(schema: type) -> list[str]:
-    """The dotted keys of a schema."""
-    return sorted(flatten(OmegaConf.to_container(OmegaConf.structured(schema))))
+    """The dotted keys of a schema, those of the schemas inside it too."""
+    keys: list[str] = []
+    for name, kind in get_type_hints(schema).items():
+        inner = schema_keys(kind) if isinstance(kind, type) and is_dataclass(kind) else []
+        keys += [name, *(f"{name}.{key}" for key in inner)]
+    return sorted(keys)
 
 
 def check_target(key: str, cfg: Any, *, required: bool = True) -> None:
     """Check that `cfg._target_` can be imported, without importing it: torch stays out of the login node.
 
-    Follows the dotted name through the import system's finders and then looks the last part up in the source.
-    Raises TargetError.
+    Raises TargetError, and ConfigError where it is required and has no value.
     """
     target = OmegaConf.select(cfg, "_target_") if isinstance(cfg, DictConfig) else None
     if target is None:
         if required:
             raise ConfigError(f"{key}._target_", "it has no value. Give the importable name of your own class.")
         return
-    parts = str(target).split(".")
-    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        raise TargetError(key, str(target), "that is not an importable name of the form package.module.Name")
-    search: list[str] | None = None
-    for depth, part in enumerate(parts):
-        spec = _find_spec(".".join(parts[: depth + 1]), part, search)
-        if spec is None:
-            if depth == 0:
-                raise TargetError(key, str(target), f"there is no module '{part}'")
-            _check_attribute(key, str(target), ".".join(parts[:depth]), part)
-            return
-        origin, search = spec.origin, list(spec.submodule_search_locations or []) or None
-        _check_attribute.__dict__["source"] = origin
-        if search is None and depth + 1 < len(parts):
-            _check_attribute(key, str(target), ".".join(parts[: depth + 1]), parts[depth + 1])
-            return
-    raise TargetError(key, str(target), "that is a module, not a class or function in one")
-
-
-def _find_spec(full: str, part: str, search: list[str] | None) -> importlib.machinery.ModuleSpec | None:
-    for finder in sys.meta_path:
-        find = getattr(finder, "find_spec", None)
-        spec = find(full, search) if find else None
-        if spec is not None:
-            return spec  # type: ignore[no-any-return]
-    return None
-
-
-def _check_attribute(key: str, target: str, module: str, name: str) -> None:
-    origin = _check_attribute.__dict__.get("source")
-    if not origin or not str(origin).endswith(".py"):
-        return  # compiled: only importing would tell
-    names = _top_level_names(Path(origin))
-    if name not in names and "*" not in names:
-        near = nearest(name, names)
-        raise TargetError(key, target, f"{module} has no '{name}'" + (f" (it has {', '.join(near)})" if near else ""))
-
-
-def _top_level_names(path: Path) -> set[str]:
-    """The names a module's source binds at its top; `*` where that cannot be known from the text."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-    return names | ({"*"} if "__getattr__" in names else set())
+    if reason := why_not_importable(str(target)):
+        raise TargetError(key, str(target), reason)
 
 
 @contextmanager
 def hydra_context(config_dirs: Sequence[Path]) -> Iterator[None]:
+    """Hydra with hpctool's configuration, the installed packages' and that of these folders. Raises InputError."""
     _UsersFolders.folders = [f"file://{d}" for d in _checked_dirs(config_dirs)] + _installed_packages()
     if _UsersFolders not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(_UsersFolders)
@@ -213,14 +173,22 @@ def hydra_context(config_dirs: Sequence[Path]) -> Iterator[None]:
 
 
 def _checked_dirs(config_dirs: Sequence[Path]) -> list[Path]:
-    ours = {str(p) for p in _our_yaml_files()}
     for folder in config_dirs:
         if not folder.is_dir():
-            raise InputError(f"--config-dir {folder}: there is no such folder.")
-        for path in folder.rglob("*.yaml"):
-            if str(path.relative_to(folder)) in ours:
-                raise InputError(f"{path} has the name of one of hpctool's own files and would not be read; rename it.")
+            raise InputError(
+                f"--config-dir {folder}: there is no such folder. It should hold model/mine.yaml and so on."
+            )
+        _refuse_shadows(folder)
     return [folder.resolve() for folder in config_dirs]
+
+
+def _refuse_shadows(folder: Path) -> None:
+    for name in _our_yaml_files():
+        if (folder / name).exists():
+            raise InputError(
+                f"{folder / name} has the name of one of hpctool's own files and would not be read. Rename it; "
+                f"what it changes can also go on top of ours: defaults: [{name.stem}, _self_]."
+            )
 
 
 def _our_yaml_files() -> list[Path]:
@@ -232,12 +200,13 @@ def _installed_packages() -> list[str]:
     found = []
     for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:
-            resources.files(point.value)
-        except (ImportError, TypeError) as error:
+            folder = resources.files(point.value)
+        except Exception as error:  # whatever somebody else's package raises while it is imported
             raise InputError(
                 f"The installed package '{point.name}' offers configuration in '{point.value}', which cannot be "
                 f"imported ({error}). Repair or uninstall it."
             ) from error
+        _refuse_shadows(Path(str(folder)))
         found.append(f"pkg://{point.value}")
     return found
 
@@ -248,36 +217,99 @@ def group_choices(group: str) -> list[str]:
     return sorted(p.stem for p in folder.glob("*.yaml") if not p.stem.startswith("_"))
 
 
-def _explained(error: Exception, job: str, primary: str, overrides: Sequence[str]) -> InputError:
-    text = str(error)
+def unreadable(override: str, error: Exception) -> ConfigError:
+    """What to say of an override that Hydra's grammar refuses."""
+    if "=" not in override:
+        what = "there is no such option." if override.startswith("-") else "it has no '='."
+        return ConfigError(override, f"{what} What a job takes is written key=value.")
+    return ConfigError(
+        override,
+        f"it cannot be read ({_first_line(error)}). Lists are [a,b]; a text with commas, spaces or brackets needs "
+        "quotes inside those of the shell: 'key=\"a, b\"'.",
+    )
+
+
+def _explained(error: Exception, primary: str, overrides: Sequence[str]) -> InputError:
+    text = _first_line(error)
     if isinstance(error, OverrideParseException):
-        return ConfigError(str(error.override), f"this override cannot be read: {_first_line(error)}.")
+        return unreadable(str(error.override), error)
     if isinstance(error, MissingConfigException):
-        asked = str(error.missing_cfg_file or "")
-        group, _, choice = asked.rpartition("/")
-        if group:
-            known = [c for c in (error.options or []) if not str(c).startswith("_")]
-            return UnknownName(f"choice of the config group '{group}' called", choice, [str(c) for c in known])
-        return UnknownName(
-            "primary config", asked or primary or job, [str(p.stem) for p in _our_yaml_files() if "/" not in str(p)]
-        )
-    match = re.match(r"Could not override '([^'@]+)", text) or re.match(r"Key '([^']+)' is not in struct", text)
+        return _missing_file(error, primary)
+    if isinstance(error, YAMLError):
+        mark = getattr(error, "problem_mark", None)
+        where = f"{mark.name}, line {mark.line + 1}" if mark else primary
+        return InputError(f"{where}: this is not YAML ({getattr(error, 'problem', None) or text}).")
+    if text.startswith("Config group override must be"):
+        for key, _, value in (override.partition("=") for override in overrides):
+            if key and group_choices(key) and not re.search("[a-zA-Z]", value):
+                return ConfigError(key, f"it takes one of {listing(group_choices(key))}, and got '{value}'.")
+        return unreadable(next((o for o in overrides if o.startswith("=")), "?"), error)
+    match = (
+        re.match(r"Could not override '([^']+)", text)
+        or re.match(r"Key '([^']+)' is not in struct", text)
+        or re.match(r"Could not delete from config. '([^']+)' does not exist", text)
+    )
     if match:
-        key = match.group(1)
-        return ConfigError(key, "there is no such key.", nearest(key, _known_keys(job)))
-    if isinstance(error, ConfigCompositionException | HydraException):
-        return InputError(f"The configuration of {primary or job} cannot be composed: {_first_line(error)}.")
-    key = str(getattr(error, "full_key", "") or "?")
-    return ConfigError(key, _first_line(error) + ".")
+        return _no_such_key(match.group(1), primary, overrides)
+    ambiguous = re.match(r"Ambiguous value for argument '([^=]+)=", text)
+    if ambiguous:
+        return ConfigError(ambiguous.group(1), "it has several values. Add -m for a sweep over them, or quote them.")
+    merging = re.match(r"Error merging override ([^=]+)=(.*)", text)
+    if merging and error.__cause__ is not None:
+        return ConfigError(merging.group(1), f"'{merging.group(2)}' does not fit ({_first_line(error.__cause__)}).")
+    return InputError(f"The configuration of {primary} cannot be composed: {text}.")
 
 
-def _known_keys(job: str) -> list[str]:
-    """Every key and group of a job as it ships: what a typo may have meant."""
-    base = compose(job).cfg
-    flat = list(flatten(OmegaConf.to_container(base, resolve=False)))
-    inner = {".".join(key.split(".")[:n]) for key in flat for n in range(1, key.count(".") + 1)}
-    return sorted({*flat, *inner})
+def _missing_file(error: MissingConfigException, primary: str) -> InputError:
+    group, _, choice = str(error.missing_cfg_file or "").rpartition("/")
+    if group:
+        known = [str(option) for option in error.options or [] if not str(option).startswith("_")]
+        return UnknownName(f"choice of the config group '{group}' called", choice, known)
+    ours = [path.stem for path in _our_yaml_files() if path.parent == Path()]
+    return UnknownName("primary config", choice or primary, sorted(ours), "Your own need --config-dir.")
 
 
-def _first_line(error: Exception) -> str:
+def _no_such_key(key: str, primary: str, overrides: Sequence[str]) -> ConfigError:
+    if group_choices(key):
+        return ConfigError(key, f"{primary} does not use this config group.")
+    # With everything else that was asked, so that `model=cnn model.chanels=3` finds the keys of cnn.
+    others = [override for override in overrides if override.partition("=")[0].lstrip("+~") != key]
+    try:
+        cfg = hydra_compose(primary, others)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        cfg = hydra_compose(primary)
+    flat = list(flatten(OmegaConf.to_container(cfg, resolve=False)))
+    inner = {".".join(known.split(".")[:n]) for known in flat for n in range(1, known.count(".") + 1)}
+    return ConfigError(key, "there is no such key.", nearest(key, sorted({*flat, *inner})))
+
+
+def _dead_end(error: OmegaConfBaseException) -> ConfigError:
+    """What to say of a value that refers to something that is not there."""
+    text, key = _first_line(error), str(error.full_key or error.key or "?")
+    variable = re.search(r"Environment variable '([^']+)' not found", text)
+    if variable:
+        name = variable.group(1)
+        return ConfigError(key, f"it needs the environment variable {name}, which is not set. export {name}=…")
+    gone = re.search(r"Interpolation key '([^']+)' not found", text)
+    if gone:
+        return ConfigError(key, f"it refers to ${{{gone.group(1)}}}, and there is no such key.")
+    return ConfigError(key, text + ".")
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list", dict: "keys"}
+
+
+def _does_not_fit(schema: type, cfg: DictConfig, key: str) -> ConfigError:
+    kind: Any = schema
+    for part in key.split("."):
+        kind = get_type_hints(kind).get(part) if is_dataclass(kind) else None
+    choices = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    words = " or ".join(
+        "null" if one is types.NoneType else _WORDS.get(get_origin(one) or one, "keys") for one in choices
+    )
+    found = OmegaConf.select(cfg, key)
+    return ConfigError(key, f"it takes {words}, and got {'null' if found is None else repr(found)}.")
+
+
+def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -32,15 +32,16 @@ EXIT_INTERRUPTED = 130
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """Up to `count` of the known names that look most like `name`, the best first."""
+    """Up to `count` of the known names that look most like `name`, the best first; none that is much worse."""
     names = list(dict.fromkeys(known))
-    found = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
+    likeness = {other: difflib.SequenceMatcher(None, name, other).ratio() for other in names}
+    best = max(likeness.values(), default=0.0)
+    found = [other for other in names if likeness[other] >= max(0.5, best - 0.15)]
+    found.sort(key=lambda other: -likeness[other])
     # 'lr' for 'optim.lr': the last part of a dotted key is often all that somebody remembers.
     tail = name.rsplit(".", 1)[-1]
-    for other in names:
-        if len(found) < count and other not in found and other.rsplit(".", 1)[-1] == tail:
-            found.append(other)
-    return found
+    found += [other for other in names if other not in found and other.rsplit(".", 1)[-1] == tail]
+    return found[:count]
 
 
 def listing(names: Iterable[str], limit: int = 8) -> str:

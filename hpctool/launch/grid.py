@@ -77,7 +77,7 @@ def _axes(overrides: Sequence[str], config_dirs: Sequence[Path]) -> list[_Axis]:
                 override = parser.parse_overrides([text])[0]
                 values = _values(override)
             except OverrideParseException as error:
-                raise ConfigError(text, f"this override cannot be read: {str(error).splitlines()[0]}.") from error
+                raise config.unreadable(text, error) from error
             except HydraException as error:
                 raise ConfigError(text, f"{str(error).splitlines()[0]}.") from error
             key = override.get_key_element()
