@@ -1,0 +1,1 @@
+"""Serve: a server that batches by itself and keeps a journal, and the same answers for a whole dataset offline."""
