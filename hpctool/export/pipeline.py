@@ -50,16 +50,16 @@ def export_run(cfg: ExportConfig, say: Say = print) -> Published:
     """
     assert cfg.bundle.name is not None, "resolve has pinned the bundle's name"
     source = Source.open(cfg)
-    batch_size = max(cfg.parity.batch_sizes)
     original = deployed(source.rundir)
-    seen = observe(source, original, batch_size)
+    gate = _gate(original, cfg)
+    seen = observe(source, original, max(gate.batch_sizes))
     fit = calibration.Fit(1.0, "not asked for")
     if cfg.calibration.fit:
         fit = calibration.fit_temperature(seen.logits, seen.labels)
     say(f"temperature {fit.temperature:.4f}" + (f": {fit.note}" if fit.note else ""))
     original.temperature = fit.temperature
     with staging(Path(cfg.paths.models), cfg.bundle.name) as staged:
-        signature = _export_graph(staged, source, original, seen, cfg, say)
+        signature = _export_graph(staged, source, original, seen, gate, say)
         put_json(staged, "signature.json", signature.to_json())
         put(staged, "golden.npz", golden.to_bytes(_golden(source, original, seen, cfg.bundle.num_golden)))
         found = reference(
@@ -75,11 +75,18 @@ def export_run(cfg: ExportConfig, say: Say = print) -> Published:
         return publish(staged, lineage_of(source))
 
 
+def _gate(original: Deployed, cfg: ExportConfig) -> parity.Gate:
+    dtype = model_dtype(original)
+    if dtype not in cfg.parity.tolerance:
+        raise ConfigError("parity.tolerance", f"the model's parameters are {dtype}; add +parity.tolerance.{dtype}=….")
+    return parity.Gate(cfg.parity.batch_sizes, cfg.parity.repeats, cfg.parity.tolerance[dtype])
+
+
 def _export_graph(
-    staged: Path, source: Source, original: Deployed, seen: Observed, cfg: ExportConfig, say: Say
+    staged: Path, source: Source, original: Deployed, seen: Observed, gate: parity.Gate, say: Say
 ) -> Signature:
     """Write model.ts and show that it answers like the original."""
-    rows = source.inputs(source.rows[: max(cfg.parity.batch_sizes)])
+    rows = source.inputs(source.rows[: max(gate.batch_sizes)])
     graph = child.graph_of(source.rundir, original.temperature, np.resize(rows, (_EXAMPLE_ROWS, *rows.shape[1:])))
     say(f"{graph.method}, {len(graph.data)} bytes" + (f" ({graph.reason})" if graph.reason else ""))
     for warning in graph.warnings:
@@ -88,10 +95,6 @@ def _export_graph(
     put(staged, path.name, graph.data)
     module = torchscript.load(path)
 
-    dtype = model_dtype(original)
-    if dtype not in cfg.parity.tolerance:
-        raise ConfigError("parity.tolerance", f"the model's parameters are {dtype}; add parity.tolerance.{dtype}=….")
-    gate = parity.Gate(cfg.parity.batch_sizes, cfg.parity.repeats, cfg.parity.tolerance[dtype])
     try:
         worst = parity.check(original, module, torch.from_numpy(rows), gate)
         check_decisions(source, module, seen, max(gate.batch_sizes), gate.tolerance)
@@ -100,11 +103,11 @@ def _export_graph(
         raise ParityError(f"{source.rundir.id} is not published. {error} {how}".strip()) from error
     sizes = ", ".join(map(str, gate.batch_sizes))
     say(f"parity: largest difference {worst:.2g} at batch sizes {sizes}; all {len(source.rows)} decisions agree")
-    return _signature(source, original, graph, gate, dtype, rows)
+    return _signature(source, original, graph, gate, rows)
 
 
 def _signature(
-    source: Source, original: Deployed, graph: torchscript.Graph, gate: parity.Gate, dtype: str, rows: golden.Array
+    source: Source, original: Deployed, graph: torchscript.Graph, gate: parity.Gate, rows: golden.Array
 ) -> Signature:
     num_classes = len(source.classes)
     return Signature(
@@ -113,7 +116,7 @@ def _signature(
         classes=source.classes,
         preprocessing=_in_words(original.preprocess),
         temperature=original.temperature,
-        dtype=dtype,
+        dtype=model_dtype(original),
         tolerance=gate.tolerance,
         batch_sizes=list(gate.batch_sizes),
         method=graph.method,

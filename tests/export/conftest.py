@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 
 from hpctool import config
 from hpctool.export import publish
-from hpctool.export.bundle import Bundle
 from hpctool.export.resolve import resolve_export
 from hpctool.export.schema import ExportConfig
 
@@ -53,10 +52,10 @@ def do(job, *overrides, dirs=()):
     assert done.exit_code == 0, done
     return done.runs[0]
 do("prepare", "data.name=digits", "source=digits")
-short = ["data.name=digits", "debug=null", "loop.max_epochs=1", "track=off"]
-runs = {"mlp": do("train", *short[:1], "loop.max_epochs=3", "track=off", "model.hidden_sizes=[16]")}
+train = ["train", "data.name=digits", "track=off"]
+runs = {"mlp": do(*train, "loop.max_epochs=3", "model.hidden_sizes=[16]")}
 for name in ("Traceable", "Branching", "Baked"):
-    runs[name] = do("train", *short, f"model={name}", dirs=[Path("conf")])
+    runs[name] = do(*train, "loop.max_epochs=1", f"model={name}", dirs=[Path("conf")])
 Path("trained.json").write_text(json.dumps(runs))
 """
 
@@ -90,15 +89,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(root))
         yield Project(root, json.loads((root / "trained.json").read_text()))
-
-
-@pytest.fixture(scope="session")
-def exported(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A real bundle; tests copy it before they change anything."""
-    from hpctool.export.pipeline import export_run
-
-    models = tmp_path_factory.mktemp("exported") / "models"
-    return export_run(project.config("mlp", models), say=lambda _: None).bundle
 
 
 @pytest.fixture(autouse=True, scope="session")

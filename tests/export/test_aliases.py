@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 from pathlib import Path
@@ -123,7 +124,7 @@ for turn in range(10):
     moves = aliases.history(models, "digits", "production")
     assert [m.number for m in moves] == list(range(1, len(moves) + 1))
     assert {m.message.partition("-")[0] for m in moves} == {"ada", "bob"}
-    assert all(one.version != two.version for one, two in zip(moves, moves[1:], strict=False))
+    assert all(one.version != two.version for one, two in itertools.pairwise(moves))
 
 
 def test_an_alias_of_a_version_that_was_replaced_is_refused(models: Path, make_bundle: Make) -> None:
@@ -138,7 +139,9 @@ def test_an_alias_of_a_version_that_was_replaced_is_refused(models: Path, make_b
 
 def test_names_that_are_not_there_are_answered_with_those_that_are(models: Path) -> None:
     promote(models, "0001")
-    with pytest.raises(UnknownName, match="called 'prodution'; there is: production, 0001, 0002, 0003. Did you mean prod"):
+    with pytest.raises(
+        UnknownName, match=r"called 'prodution'; there is: production, 0001, 0002, 0003. Did you mean prod"
+    ):
         aliases.resolve(models, "digits@prodution")
     with pytest.raises(UnknownName, match="no alias of model 'digits' called 'staging'; there is: production"):
         aliases.rollback(models, "digits", "staging", passes)

@@ -68,9 +68,9 @@ def test_versions_are_found_by_number_and_others_are_listed(make_bundle: Make, t
     assert bundle.find_version(models, "digits", "2") == bundle.find_version(models, "digits", "0002")
     with pytest.raises(UnknownName, match="no version of model 'digits' called '7'; there is: 0001, 0002"):
         bundle.find_version(models, "digits", "7")
-    with pytest.raises(UnknownName, match="no model 'digit'; there is: digits. Did you mean digits"):
+    with pytest.raises(UnknownName, match=r"no model 'digit'; there is: digits. Did you mean digits"):
         bundle.known_versions(models, "digit")
-    with pytest.raises(UnknownName, match="no model '../x'"):
+    with pytest.raises(UnknownName, match=r"no model '\.\./x'"):
         bundle.known_versions(models, "../x")
 
 

@@ -78,7 +78,7 @@ def test_a_branch_that_tracing_lost_is_found_at_the_batch_that_takes_it() -> Non
 
 def test_a_shape_that_tracing_baked_in_is_found() -> None:
     module = deployed(Baked())
-    with pytest.raises(ParityError, match="batch of 1, call 1: the exported graph cannot take it: .*shape"):
+    with pytest.raises(ParityError, match=r"batch of 1, call 1: the exported graph cannot take it: .*shape"):
         parity.check(module, traced(module), ROWS, GATE)
 
 
@@ -98,7 +98,10 @@ def test_the_probabilities_are_those_of_the_temperature() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda z: z + np.float32(1e-2), "'logits' differs by up to 0.01 .allowed 1e-05. in 2 of 2 rows; first at row 0"),
+        (
+            lambda z: z + np.float32(1e-2),
+            "'logits' differs by up to 0.01 .allowed 1e-05. in 2 of 2 rows; first at row 0",
+        ),
         (lambda z: z * np.float32("nan"), "differs by up to nan"),
         (lambda z: z[:, :2], r"'logits' is float32 \(2, 2\) where float32 \(2, 3\) was expected"),
         (lambda z: z.astype(np.float64), "float64"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from hpctool.export import statistics
 
 
-def images(num: int = 200, side: int = 8, channels: int = 1) -> statistics.npt.NDArray[np.uint8]:
-    x_NHWC: statistics.npt.NDArray[np.uint8] = np.random.default_rng(0).integers(
+def images(num: int = 200, side: int = 8, channels: int = 1) -> npt.NDArray[np.uint8]:
+    x_NHWC: npt.NDArray[np.uint8] = np.random.default_rng(0).integers(
         0, 256, (num, side, side, channels), dtype=np.uint8
     )
     return x_NHWC
