@@ -1,0 +1,100 @@
+"""A project of its own, which knows hpctool's contracts and is named in the config: model, task, optimizer."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpctool.launch import signals
+from hpctool.train.task import Batch, Classify, Sums
+
+
+class Tangled(nn.Module):
+    """Layers that run in another order than they are registered, with batch norm and dropout: hard for DDP."""
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, width: int = 32, depth: int = 6) -> None:
+        super().__init__()
+        self.last = nn.Linear(width, num_classes)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(depth))
+        self.dropout = nn.Dropout(0.1)
+        self.first = nn.Linear(int(torch.Size(input_shape).numel()), width)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x_ND = torch.relu(self.first(x_NCHW.flatten(1)))
+        order = range(len(self.layers))
+        for number in [*order[::2], *order[1::2]]:
+            x_ND = x_ND + self.dropout(torch.relu(self.norms[number](self.layers[number](x_ND))))
+        logits_NK: Tensor = self.last(x_ND)
+        return logits_NK
+
+
+class Faulty(Classify):
+    """Classify, and what the environment orders: FAULT="<what> <rank> <pass>"; SEEN=<folder for the rows seen>."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_passes = 0
+
+    def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> tuple[Tensor, Sums]:
+        self.num_passes += 1
+        rank = os.environ.get("RANK", "0")
+        if folder := os.environ.get("SEEN"):
+            with open(Path(folder) / f"{rank}", "a") as file:
+                file.write(" ".join(str(row) for row in batch["row"].tolist()) + "\n")
+        loss, sums = super().loss(model, batch)
+        what, _, when = os.environ.get("FAULT", "none").partition(" ")
+        if when == f"{rank} {self.num_passes}":
+            if what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if what == "stop":
+                signals.request_stop("preempted")
+            if what == "overflow":
+                loss = loss * float("inf")
+        return loss, sums
+
+
+class Autoencode:
+    """A task without labels: give back the pixels."""
+
+    def __init__(self) -> None:
+        self.preprocess: nn.Module = nn.Flatten()
+
+    def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> tuple[Tensor, Sums]:
+        sums = self.evaluate(model, batch)
+        return sums["error"] / len(batch["x"]), {name: value.detach() for name, value in sums.items()}
+
+    def evaluate(self, model: Callable[[Tensor], Tensor], batch: Batch) -> Sums:
+        x_NF = self.preprocess(batch["x"].to(torch.float32)) / 255
+        return {"error": (model(x_NF) - x_NF).square().sum(), "rows": torch.tensor(len(x_NF))}
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        return {"error": sums["error"] / sums["rows"]}
+
+
+class PlainNet(nn.Sequential):
+    """A model that knows nothing of hpctool."""
+
+    def __init__(self, size_in: int, size_out: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(size_in, 8), nn.Tanh(), nn.Linear(8, size_out))
+
+
+class SignDescent(torch.optim.Optimizer):
+    """An optimizer of one's own, with a state."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                average = self.state[p].setdefault("average", torch.zeros_like(p))
+                average.lerp_(p.grad, 0.1)
+                p.sub_(average.sign(), alpha=group["lr"])
