@@ -10,6 +10,7 @@ from rich.tree import Tree
 from hpctool.cli.output import Folders, cell_text
 from hpctool.cli.runs_view import code_text
 from hpctool.cli.tables import print_whole, settings_text
+from hpctool.config import flatten
 from hpctool.errors import UnknownName
 from hpctool.rundir import find_run
 from hpctool.track.lineage import Node, find_input_run, run_lineage
@@ -139,7 +140,7 @@ def _lines(node: Node) -> list[tuple[str, str]]:
     if node.kind == "run" and facts.get("code"):
         lines += [("code", code_text(facts["code"]))]
     if node.kind == "dataset" and facts:
-        operation = settings_text({k: v for k, v in facts["operation"].items() if k != "kind"})
+        operation = settings_text({k: v for k, v in flatten(facts["operation"]).items() if k != "kind"})
         lines += [("message", facts["message"]), ("author", f"{facts['author']}, {facts['time']}")]
         lines += [("by", f"{cell_text(facts['operation']['kind'])}  {operation}".rstrip())]
     return [(name, text) for name, text in lines if text]

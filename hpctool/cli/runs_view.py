@@ -24,7 +24,7 @@ from hpctool.cli.tables import (
     state_text,
 )
 from hpctool.rundir import STATES
-from hpctool.track.compare import Comparison, is_measured
+from hpctool.track.compare import Comparison, differing, is_measured
 from hpctool.track.metrics import from_json
 from hpctool.track.runs import BROKEN, Row
 
@@ -53,7 +53,8 @@ def print_list(rows: Sequence[Row], num_found: int, wanted: Sequence[str], sort:
 
 
 def _usual_columns(rows: Sequence[Row], sort: str, by_sweep: bool) -> Iterable[Column]:
-    keys = list(dict.fromkeys(key for row in rows for key in row.changed))
+    told = {job: _differing_keys([row for row in rows if row.job == job]) for job in {row.job for row in rows}}
+    keys = list(dict.fromkeys(key for row in rows for key in told[row.job]))
     known = telling_metrics([row.metrics for row in rows])
     metrics = [name for name in known if name != sort and not is_measured(name)]
     if sort in known:
@@ -69,7 +70,15 @@ def _usual_columns(rows: Sequence[Row], sort: str, by_sweep: bool) -> Iterable[C
     if any(row.cause for row in rows):
         yield Column("cause", [_one_line(row.cause) for row in rows], rank=2, min_width=12)
     if keys and not by_sweep:
-        yield Column("changed", [settings_text(row.changed) for row in rows], rank=3, min_width=12, style="dim")
+        texts = [settings_text({k: v for k, v in row.changed.items() if k in told[row.job]}) for row in rows]
+        yield Column("changed", texts, rank=3, min_width=12, style="dim")
+
+
+def _differing_keys(rows: Sequence[Row]) -> list[str]:
+    """The changed keys that tell the rows of one job apart; all of them where there is one row."""
+    sides = [row.changed for row in rows]
+    found = differing(sides) if len(sides) > 1 else sides[0]
+    return [key for key in dict.fromkeys(key for side in sides for key in side) if key in found]
 
 
 def telling_metrics(sides: Iterable[dict[str, Any]]) -> list[str]:
@@ -77,7 +86,7 @@ def telling_metrics(sides: Iterable[dict[str, Any]]) -> list[str]:
     counts = Counter(name for side in sides for name in side)
 
     def rank(name: str) -> tuple[bool, int, bool, int, str]:
-        of_what = {"val": 0, "test": 0, "train": 2}.get(name.split("/")[0], 1)
+        of_what = {"val": 0, "test": 0, "best": 1, "train": 3}.get(name.split("/")[0], 2)
         return (is_measured(name), of_what, "loss" in name, -counts[name], name)
 
     return sorted(counts, key=rank)

@@ -100,6 +100,15 @@ def test_a_sweep_shows_what_it_varies_and_the_cells_that_wait(root: Path) -> Non
         call("list", "--sweep", "nothing")
 
 
+def test_only_what_tells_the_runs_apart_is_shown_as_changed(root: Path) -> None:
+    three_runs(root)
+    lines = call("list").stdout.splitlines()
+    assert "optim.lr=0.1" in "".join(lines)
+    assert "model=cnn" not in "".join(lines)
+    (line,) = call("list", "--limit", "1").stdout.splitlines()[2:]
+    assert "model=cnn optim.lr=0.01" in line
+
+
 def test_a_broken_run_is_a_row_and_a_word_on_stderr(root: Path) -> None:
     one, *_ = three_runs(root)
     one.rundir.run_json.write_text("{")
