@@ -254,6 +254,11 @@ def _explained(error: Exception, primary: str, overrides: Sequence[str]) -> Inpu
     ambiguous = re.match(r"Ambiguous value for argument '([^=]+)=", text)
     if ambiguous:
         return ConfigError(ambiguous.group(1), "it has several values. Add -m for a sweep over them, or quote them.")
+    twice = re.match(r"Multiple values for ([^.]+)\.", text) or re.match(
+        r"Could not append .* already at '([^']+)'", text
+    )
+    if twice:
+        return ConfigError(twice.group(1), "it has a value already, so '+' cannot add it. Leave out the '+'.")
     merging = re.match(r"Error merging override ([^=]+)=(.*)", text)
     if merging and error.__cause__ is not None:
         return ConfigError(merging.group(1), f"'{merging.group(2)}' does not fit ({_first_line(error.__cause__)}).")

@@ -96,7 +96,8 @@ def test_nearest_finds_typos_and_forgotten_prefixes() -> None:
     assert nearest("lr", keys) == ["optim.lr"]
     assert nearest("sed", keys) == ["seed"]
     assert nearest("zzzzzz", keys) == []
-    assert len(nearest("a1", [f"a{n}" for n in range(20)])) == 3
+    assert len(nearest("ax", [f"a{n}" for n in range(10)])) == 3
+    assert nearest("optim.lrr", ["optim.lr", "optim"]) == ["optim.lr"]
 
 
 def test_long_listings_are_cut() -> None:
