@@ -7,6 +7,7 @@ its byte offset is kept in the manifest: reading is a memmap or a pread, without
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 from collections.abc import Mapping
@@ -90,21 +91,13 @@ def write_object(layout: Layout, arrays: Mapping[str, Array]) -> StoredObject:
     Raises SourceError on other dtypes, OSError.
     """
     plain = {name: _plain(name, array) for name, array in sorted(arrays.items())}
-    layout.tmp.mkdir(parents=True, exist_ok=True)
-    temporary = layout.tmp / files.temporary_name("object")
-    try:
-        offsets = _write_hdf5(temporary, plain)
-        object_id, size_bytes = files.sha256_file(temporary), temporary.stat().st_size
-        final = layout.object(object_id)
-        if damage(final, object_id, size_bytes):
-            final.parent.mkdir(parents=True, exist_ok=True)
-            # The name says the content: whoever replaces this file puts the same bytes there.
-            os.replace(temporary, final)
-            files.fsync_dir(final.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    data, offsets = _hdf5(plain)
+    object_id = files.sha256_bytes(data)
+    path = layout.object(object_id)
+    if damage(path, object_id, len(data)):
+        _put(layout, path, data)
     extents = {name: Extent(a.dtype, a.shape, offsets[name], array_digest(a)) for name, a in plain.items()}
-    return StoredObject(object_id, size_bytes, extents)
+    return StoredObject(object_id, len(data), extents)
 
 
 def damage(path: Path, object_id: str, size_bytes: int, *, checksum: bool = True) -> str:
@@ -175,17 +168,20 @@ def _plain(name: str, array: Array) -> Array:
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
 
 
-def _write_hdf5(path: Path, arrays: Mapping[str, Array]) -> dict[str, int]:
-    """Write a plain HDF5 file, synced and read-only, and return each array's byte offset (0 for an empty one)."""
+def _hdf5(arrays: Mapping[str, Array]) -> tuple[memoryview, dict[str, int]]:
+    """A plain HDF5 file's bytes and each array's byte offset in it (0 for an empty one).
+
+    In memory: HDF5 does not survive a full disk, and takes locks that Lustre may not have.
+    """
     import h5py
 
-    # No lock (there is one writer, and Lustre may have none); an old layout, so that every site's HDF5 opens it;
-    # arrays from half a page on begin at a page. No paged allocation: it writes the clock into the file.
+    memory = io.BytesIO()
+    # An old layout, so that every site's HDF5 opens it; arrays from half a page on begin at a page. No paged
+    # allocation: it writes the clock into the file.
     file = h5py.File(
-        path,
-        "w-",
+        memory,
+        "w",
         libver=("earliest", "v110"),
-        locking=False,
         alignment_threshold=_PAGE_BYTES // 2,
         alignment_interval=_PAGE_BYTES,
     )
@@ -193,10 +189,18 @@ def _write_hdf5(path: Path, arrays: Mapping[str, Array]) -> dict[str, int]:
         file.attrs["format"] = FORMAT
         datasets = {name: file.create_dataset(name, data=array, track_times=False) for name, array in arrays.items()}
         offsets = {name: int(dataset.id.get_offset() or 0) for name, dataset in datasets.items()}
-    handle = os.open(path, os.O_RDONLY)
+    return memory.getbuffer(), offsets
+
+
+def _put(layout: Layout, path: Path, data: memoryview) -> None:
+    """Give the bytes their name at once: what a killed writer leaves lies in tmp/."""
+    layout.tmp.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = layout.tmp / files.temporary_name("object")
     try:
-        os.fchmod(handle, 0o444)
-        os.fsync(handle)
+        files.write_durably(temporary, data, mode=0o444)
+        # The name says the content: whoever replaces this file puts the same bytes there.
+        os.replace(temporary, path)
     finally:
-        os.close(handle)
-    return offsets
+        temporary.unlink(missing_ok=True)
+    files.fsync_dir(path.parent)

@@ -12,8 +12,10 @@ import numpy as np
 from hpctool import files
 from hpctool.data.manifest import Column
 from hpctool.data.schema import Source
-from hpctool.data.sources.table import Table, encode_labels, row_keys, source_file
+from hpctool.data.sources.table import EARLY_BYTES, Table, encode_labels, row_keys, source_file
 from hpctool.errors import SourceError, UnknownName
+
+_GREATEST = float(np.finfo(np.float32).max)
 
 
 def pin(source: Source) -> str:
@@ -21,6 +23,8 @@ def pin(source: Source) -> str:
     path = source_file(source.path, "a table")
     header, _, _ = read_csv(path, max_rows=0)
     _feature_names(source, header)
+    if path.stat().st_size <= EARLY_BYTES:
+        load(source)
     return f"sha256:{files.sha256_file(path)}"
 
 
@@ -62,7 +66,9 @@ def read_csv(path: Path, max_rows: int | None = None) -> tuple[list[str], list[i
                     raise SourceError(path, problem, reader.line_num)
                 lines.append(reader.line_num)
                 rows.append(row)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise SourceError(path, f"it cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise SourceError(path, f"it cannot be read as csv ({error}).") from error
     return header, lines, rows
 
@@ -93,6 +99,6 @@ def _number(path: Path, line: int, column: str, cell: str) -> float:
         value = float(cell)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise SourceError(path, f"'{cell}' in column '{column}' is not a finite number.", line)
+    if not abs(value) <= _GREATEST:
+        raise SourceError(path, f"'{cell}' in column '{column}' is not a finite number (float32).", line)
     return value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _GREY = {"1", "L", "LA"}
 _COLOUR = {"P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "PA", "RGBX"}
+#: how long the login node looks for images that cannot be read; the job finds the others
+_LOOK_S = 2.0
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -40,8 +44,11 @@ class Target:
 
 
 def pin(source: Source) -> str:
-    """A digest of the images' names and sizes."""
+    """A digest of the images' names and sizes, after a look at as many of them as two seconds allow."""
     root, paths, _ = _found(source)
+    target, end = _target(source, root / paths[0]), time.monotonic() + _LOOK_S
+    for path in itertools.takewhile(lambda _: time.monotonic() < end, paths):
+        decode(root / path, target)
     listing = [[path, (root / path).stat().st_size] for path in paths]
     return f"names-and-sizes:{files.sha256_bytes(files.canonical_json(listing))}"
 

@@ -14,6 +14,9 @@ from hpctool.data.reader import Rows
 from hpctool.errors import SourceError, listing
 from hpctool.world import Array
 
+#: Files up to this size are read on the login node already, so that a bad cell is found before the queue.
+EARLY_BYTES = 16 << 20
+
 
 @dataclass
 class Table:

@@ -1,0 +1,54 @@
+"""A version is found by name and says what it holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpctool.data.version import Version, open_version
+from hpctool.errors import InputError, UnknownName
+
+
+def test_a_version_says_what_it_holds(tiny: Version) -> None:
+    assert tiny.ref == "tiny@main"
+    assert tiny.pinned == f"tiny@{tiny.commit[:12]}"
+    assert tiny.num_rows == 40
+    assert list(tiny.columns) == ["image", "label"]
+    assert tiny.features == ["image"]
+    assert (tiny.columns["image"].dtype, tiny.columns["image"].shape) == (np.uint8, (4, 4, 1))
+    assert tiny.classes == tiny.columns["label"].classes == ["0", "1", "2", "3"]
+    assert tiny.manifest["num_rows"] == 40
+
+
+def test_splits_hold_every_row_once(tiny: Version) -> None:
+    rows = {name: tiny.split_rows(name) for name in tiny.splits}
+    assert list(rows) == ["train", "val", "test", "production"]
+    assert {name: len(found) for name, found in rows.items()} == tiny.splits
+    assert sorted(np.concatenate(list(rows.values())).tolist()) == list(range(40))
+    of_rows = tiny.split_of_rows()
+    assert [row for row in range(40) if of_rows[row] == "train"] == rows["train"].tolist()
+    with pytest.raises(UnknownName, match="split of tiny@main called 'tran'"):
+        tiny.split_rows("tran")
+
+
+def test_rows_are_found_by_their_uid(tiny: Version) -> None:
+    uids = tiny.uids(np.array([7, 0]))
+    assert tiny.find([*uids, "ff" * 16]).tolist() == [7, 0, -1]
+    assert len(set(tiny.uids())) == 40
+
+
+def test_a_label_is_named_by_its_class_or_its_index(tiny: Version) -> None:
+    assert tiny.label_index("3") == 3
+    for wrong in ("4", "-1", "", "three", "²"):
+        with pytest.raises(InputError, match=f"label '{wrong}' is out of range"):
+            tiny.label_index(wrong)
+
+
+def test_a_pinned_version_stays_what_it_is(tiny: Version, datasets: Path) -> None:
+    assert open_version(datasets, tiny.pinned).commit == tiny.commit
+    with pytest.raises(UnknownName, match="'v7'; there is: main"):
+        open_version(datasets, "tiny@v7")
+    with pytest.raises(UnknownName, match="no dataset 'other'; there is: tiny"):
+        open_version(datasets, "other")
