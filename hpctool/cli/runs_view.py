@@ -86,7 +86,7 @@ def telling_metrics(sides: Iterable[dict[str, Any]]) -> list[str]:
     counts = Counter(name for side in sides for name in side)
 
     def rank(name: str) -> tuple[bool, int, bool, int, str]:
-        of_what = {"val": 0, "test": 0, "best": 1, "train": 3}.get(name.split("/")[0], 2)
+        of_what = {"val": 0, "test": 0, "best": 1, "train": 2}.get(name.split("/")[0], 3)
         return (is_measured(name), of_what, "loss" in name, -counts[name], name)
 
     return sorted(counts, key=rank)
