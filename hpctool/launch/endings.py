@@ -46,13 +46,15 @@ def judge(rundir: RunDir, before: Story, outcome: Outcome, max_failures: int, ca
     if outcome.first_rank is None:
         return Verdict("failed", "all ranks ended with exit code 0, but the task did not record the end of the run")
     code, told = outcome.first_code, outcome.told
-    if code == EXIT_CONTINUE and (told != "timeout" or _committed(story) > _committed(before)):
+    # What rank 0 has written holds, though its process may have been killed while it was leaving.
+    stopped = code == EXIT_CONTINUE or said.get("state") == "requeued"
+    if stopped and (told != "timeout" or _committed(story) > _committed(before)):
         cause = str(said.get("cause", "")) or told or "stopped"
         return Verdict("requeued", cause, recorded=said.get("state") == "requeued")
     if told == "shutdown" and -code in _OURS:
         return Verdict("requeued", "the local supervisor was told to stop")
-    if told == "timeout" and (code == EXIT_CONTINUE or -code in _OURS):
-        what = "without progress" if code == EXIT_CONTINUE else "before the run had saved and stopped"
+    if told == "timeout" and (stopped or -code in _OURS):
+        what = "without progress" if stopped else "before the run had saved and stopped"
         return _after_failure(story, f"the time limit came {what}", max_failures)
     if code < 0:
         cause = f"rank {outcome.first_rank} was killed by {_signal_name(-code)}"
@@ -63,12 +65,12 @@ def judge(rundir: RunDir, before: Story, outcome: Outcome, max_failures: int, ca
 
 def record(rundir: RunDir, before: Story, outcome: Outcome, verdict: Verdict) -> None:
     """Write a verdict into the run's ledger, and result.json where the run is over. Raises OSError."""
+    if verdict.state == "cancelled" or (verdict.state == "failed" and not verdict.recorded):
+        write_ended(rundir, verdict.state, verdict.cause)
     if not verdict.recorded:
         story = rundir.story()
         more = {"exit_code": outcome.first_code, "rank": outcome.first_rank, "failure": verdict.failure}
         _end(rundir, story, _attempt(story, before), verdict, more)
-    if verdict.state == "cancelled" or (verdict.state == "failed" and not verdict.recorded):
-        write_ended(rundir, verdict.state, verdict.cause)
 
 
 def record_lost(rundir: RunDir) -> None:

@@ -8,8 +8,8 @@
                           the runs' own ledgers tell the rest
   supervisor.log
 
-A ticket stands for a run until the run's ledger says that it is over (completed, failed, cancelled). To run it once
-more, append `submitted` to its ledger and enqueue it again.
+A ticket stands for a run until the run's ledger says that it is over (completed, failed, cancelled). Enqueuing a run
+that has failed or was cancelled says `submitted` in its ledger, so that it runs once more.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Queue:
 
     def state(self) -> dict[str, Any]:
         """The supervisor's notes. `floor`: entries up to this number have ended altogether; `ended`: entry → tickets;
-        `opened`: entry → ticket → run id of a cell; `running`: what runs, with the pid of rank 0.
+        `opened`: entry → ticket → run id of a cell; `running`: what runs, `pid_start` being that of rank 0.
         """
         try:
             state: dict[str, Any] = files.read_json(self.state_json)
@@ -123,7 +123,7 @@ class Queue:
         return state
 
     def rows(self) -> list[dict[str, Any]]:
-        """What is queued, requeued or running, in the order in which it was enqueued."""
+        """What is queued or running, in the order in which it was enqueued."""
         state = self.state()
         running = {(r["entry"], r["ticket"]): r for r in state["running"] if self._lives(r)}
         rows = []
@@ -133,12 +133,11 @@ class Queue:
             for index, ticket in enumerate(submission.tickets):
                 if index not in ended:
                     run = opened.get(str(index), ticket.run)
-                    word = "requeued" if str(index) in opened else "queued"
-                    rows.append(_row(self.host, ticket, run, word, running.get((submission.number, index))))
+                    rows.append(_row(self.host, ticket, run, running.get((submission.number, index))))
         return rows
 
     def _lives(self, running: dict[str, Any]) -> bool:
-        return self.host != socket.gethostname() or process_start(running["pid"]) == running["pid_start"]
+        return self.host != socket.gethostname() or process_start(running["pids"][0]) == running["pid_start"]
 
     def lock(self) -> int | None:
         """A file handle that holds the right to be this queue's supervisor, or None if somebody has it."""
@@ -161,6 +160,8 @@ def enqueue(runs: Path, tickets: list[Ticket], *, command: Sequence[str] = TASK)
         return
     queue = Queue(runs)
     queue.make()
+    for ticket in tickets:
+        _submit_again(queue.runs, ticket)
     environ = f"{uuid.uuid4().hex}.json"
     # Tokens and keys stand in environments: nobody else may read them.
     files.write_durably(queue.environ(environ), files.canonical_json(dict(os.environ)), mode=0o600)
@@ -191,9 +192,10 @@ def cancel(runs: Path, name: str) -> bool:
 
 
 def status(runs: Path) -> list[dict[str, Any]]:
-    """What is queued, requeued and running here and on other hosts; needs no supervisor.
+    """What is queued and running here and on other hosts; needs no supervisor.
 
-    Keys: host, name, run, sweep, cell, num_ranks, state, and for what runs pid (of rank 0) and since.
+    Keys: host, name, run (null for a cell without a folder whose id is not known), sweep, cell, num_ranks, state
+    (queued, running or stopping), and for what runs `pids` in order of rank and `since`.
     """
     return [row for queue in _queues(runs) for row in queue.rows()]
 
@@ -217,14 +219,14 @@ def wait(runs: Path, names: Iterable[str], timeout_s: float | None = None) -> li
 def ensure_running(runs: Path) -> None:
     """Start this host's supervisor if there is something to do and none lives. Raises OperationError."""
     queue = Queue(runs)
-    if not queue.mark() or not queue.rows():
+    handle = queue.lock() if queue.mark() else None
+    if handle is None:
         return
-    handle = queue.lock()
-    if handle is not None:
-        try:
+    try:
+        if queue.rows():
             _start_supervisor(queue, handle)
-        finally:
-            os.close(handle)
+    finally:
+        os.close(handle)
 
 
 def submissions(entries: Iterable[files.Entry]) -> Iterator[Submission]:
@@ -244,16 +246,28 @@ def _packed(tickets: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[st
     return shared, [{key: value for key, value in t.items() if key not in shared} for t in tickets]
 
 
+def _submit_again(runs: Path, ticket: Ticket) -> None:
+    rundir = RunDir(runs / (ticket.run or ""))
+    if ticket.run and rundir.run_json.exists() and rundir.story().state in ("failed", "cancelled"):
+        rundir.ledger.append({"kind": "submitted", "where": "local", "time": now()})
+
+
 def _queues(runs: Path) -> list[Queue]:
     return [Queue(runs, path.parent.name) for path in sorted(runs.glob(".local/*/queue.json"))]
 
 
-def _row(host: str, ticket: Ticket, run: str | None, word: str, running: dict[str, Any] | None) -> dict[str, Any]:
-    row = {"host": host, "name": run or ticket.name, "run": run, "sweep": ticket.sweep, "cell": ticket.cell}
-    row |= {"num_ranks": ticket.num_ranks, "state": word, "pid": None, "since": None}
+def _row(host: str, ticket: Ticket, run: str | None, running: dict[str, Any] | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "host": host,
+        "name": run or ticket.name,
+        "run": run,
+        "sweep": ticket.sweep,
+        "cell": ticket.cell,
+    }
+    row |= {"num_ranks": ticket.num_ranks, "state": "queued", "pids": [], "since": None}
     if running is not None:
         row |= {"state": "stopping" if running["stopping"] else "running"}
-        row |= {"pid": running["pid"], "since": running["since"]}
+        row |= {"pids": running["pids"], "since": running["since"]}
     return row
 
 

@@ -52,9 +52,9 @@ class Running:
 
     def row(self) -> dict[str, Any]:
         """What state.json says of it."""
-        pid = self.attempt.pid
         place = {"entry": self.number, "ticket": self.index, "run": self.rundir.id, "since": self.since}
-        return {**place, "pid": pid, "pid_start": process_start(pid), "stopping": bool(self.cancelled_by)}
+        pids = self.attempt.pids
+        return {**place, "pids": pids, "pid_start": process_start(pids[0]), "stopping": bool(self.cancelled_by)}
 
 
 class Supervisor:
@@ -213,16 +213,17 @@ class Supervisor:
             self._pause_until = time.monotonic() + PAUSE_S
 
     def _open(self, submission: Submission, index: int) -> RunDir:
-        """The run folder of a ticket; a cell's is made."""
+        """The run folder of a ticket; a cell's is made where it is not there yet."""
         ticket, opened = submission.tickets[index], self.opened.setdefault(submission.number, {})
-        if ticket.sweep is None or ticket.cell is None:
-            return RunDir(self.queue.runs / str(ticket.run))
-        if index not in opened:
-            from hpctool.launch.cells import open_cell
+        run = opened.get(index, ticket.run)
+        if run is not None and (ticket.sweep is None or (self.queue.runs / run / "run.json").exists()):
+            return RunDir(self.queue.runs / run)
+        from hpctool.launch.cells import open_cell
 
-            opened[index] = open_cell(self.queue.runs, ticket.sweep, ticket.cell).id
-            self._dirty = True
-        return RunDir(self.queue.runs / opened[index])
+        rundir = open_cell(self.queue.runs, str(ticket.sweep), int(ticket.cell or 0))
+        opened[index] = rundir.id
+        self._dirty = True
+        return rundir
 
     def _start_attempt(self, submission: Submission, index: int, rundir: RunDir, story: Story) -> None:
         ticket, number = submission.tickets[index], submission.number
@@ -240,7 +241,7 @@ class Supervisor:
         self.waiting[number].remove(index)
         self.running.append(Running(number, index, rundir, story, attempt, ticket.max_failures, now()))
         self._dirty = True
-        say(f"{rundir.id}: started, {ticket.num_ranks} rank(s), pid {attempt.pid}")
+        say(f"{rundir.id}: started, {ticket.num_ranks} rank(s), pids {attempt.pids}")
 
     def _environ(self, submission: Submission, rundir: RunDir) -> dict[str, str]:
         from hpctool.launch.snapshot import environment
@@ -249,6 +250,8 @@ class Supervisor:
             path = self.queue.environ(submission.environ)
             self.environs[submission.number] = files.read_json(path) if path.exists() else dict(os.environ)
         theirs = self.environs[submission.number]
+        # `environment` keeps what this process has in PYTHONPATH; that shall be the submitter's.
+        os.environ["PYTHONPATH"] = theirs.get("PYTHONPATH", "")
         return {**theirs, **environment(rundir), "HPCTOOL_WHERE": "local", ranks.MARK: self.mark}
 
     # -- what has ended

@@ -27,6 +27,7 @@ print("queued", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_runs_go_on_when_the_one_who_submitted_has_ended(bench: Bench, make_run: MakeRun) -> None:
     run = make_run(SLEEPER)
     began = time.monotonic()
@@ -81,9 +82,9 @@ def test_status_tells_what_runs_and_what_waits_in_order(bench: Bench, make_run: 
     until(lambda: local.status(bench.runs)[0]["state"] == "running")
     first, second = local.status(bench.runs)
     assert (first["run"], first["state"]) == (runs[0].id, "running")
-    assert (second["run"], second["state"], second["pid"]) == (runs[1].id, "queued", None)
+    assert (second["run"], second["state"], second["pids"]) == (runs[1].id, "queued", [])
     bench.kill_supervisor()
-    os.kill(first["pid"], signal.SIGKILL)
+    os.kill(first["pids"][0], signal.SIGKILL)
     until(lambda: [row["state"] for row in local.status(bench.runs)] == ["queued", "queued"])
     for run in runs:
         assert local.cancel(bench.runs, run.id)
@@ -120,6 +121,7 @@ def test_a_second_supervisor_is_never_started(bench: Bench, make_run: MakeRun) -
     assert len(notes(run)) == 2
 
 
+@pytest.mark.slow
 def test_notes_that_are_lost_or_damaged_are_made_again_from_the_ledgers(bench: Bench, make_run: MakeRun) -> None:
     runs = [make_run(SLEEPER, f"toy{n}") for n in range(2)]
     bench.enqueue(*(bench.ticket(run, max_parallel=1) for run in runs))
@@ -132,6 +134,7 @@ def test_notes_that_are_lost_or_damaged_are_made_again_from_the_ledgers(bench: B
     assert runs[1].story().state == "completed"
 
 
+@pytest.mark.slow
 def test_a_supervisor_that_cannot_start_is_said_and_the_tickets_stay(bench: Bench, make_run: MakeRun) -> None:
     run = make_run(SLEEPER)
     bench.queue.make()

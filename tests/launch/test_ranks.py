@@ -70,6 +70,7 @@ def test_what_a_rank_says_before_it_has_a_log_is_kept_and_its_input_is_empty(mak
     assert ranks.starting_log(run, 1).read_text().splitlines() == ["read ''", "and 1"]
 
 
+@pytest.mark.slow
 def test_when_a_rank_is_killed_the_others_are_told_and_it_is_named(make_run: MakeRun, start: Starter) -> None:
     run = make_run("on(signal.SIGTERM, lambda: sys.exit(75)); note('ready'); time.sleep(60)")
     attempt = start(run, 3)
@@ -98,6 +99,7 @@ def test_a_rank_that_does_not_listen_is_killed_in_the_end(make_run: MakeRun, sta
     assert 0.9 < time.monotonic() - began < 3.0
 
 
+@pytest.mark.slow
 def test_the_time_limit_comes_with_a_warning(make_run: MakeRun, start: Starter) -> None:
     run = make_run("""
         on(signal.SIGUSR2, lambda: note("USR2"))

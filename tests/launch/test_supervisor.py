@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hpctool import files
 from hpctool.files import sha256_bytes
 from hpctool.launch import local
 from hpctool.launch.result import process_start
+from hpctool.launch.submit import Request, submit
 from hpctool.rundir import RunDir
 from tests.launch.conftest import Bench, MakeRun, notes, until
 
@@ -97,6 +99,7 @@ def test_a_run_that_gets_on_may_be_killed_any_number_of_times(bench: Bench, make
     assert run.story().attempt == 5
 
 
+@pytest.mark.slow
 def test_a_users_exception_is_not_tried_again_and_the_rank_is_named(bench: Bench, make_run: MakeRun) -> None:
     run = make_run("""
         begin()
@@ -122,6 +125,7 @@ def test_a_program_that_ends_before_it_has_begun_says_so_with_its_last_words(ben
     assert ends(run) == [(0, "failed", "rank 0 failed: no module of this name (logs/starting-0.log)")]
 
 
+@pytest.mark.slow
 def test_a_time_limit_saves_and_goes_on_at_once(bench: Bench, make_run: MakeRun) -> None:
     run = make_run("""
         on(signal.SIGUSR2, lambda: (checkpoint(attempt), end("requeued", "timeout", 75)))
@@ -135,6 +139,7 @@ def test_a_time_limit_saves_and_goes_on_at_once(bench: Bench, make_run: MakeRun)
     assert ends(run) == [(1, "requeued", "timeout"), (2, "requeued", "timeout"), (3, "completed", "")]
 
 
+@pytest.mark.slow
 def test_a_time_limit_that_brings_nothing_is_given_up(bench: Bench, make_run: MakeRun) -> None:
     run = make_run("begin(); time.sleep(60)")
     bench.enqueue(bench.ticket(run, time_s=1.0, signal_delay_s=0.5))
@@ -261,16 +266,11 @@ def test_enqueued_again_while_it_runs_it_waits_and_sees_that_all_is_done(bench: 
     assert [text for _, _, text in notes(run)] == ["from", "to"]
 
 
-def test_submitted_again_a_failed_run_runs_again(bench: Bench, make_run: MakeRun) -> None:
+def test_enqueued_again_a_failed_run_runs_again_and_a_completed_one_does_not(bench: Bench, make_run: MakeRun) -> None:
     run = make_run("begin(); end('failed', 'no lamp', 1) if attempt == 1 else end('completed')")
-    bench.enqueue(bench.ticket(run))
-    bench.wait(run)
-    bench.enqueue(bench.ticket(run))
-    bench.wait(run)
-    assert run.story().state == "failed"
-    run.ledger.append({"kind": "submitted", "where": "local"})
-    bench.enqueue(bench.ticket(run))
-    bench.wait(run)
+    for _ in range(3):
+        bench.enqueue(bench.ticket(run))
+        bench.wait(run)
     assert [state for _, state, _ in ends(run)] == ["failed", "completed"]
 
 
@@ -310,3 +310,22 @@ def test_enqueued_just_as_the_supervisor_ends_it_runs(bench: Bench, make_run: Ma
         bench.enqueue(bench.ticket(run))
         assert not local.wait(bench.runs, [run.id], timeout_s=10)
         time.sleep(1.85 + n * 0.05)  # its idle time is two seconds
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_real_job_of_three_ranks_survives_the_kill_of_one(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HPCTOOL_ROOT", raising=False)
+    submit(Request("prepare", ["data.name=digits"]), say=print)
+    budget = ["loop.max_steps=120", "loop.checkpoint_every_steps=20", "resources.tasks_per_node=3"]
+    submitted = submit(Request("train", ["cluster=local", "data.name=digits", *budget]), say=print)
+    run = RunDir(bench.runs / submitted.runs[0])
+    until(lambda: run.story().checkpoints, timeout_s=120)
+    os.kill(local.status(bench.runs)[0]["pids"][1], signal.SIGKILL)
+    bench.wait(run, timeout_s=120)
+    story = run.story()
+    assert (story.state, story.attempt, story.step) == ("completed", 2, 120)
+    assert ends(run)[0] == (1, "requeued", "rank 1 was killed by SIGKILL")
