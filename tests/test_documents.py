@@ -1,0 +1,98 @@
+"""What the documents tell people to type exists."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from hpctool import config
+from hpctool.launch.job import job_names
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+
+
+def documented() -> list[tuple[str, list[str]]]:
+    """Every command in documents, docstrings of jobs and experiments: where it stands, and its words after hpctool."""
+    texts = {
+        path.name: "\n".join(re.findall(r"```[^\n]*\n(.*?)```", path.read_text(), re.S)) for path in ROOT.glob("*.md")
+    }
+    texts |= {
+        str(path.relative_to(ROOT)): ast.get_docstring(ast.parse(path.read_text())) or ""
+        for path in (ROOT / "jobs").glob("*.py")
+    }
+    texts |= {
+        str(path.relative_to(ROOT)): path.read_text().replace("# ", "") for path in (CONF / "experiment").glob("*.yaml")
+    }
+    commands = []
+    for where, text in sorted(texts.items()):
+        for line in text.replace("\\\n", " ").splitlines():
+            if line.strip().startswith("hpctool "):
+                # Two spaces and more set a remark apart.
+                words = shlex.split(re.split(r"\s{2,}", line.strip())[0], comments=True)
+                ends = [n for n, word in enumerate(words) if word in ("|", "&&", ">", ";")]
+                commands.append((where, words[1 : min(ends, default=len(words))]))
+    return commands
+
+
+def complaint(words: list[str]) -> str:
+    """What is wrong with a documented command; empty if it exists as it is written."""
+    from hpctool.cli.main import cli
+
+    context = click.Context(cli)
+    command: click.Command = cli
+    rest = list(words)
+    while isinstance(command, click.Group) and rest and not rest[0].startswith(("-", "<", "[")):
+        found = command.get_command(context, rest[0])
+        if found is None:
+            return f"there is no '{rest[0]}'"
+        command, rest = found, rest[1:]
+    known = {option for parameter in command.get_params(context) for option in parameter.opts}
+    for word in rest:
+        if re.fullmatch(r"--?[a-z][a-z-]*(=.*)?", word) and word.partition("=")[0] not in known:
+            return f"it has no option {word}"
+    return complaint_about_keys(words[0], rest) if words and words[0] in job_names() else ""
+
+
+@functools.cache
+def known_keys(job: str) -> set[str]:
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    return {*map(str, config.compose(job).cfg), *groups, "after"}
+
+
+def complaint_about_keys(job: str, words: list[str]) -> str:
+    for word in words:
+        key = re.match(r"[+~]*([a-z_]+)[.=]", word)
+        if key and key.group(1) not in known_keys(job):
+            return f"{job} has no key {word}"
+    return ""
+
+
+def test_every_command_in_the_documents_exists() -> None:
+    commands = documented()
+    assert len(commands) >= len(job_names()), (
+        "the documents hold fewer commands than there are jobs: is the parser right?"
+    )
+    found = [f"{where}: hpctool {' '.join(words)}: {complaint(words)}" for where, words in commands if complaint(words)]
+    assert not found, "\n".join(["", *found])
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["trian"], "there is no 'trian'"),
+        (["data", "shwo"], "there is no 'shwo'"),
+        (["train", "--dry-rnu"], "it has no option --dry-rnu"),
+        (["train", "optm.lr=1"], "train has no key optm.lr=1"),
+        (["train", "-m", "optim.lr=1,2", "+model.depth=3"], ""),
+        (["data", "show", "faces", "--json"], ""),
+    ],
+)
+def test_a_command_that_does_not_exist_is_noticed(words: list[str], why: str) -> None:
+    assert complaint(words) == why
