@@ -86,7 +86,7 @@ class Checkpointer:
 
         Rank 0 verifies and decides; damaged checkpoints are gone around, with a warning, and set aside as
         `<name>.corrupt-<n>` (a reader leaves them). Raises CorruptError if checkpoints were committed and none is
-        whole, or if others can write where this attempt resumes from; NewerFormat; OSError.
+        whole, OperationError if others can write where this attempt resumes from, NewerFormat, OSError.
         """
         chosen = on_main(self.world, self._choose)
         if chosen is None:

@@ -65,7 +65,8 @@ def choose(rundir: RunDir, commits: Iterable[Commit]) -> Manifest | None:
 
     Damaged ones are gone around with a warning. An attempt (`rundir.attempt` above 0) also sets them aside by name
     and first checks that nobody else could have written them; a reader changes nothing.
-    Raises CorruptError if checkpoints were committed and none is whole, or if others can write here; NewerFormat.
+    Raises CorruptError if checkpoints were committed and none is whole, OperationError if others can write here,
+    NewerFormat.
     """
     newest_first = list(commits)[::-1]
     problems: list[str] = []

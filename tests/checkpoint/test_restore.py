@@ -16,7 +16,7 @@ import torch
 from hpctool.checkpoint import Checkpointer, load, state_digest
 from hpctool.checkpoint.manifest import verify
 from hpctool.checkpoint.restore import read
-from hpctool.errors import CorruptError, NewerFormat
+from hpctool.errors import CorruptError, NewerFormat, OperationError
 from hpctool.files import canonical_json, sha256_bytes
 from hpctool.rundir import RunDir
 from hpctool.world import World
@@ -124,7 +124,7 @@ def test_a_reader_goes_around_damage_and_changes_nothing(two: RunDir) -> None:
 
 def test_nothing_is_resumed_from_a_folder_that_others_can_write_but_it_can_be_read(two: RunDir, begin: Begin) -> None:
     two.checkpoint(2).chmod(0o777)
-    with pytest.raises(CorruptError, match="others may have written"):
+    with pytest.raises(OperationError, match="others may have written"):
         Checkpointer(begin(two), World()).restore()
     assert load(two.checkpoint(2)).step == 2
     found = Checkpointer(RunDir(two.path), World()).restore()
