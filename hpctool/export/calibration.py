@@ -12,10 +12,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.floating[Any]]
-Ints = npt.NDArray[np.integer[Any]]
+from hpctool.train.scores import Bin, Floats, Ints, expected_calibration_error, nll, reliability, softmax
+
+__all__ = [
+    "Bin",
+    "Fit",
+    "Floats",
+    "Ints",
+    "expected_calibration_error",
+    "fit_temperature",
+    "nll",
+    "reliability",
+    "report",
+    "softmax",
+]
 
 #: Where the temperature is looked for. An optimum outside says that the rows cannot tell.
 LOWEST, HIGHEST = 0.02, 50.0
@@ -27,17 +38,6 @@ class Fit:
 
     temperature: float
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Bin:
-    """One bin of a reliability diagram: rows with a confidence in (low, high], means over them (0 where empty)."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float
-    accuracy: float
 
 
 def fit_temperature(logits_NK: Floats, labels_N: Ints) -> Fit:
@@ -63,43 +63,6 @@ def fit_temperature(logits_NK: Floats, labels_N: Ints) -> Fit:
     if found.x > bounds[1] - edge:
         return Fit(1.0, f"the {len(y_N)} answers are no better than guessing")
     return Fit(float(np.exp(found.x)))
-
-
-def nll(logits_NK: Floats, labels_N: Ints, temperature: float = 1.0) -> float:
-    """Mean negative log-likelihood of the labels, in nats."""
-    z_NK = logits_NK.astype(np.float64) / temperature
-    top_N1 = z_NK.max(axis=1, keepdims=True)
-    log_sum_N = np.log(np.exp(z_NK - top_N1).sum(axis=1)) + top_N1[:, 0]
-    return float((log_sum_N - z_NK[np.arange(len(z_NK)), labels_N]).mean())
-
-
-def softmax(logits_NK: Floats, temperature: float = 1.0) -> npt.NDArray[np.float64]:
-    """Probabilities, float64 (N, K)."""
-    z_NK = logits_NK.astype(np.float64) / temperature
-    e_NK = np.exp(z_NK - z_NK.max(axis=1, keepdims=True))
-    return np.asarray(e_NK / e_NK.sum(axis=1, keepdims=True))
-
-
-def reliability(probabilities_NK: Floats, labels_N: Ints, num_bins: int) -> list[Bin]:
-    """The reliability diagram of the top class in equal bins of confidence; rows without a label are left out."""
-    known = labels_N >= 0
-    p_NK, y_N = probabilities_NK[known], labels_N[known]
-    confidence_N, right_N = p_NK.max(axis=1), p_NK.argmax(axis=1) == y_N
-    edges = np.linspace(0.0, 1.0, num_bins + 1)
-    which_N = np.clip(np.searchsorted(edges, confidence_N, side="left") - 1, 0, num_bins - 1)
-    bins = []
-    for number in range(num_bins):
-        inside = which_N == number
-        count = int(inside.sum())
-        means = (float(confidence_N[inside].mean()), float(right_N[inside].mean())) if count else (0.0, 0.0)
-        bins.append(Bin(float(edges[number]), float(edges[number + 1]), count, *means))
-    return bins
-
-
-def expected_calibration_error(bins: list[Bin]) -> float:
-    """ECE: mean distance of confidence and accuracy over the bins, weighted by rows; 0 without rows."""
-    total = sum(b.count for b in bins)
-    return sum(b.count * abs(b.confidence - b.accuracy) for b in bins) / total if total else 0.0
 
 
 def report(logits_NK: Floats, labels_N: Ints, fit: Fit, num_bins: int) -> dict[str, Any]:

@@ -22,7 +22,17 @@ from hpctool.world import World
 
 def read_config(rundir: RunDir) -> TrainConfig:
     """A training run's config.yaml as plain typed objects. Raises FileNotFoundError, ConfigError."""
-    return cast(TrainConfig, OmegaConf.to_object(config.typed(config.load(rundir.config_yaml), TrainConfig)))
+    return cast(TrainConfig, read_as(rundir, "train", TrainConfig))
+
+
+def read_as(rundir: RunDir, job: str, schema: type) -> Any:
+    """A run's config.yaml as an object of `schema`; keys that are newer than the run have today's defaults."""
+    cfg = config.typed(config.load(rundir.config_yaml), schema)
+    if newer := OmegaConf.missing_keys(cfg):
+        defaults = config.compose(job).cfg
+        for key in newer:
+            config.set_value(cfg, key, OmegaConf.select(defaults, key))
+    return OmegaConf.to_object(cfg)
 
 
 def build_model(cfg: TrainConfig) -> nn.Module:

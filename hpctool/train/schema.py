@@ -129,3 +129,5 @@ class EvaluateConfig(JobConfig):
     data: EvaluateData = MISSING
     #: samples per forward pass, on each rank
     batch_size: int = MISSING
+    #: confidence bins of the calibration error
+    num_bins: int = MISSING

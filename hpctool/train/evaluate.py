@@ -1,0 +1,92 @@
+"""Evaluate: a trained run on samples that it has not seen, shared over the ranks.
+
+N rows, K classes
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from hpctool.checkpoint import param_digest
+from hpctool.data.version import open_version
+from hpctool.errors import InputError
+from hpctool.rundir import RunDir
+from hpctool.train import params, report
+from hpctool.train.meter import Meter
+from hpctool.train.parallel import device_of
+from hpctool.train.samples import Samples
+from hpctool.train.schema import EvaluateConfig
+from hpctool.train.task import Classify, Task
+from hpctool.world import World
+
+
+def evaluate(rundir: RunDir, world: World) -> dict[str, Any]:
+    """Measure the run that `run` names on `data.split` and write the report; what result.json holds.
+
+    For classification accuracy, macro F1, likelihood and calibration error, and the artifacts of report.py; for a task
+    of the user's own its own metrics. Collective: all ranks must call it. Raises InputError where run and data do not
+    fit.
+    """
+    cfg = cast(EvaluateConfig, params.read_as(rundir, "evaluate", EvaluateConfig))
+    trained = RunDir(Path(cfg.paths.runs) / cfg.run)
+    train_cfg = params.read_config(trained)
+    assert cfg.data.name is not None, "resolve pins the dataset"
+    version = open_version(Path(cfg.paths.datasets), cfg.data.name)
+    samples = Samples(version, train_cfg.data, cfg.data.split)
+    device = device_of(world)
+    model, step = params.load_params(trained)
+    task = params.build_task(train_cfg)
+    task.preprocess.to(device)
+
+    sums, logits_NK = predict(model.to(device), task, samples, world, cfg.batch_size)
+    measured = task.metrics(sums)
+    outputs: dict[str, Any] = {"run": trained.id, "rows": len(samples)}
+    if isinstance(task, Classify):
+        labels_N = version.read(train_cfg.data.label, samples.rows)
+        classes = version.columns[train_cfg.data.label].classes or [str(k) for k in range(logits_NK.shape[1])]
+        _check_fit(trained.id, version.ref, logits_NK.shape[1], len(classes), labels_N)
+        said = report.Predicted(version.uids(samples.rows), samples.rows, labels_N, logits_NK, classes)
+        table = report.measure(said, cfg.num_bins)
+        measured = {name: table[name] for name in ("accuracy", "macro_f1", "nll", "ece")}
+        outputs["artifacts"] = world.on_main(lambda: report.write(rundir, said, table))
+        if world.is_main:
+            print(report.text(table), flush=True)
+    metrics = {f"{cfg.data.split}/{name}": value for name, value in measured.items()}
+    if world.is_main:
+        print(" · ".join(f"{name} {value:.4f}" for name, value in metrics.items()), flush=True)
+    digest = param_digest(model.state_dict())
+    return {"step": step, "metrics": metrics, "param_digest": digest, "data_commit": version.commit, "outputs": outputs}
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, task: Task, samples: Samples, world: World, batch_size: int
+) -> tuple[dict[str, float], np.ndarray[Any, np.dtype[np.float32]]]:
+    """The task's sums over a split, and what the model says of each of its rows: float32 (N, K), on every rank.
+
+    Collective: all ranks must call it.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    meter, mine = Meter(), []
+    for batch in samples.share(world.rank, world.size, batch_size):
+        moved = {name: tensor.to(device) for name, tensor in batch.items()}
+        meter.add(task.evaluate(model, moved))
+        mine.append(model(task.preprocess(moved["x"])).float().flatten(1).cpu().numpy())
+    width = int(world.reduce(np.array([part.shape[1] for part in mine[:1]] or [0], np.int64), "max")[0])
+    # Each rank fills its own rows of zeros, so the sum over ranks is exact.
+    everything = np.zeros((len(samples), width), np.float32)
+    if mine:
+        everything[world.rank :: world.size] = np.concatenate(mine)
+    return meter.total(world), world.reduce(everything)
+
+
+def _check_fit(run: str, data: str, num_outputs: int, num_classes: int, labels_N: np.ndarray[Any, Any]) -> None:
+    if num_outputs != num_classes:
+        raise InputError(f"Run {run} tells {num_outputs} classes apart and {data} has {num_classes}; they do not fit.")
+    if not (labels_N >= 0).any():
+        raise InputError(f"None of the {len(labels_N)} rows of {data} has a label to compare with; choose a split=…")

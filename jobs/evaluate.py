@@ -1,0 +1,35 @@
+"""Measure a trained run on samples that it has not seen: accuracy, per-class report, confusion matrix, calibration.
+
+hpctool evaluate run=train-4f2a81c3
+hpctool evaluate run=sweep-90ab12cd metric=val/loss mode=min
+hpctool evaluate run=train-4f2a81c3 data.name=digits@v2 data.split=production
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from hpctool.launch.job import Resolved
+from hpctool.rundir import RunDir
+from hpctool.train.resolve import resolve_evaluate
+from hpctool.train.schema import EvaluateConfig as Config
+from hpctool.world import World
+
+__all__ = ["NEEDS_TORCH", "Config", "resolve", "run"]
+
+#: ranks are joined by torch, whoever started them
+NEEDS_TORCH = True
+
+
+def resolve(cfg: DictConfig) -> Resolved:
+    """Pin the run (of a sweep: its best) and the dataset version."""
+    return resolve_evaluate(cfg)
+
+
+def run(rundir: RunDir, world: World) -> dict[str, Any]:
+    """Predict, measure and write the report."""
+    from hpctool.train.evaluate import evaluate
+
+    return evaluate(rundir, world)
