@@ -84,15 +84,23 @@ def typed(cfg: DictConfig, schema: type) -> DictConfig:
     return merged
 
 
-def resolved(cfg: DictConfig) -> DictConfig:
-    """Every interpolation replaced by its value. Raises ConfigError on a missing value or a dead interpolation."""
+def check_complete(cfg: DictConfig) -> None:
+    """Raises ConfigError on a value that somebody must still give (`???`), or a dead interpolation."""
     try:
         missing = sorted(OmegaConf.missing_keys(cfg))
-        OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
         raise _dead_end(error) from error
     if missing:
         raise ConfigError(missing[0], f"it has no value. Give it one: {missing[0]}=…")
+
+
+def resolved(cfg: DictConfig) -> DictConfig:
+    """Every interpolation replaced by its value. Raises ConfigError on a missing value or a dead interpolation."""
+    check_complete(cfg)
+    try:
+        OmegaConf.resolve(cfg)
+    except OmegaConfBaseException as error:
+        raise _dead_end(error) from error
     return cfg
 
 
