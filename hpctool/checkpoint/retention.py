@@ -25,7 +25,12 @@ def temporary_for(final: Path) -> Path:
 def prune(commits: Iterable[Commit], keep_last: int, keep: Collection[int]) -> None:
     """Delete committed checkpoints beyond the last `keep_last`, except the steps in `keep`."""
     newest_first = list(commits)[::-1]
-    names = set(os.listdir(newest_first[0].path.parent)) if newest_first else set()
+    try:
+        # One listing: the ledger also names all that was deleted before, and asking for each would take its time.
+        names = set(os.listdir(newest_first[0].path.parent)) if newest_first else set()
+    except OSError as error:
+        _say(error)
+        return
     there = [made for made in newest_first if made.path.name in names]
     for made in there[keep_last:]:
         if made.step not in keep:
