@@ -1,6 +1,6 @@
 """The queue of `cluster=local`: what submitters call. A process in the background (supervisor.py) works it off.
 
-<runs>/.local/<host>/     for its user only
+<runs>/.local/<uid>@<host>/    for this user only, since whoever could write here could run programs as them
   queue.json              format and a random id, written once
   inbox/                  a log of facts: enqueued (one entry carries all tickets of a submission) and cancel
   environ/                the environment of each submission, removed when all of it has ended
@@ -14,6 +14,7 @@ that has failed or was cancelled says `submitted` in its ledger, so that it runs
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -79,20 +80,25 @@ class Submission:
 
 
 class Queue:
-    """The queue of one runs folder on one host: its files."""
+    """The files of a user's queue for one runs folder on one host."""
 
     def __init__(self, runs: Path, host: str = "") -> None:
         self.runs = runs.resolve()
         self.host = host or socket.gethostname()
-        self.folder = self.runs / ".local" / self.host
+        self.folder = self.runs / ".local" / f"{os.getuid()}@{self.host}"
         self.inbox = files.Log(self.folder / "inbox")
         self.log = self.folder / "supervisor.log"
         self.state_json = self.folder / "state.json"
 
     def make(self) -> None:
         """Make the folder, if it is not there. Raises OSError."""
-        # 0700: whoever could write here could run programs as us.
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self.folder.exists():
+            self.runs.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                self.folder.parent.mkdir()
+                # Where several users share a runs folder, each must be able to have a queue.
+                self.folder.parent.chmod(stat.S_IMODE(self.runs.stat().st_mode))
+            self.folder.mkdir(mode=0o700, exist_ok=True)
         self.environ("").mkdir(mode=0o700, exist_ok=True)
         if not (self.folder / "queue.json").exists():
             body = {"format": QUEUE_FORMAT, "id": uuid.uuid4().hex}
@@ -192,7 +198,7 @@ def cancel(runs: Path, name: str) -> bool:
 
 
 def status(runs: Path) -> list[dict[str, Any]]:
-    """What is queued and running here and on other hosts; needs no supervisor.
+    """What this user has queued and running here and on other hosts; needs no supervisor.
 
     Keys: host, name, run (null for a cell without a folder whose id is not known), sweep, cell, num_ranks, state
     (queued, running or stopping), and for what runs `pids` in order of rank and `since`.
@@ -253,7 +259,9 @@ def _submit_again(runs: Path, ticket: Ticket) -> None:
 
 
 def _queues(runs: Path) -> list[Queue]:
-    return [Queue(runs, path.parent.name) for path in sorted(runs.glob(".local/*/queue.json"))]
+    """This user's queues for a runs folder, on all hosts."""
+    mine = f"{os.getuid()}@"
+    return [Queue(runs, p.parent.name.removeprefix(mine)) for p in sorted(runs.glob(f".local/{mine}*/queue.json"))]
 
 
 def _row(host: str, ticket: Ticket, run: str | None, running: dict[str, Any] | None) -> dict[str, Any]:

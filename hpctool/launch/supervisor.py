@@ -23,6 +23,7 @@ from typing import Any
 from hpctool import files
 from hpctool.errors import HpctoolError
 from hpctool.launch import endings, ranks
+from hpctool.launch.endings import Verdict
 from hpctool.launch.local import QUEUE_FORMAT, Queue, Submission, submissions
 from hpctool.launch.ranks import Attempt, Limits, Outcome
 from hpctool.launch.result import own_process, process_start
@@ -32,7 +33,7 @@ from hpctool.rundir import RunDir, Story, now
 POLL_S = 0.1
 #: A supervisor with nothing to do ends after this time.
 IDLE_S = 2.0
-#: After the machine had no room for one more process or file.
+#: How long nothing is started after the machine had no room for one more process or file.
 PAUSE_S = 10.0
 
 
@@ -83,11 +84,14 @@ class Supervisor:
         """Look at everything once; never waits."""
         if self.stop_asked and not self.shutting_down:
             self.shut_down()
-        try:
-            self._digest()
-        except HpctoolError as error:
-            say(f"The queue cannot be read: {error}")
-            self.shut_down()
+        if time.monotonic() >= self._pause_until:
+            try:
+                self._digest()
+            except HpctoolError as error:
+                say(f"The queue cannot be read: {error}")
+                self.shut_down()
+            except OSError as error:
+                self._pause("what was asked cannot be read or written down", error)
         for job in list(self.running):
             outcome = job.attempt.poll()
             if outcome is not None:
@@ -127,6 +131,10 @@ class Supervisor:
             self._dirty = False
         except OSError as error:
             say(f"{self.queue.state_json} cannot be written: {error}")
+
+    def _pause(self, what: str, error: OSError) -> None:
+        say(f"For the next {PAUSE_S:.0f} s, {what}: {error}")
+        self._pause_until = time.monotonic() + PAUSE_S
 
     # -- what was asked
 
@@ -209,8 +217,7 @@ class Supervisor:
             say(f"{name}: it cannot be started: {error}")
             self._leave(submission.number, index)
         except OSError as error:
-            say(f"{name}: it cannot be started now: {error}")
-            self._pause_until = time.monotonic() + PAUSE_S
+            self._pause(f"{name} cannot be started", error)
 
     def _open(self, submission: Submission, index: int) -> RunDir:
         """The run folder of a ticket; a cell's is made where it is not there yet."""
@@ -258,8 +265,7 @@ class Supervisor:
 
     def _settle(self, job: Running, outcome: Outcome) -> None:
         try:
-            verdict = endings.judge(job.rundir, job.before, outcome, job.max_failures, job.cancelled_by)
-            endings.record(job.rundir, job.before, outcome, verdict)
+            verdict = self._judge(job, outcome)
         except OSError as error:  # a full disk: look again until it can be written
             if not job.unwritten:
                 say(f"{job.rundir.id}: its end cannot be written down yet: {error}")
@@ -272,6 +278,16 @@ class Supervisor:
             self.waiting[job.number] = sorted([*self.waiting[job.number], job.index])
         else:
             self._end(job.number, job.index)
+
+    def _judge(self, job: Running, outcome: Outcome) -> Verdict:
+        if not job.rundir.run_json.exists():
+            return Verdict("failed", "its folder is gone")
+        try:
+            verdict = endings.judge(job.rundir, job.before, outcome, job.max_failures, job.cancelled_by)
+            endings.record(job.rundir, job.before, outcome, verdict)
+        except HpctoolError as error:
+            return Verdict("failed", f"what it left cannot be read: {error}")
+        return verdict
 
     def _leave(self, number: int, index: int) -> None:
         self.waiting[number].remove(index)
@@ -288,7 +304,8 @@ class Supervisor:
             del self.open[number], self.waiting[number]
             self.opened.pop(number, None)
             self.environs.pop(number, None)
-            self.queue.environ(submission.environ).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.queue.environ(submission.environ).unlink(missing_ok=True)
 
 
 def supervise(queue: Queue, lock: int) -> None:

@@ -147,6 +147,21 @@ def test_a_supervisor_that_cannot_start_is_said_and_the_tickets_stay(bench: Benc
     bench.wait(run)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act as two users")
+def test_users_who_share_a_runs_folder_have_a_queue_each(readable_folder: Path) -> None:
+    mine = local.Queue(readable_folder)
+    mine.make()
+    pid = os.fork()
+    if pid == 0:
+        os.setuid(65534)
+        theirs = local.Queue(readable_folder)
+        theirs.make()
+        alone = [q.folder for q in local._queues(readable_folder)] == [theirs.folder]
+        os._exit(0 if alone and theirs.folder != mine.folder and not local.status(readable_folder) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert [q.folder for q in local._queues(readable_folder)] == [mine.folder]
+
+
 def test_locks_lie_in_no_folder_that_others_can_enter(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.queue.make()
     folder = Path(f"/tmp/hpctool-{os.getuid()}")

@@ -294,6 +294,17 @@ def test_a_cell_gets_its_folder_when_it_starts(bench: Bench, make_run: MakeRun) 
     assert "program.py" in runs[0].story().cause
 
 
+def test_a_run_whose_folder_is_removed_ends_and_is_not_made_again(bench: Bench, make_run: MakeRun) -> None:
+    run, other = make_run(LONG, "first"), make_run(SHORT, "other")
+    bench.enqueue(bench.ticket(run, max_parallel=1), bench.ticket(other, max_parallel=1))
+    is_noted(run)
+    run.path.rename(bench.runs.parent / "elsewhere")
+    os.kill(local.status(bench.runs)[0]["pids"][0], signal.SIGKILL)
+    bench.wait(run, other)
+    assert not run.path.exists()
+    assert other.story().state == "completed"
+
+
 def test_a_queue_whose_folder_is_removed_takes_its_supervisor_and_runs_along(bench: Bench, make_run: MakeRun) -> None:
     run = make_run("begin(); note(f'pid {os.getpid()}'); time.sleep(60)")
     bench.enqueue(bench.ticket(run))
