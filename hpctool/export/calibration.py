@@ -13,20 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hpctool.train.scores import Bin, Floats, Ints, expected_calibration_error, nll, reliability, softmax
-
-__all__ = [
-    "Bin",
-    "Fit",
-    "Floats",
-    "Ints",
-    "expected_calibration_error",
-    "fit_temperature",
-    "nll",
-    "reliability",
-    "report",
-    "softmax",
-]
+from hpctool.train.scores import Floats, Ints, expected_calibration_error, nll, reliability, softmax
 
 #: Where the temperature is looked for. An optimum outside says that the rows cannot tell.
 LOWEST, HIGHEST = 0.02, 50.0

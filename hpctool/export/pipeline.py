@@ -23,6 +23,7 @@ from hpctool.export.schema import FORMATS, ExportConfig
 from hpctool.export.signature import DATATYPES, Signature, TensorSpec
 from hpctool.export.source import Source, deployed, model_dtype
 from hpctool.export.statistics import output_statistics
+from hpctool.train.scores import softmax
 
 _EXAMPLE_ROWS = 3  # for tracing: neither 1, which broadcasts, nor a size that anybody would bake in on purpose
 
@@ -134,7 +135,7 @@ def _in_words(preprocess: torch.nn.Module) -> str:
 
 def _golden(source: Source, original: Deployed, seen: Observed, num_rows: int) -> golden.Golden:
     """Rows of the split, the hardest among them, and the edge cases, with the original's answers."""
-    margins_N = output_statistics(calibration.softmax(seen.logits))["margin"]
+    margins_N = output_statistics(softmax(seen.logits))["margin"]
     chosen = source.rows[golden.choose_rows(margins_N, num_rows)]
     inputs, uids = golden.with_edges(source.inputs(chosen), source.version.uids(chosen))
     return golden.Golden(inputs, parity.answers(original, torch.from_numpy(inputs)), uids)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpctool.export import calibration, statistics
+from hpctool.train.scores import softmax
 
 
 def reference(
@@ -26,7 +27,7 @@ def reference(
     num_calibration_bins: int,
 ) -> dict[str, Any]:
     """The content of reference.json without its format; a label of -1 is missing and counts in no class."""
-    probabilities_NK = calibration.softmax(logits_NK, fit.temperature)
+    probabilities_NK = softmax(logits_NK, fit.temperature)
     outputs = statistics.output_statistics(probabilities_NK)
     num_classes = logits_NK.shape[1]
     predicted_N = logits_NK.argmax(axis=1)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from hpctool.export import calibration
-from hpctool.export.calibration import Bin
+from hpctool.train.scores import Bin, Floats, Ints, expected_calibration_error, nll, reliability, softmax
 
 
-def drawn(num_rows: int = 4000, num_classes: int = 5) -> tuple[calibration.Floats, calibration.Ints]:
+def drawn(num_rows: int = 4000, num_classes: int = 5) -> tuple[Floats, Ints]:
     """Logits that say exactly how sure one may be, and labels drawn from them."""
     rng = np.random.default_rng(0)
     logits_NK = rng.normal(0, 2, (num_rows, num_classes))
-    p_NK = calibration.softmax(logits_NK)
+    p_NK = softmax(logits_NK)
     labels_N = np.array([rng.choice(num_classes, p=p) for p in p_NK])
     return logits_NK, labels_N
 
@@ -37,8 +37,8 @@ def test_calibration_lowers_loss_and_error_and_changes_no_decision() -> None:
 def test_no_other_temperature_is_better() -> None:
     logits_NK, labels_N = drawn(500)
     best = calibration.fit_temperature(logits_NK * 2, labels_N).temperature
-    loss = calibration.nll(logits_NK * 2, labels_N, best)
-    assert all(loss <= calibration.nll(logits_NK * 2, labels_N, t) for t in np.geomspace(0.05, 20, 400))
+    loss = nll(logits_NK * 2, labels_N, best)
+    assert all(loss <= nll(logits_NK * 2, labels_N, t) for t in np.geomspace(0.05, 20, 400))
 
 
 def test_rows_without_a_label_are_left_out() -> None:
@@ -70,13 +70,13 @@ def test_rows_that_cannot_tell_leave_the_temperature_at_one(
 
 def test_huge_logits_do_not_overflow() -> None:
     logits_NK, labels_N = drawn(300)
-    assert np.isfinite(calibration.nll(logits_NK * 1e5, labels_N))
-    assert np.isfinite(calibration.softmax(logits_NK * 1e5)).all()
+    assert np.isfinite(nll(logits_NK * 1e5, labels_N))
+    assert np.isfinite(softmax(logits_NK * 1e5)).all()
 
 
 def test_the_error_is_the_weighted_distance_of_confidence_and_accuracy() -> None:
     probabilities_NK = np.array([[0.95, 0.05], [0.95, 0.05], [0.6, 0.4], [0.6, 0.4], [0.5, 0.5]])
-    bins = calibration.reliability(probabilities_NK, np.array([0, 1, 0, 0, -1]), 10)
+    bins = reliability(probabilities_NK, np.array([0, 1, 0, 0, -1]), 10)
     assert bins[9] == Bin(0.9, 1.0, 2, pytest.approx(0.95), 0.5)  # type: ignore[arg-type]
     assert sum(b.count for b in bins) == 4
-    assert calibration.expected_calibration_error(bins) == pytest.approx((2 * 0.45 + 2 * 0.4) / 4)
+    assert expected_calibration_error(bins) == pytest.approx((2 * 0.45 + 2 * 0.4) / 4)
