@@ -124,15 +124,6 @@ def test_nobody_imports_the_accidental_conf_and_jobs() -> None:
     ])  # fmt: skip
 
 
-def test_nets_is_chosen_by_config_and_imported_by_tests_only() -> None:
-    report([
-        f"{shown(path, line)}: hpctool.nets is reached through `_target_`, not imported"
-        for path in CODE
-        for line, name in imports(path)
-        if name.startswith("hpctool.nets") and room_of(path) != "nets"
-    ])  # fmt: skip
-
-
 # -- size
 
 

@@ -70,6 +70,8 @@ def begin(rundir: RunDir, where: str, place: Place) -> int:
     """Begin the next attempt in the ledger and give its number. From now on no older attempt can commit."""
     while True:
         ledger = rundir.ledger
+        # Taken before the entries are read: whatever comes later makes `cas` fail.
+        last = ledger.last()
         entries = ledger.entries()
         number = 1 + max((e.body["attempt"] for e in entries if e.body["kind"] == "begun"), default=0)
         body = {
@@ -84,7 +86,7 @@ def begin(rundir: RunDir, where: str, place: Place) -> int:
             "code": rundir.record()["code"],
             **own_process(),
         }
-        if ledger.cas(body, after=ledger.last()):
+        if ledger.cas(body, after=last):
             return number
 
 
