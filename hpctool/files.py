@@ -297,7 +297,7 @@ class Log:
         return self._add(body, self.last() + 1, insist=True)
 
     def cas(self, body: Mapping[str, Any], after: int) -> bool:
-        """Create entry `after + 1` if nobody has, where `after` is what `last` said *before* the state was read; else False."""
+        """Create entry `after + 1` unless somebody has; `after` is what `last` said *before* the state was read."""
         return self.last() == after and self._add(body, after + 1, insist=False) > after
 
     def path(self, number: int) -> Path:
