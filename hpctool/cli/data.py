@@ -223,9 +223,9 @@ def relabel(dataset: str, fixes: Path, message: str, tag: str | None, as_json: b
     if as_json:
         print_json({"dataset": version.ref, "commit": commit.id, "num_labels": num_labels, "tag": tag})
     elif num_labels:
-        say(f"{version.ref}: {num_labels:,} labels changed; commit {short(commit.id)}.")
+        say(f"{version.ref}: labels changed: {num_labels:,}; commit {short(commit.id)}.")
     else:
-        say(f"{version.ref}: unchanged, all {len(changes):,} labels are so already; commit {short(commit.id)}.")
+        say(f"{version.ref}: unchanged, every label is so already; commit {short(commit.id)}.")
 
 
 @group.command()
@@ -276,6 +276,8 @@ def verify(dataset: str, deep: bool, as_json: bool, root: Path | None) -> None:
         for damage in report.damaged:
             click.echo(f"{damage.path} is damaged: {damage.problem}. It is needed by {', '.join(damage.versions)}.")
         checked = "read" if deep else "found with their size; --deep reads them"
-        say(f"{report.num_commits} commits, {report.num_objects} objects ({report.size_bytes:,} bytes) {checked}.")
+        say(f"commits {report.num_commits}, objects {report.num_objects} ({report.size_bytes:,} bytes) {checked}.")
     if report.damaged:
-        raise OperationError(f"{len(report.damaged)} files of dataset '{dataset}' are damaged.")
+        raise OperationError(
+            f"Dataset '{dataset}' is damaged; files that are not what was written: {len(report.damaged)}."
+        )

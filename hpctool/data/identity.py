@@ -36,13 +36,14 @@ def uids_from_hex(uids: Sequence[str]) -> Digests:
 
 
 def content_digests(features: Mapping[str, Array]) -> Digests:
-    """A digest of each row's features (n, …): uint8 (n, 16). Equal rows have equal digests."""
+    """A digest of each row's features (n, …), their names, dtypes and shapes: uint8 (n, 16)."""
     arrays = [np.ascontiguousarray(features[name]) for name in sorted(features)]
+    headers = [f"{name}|{features[name].dtype.str}|{features[name].shape[1:]}|".encode() for name in sorted(features)]
     raw = []
     for row in range(len(arrays[0])):
         digest = hashlib.sha256()
-        for array in arrays:
-            digest.update(array[row].tobytes())
+        for header, array in zip(headers, arrays, strict=True):
+            digest.update(header + array[row].tobytes())
         raw.append(digest.digest()[:UID_BYTES])
     return np.frombuffer(b"".join(raw), np.uint8).reshape(-1, UID_BYTES)
 

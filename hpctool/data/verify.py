@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
+from hpctool import files
 from hpctool.data.commit import Commit
 from hpctool.data.objects import StoredObject, array_digest, damage
 from hpctool.data.store import Store, short
@@ -72,67 +72,62 @@ def verify(store: Store, *, deep: bool = False) -> Report:
     Objects are checked for being there with their size; `deep` reads them all, and the arrays at their offsets.
     """
     report = Report()
-    names: dict[str, list[str]] = {}
-    for ref, commit_id in _refs(store, report):
-        names.setdefault(commit_id, []).append(ref)
-    users: dict[str, tuple[StoredObject, list[str]]] = {}
+    # The same object with other offsets is another thing to look at.
+    users: dict[bytes, tuple[StoredObject, list[str]]] = {}
     manifests: set[str] = set()
-    for commit, name in _commits(store, names, report):
-        if commit.changes:
-            users.setdefault(commit.changes.id, (commit.changes, []))[1].append(name)
+    for commit, names in _commits(store, _names(store, report), report):
+        needed = [commit.changes] if commit.changes else []
         try:
-            contents = store.manifest(commit.manifest)
+            needed += store.manifest(commit.manifest).objects
+            manifests.add(commit.manifest)
         except (CorruptError, NewerFormat) as error:
-            report.damaged.append(_said(error, [name]))
-            continue
-        manifests.add(commit.manifest)
-        for stored in contents.objects:
-            users.setdefault(stored.id, (stored, []))[1].append(name)
-    report.num_manifests, report.num_objects = len(manifests), len(users)
-    for stored, versions in users.values():
-        report.size_bytes += stored.size_bytes
+            report.damaged.append(_said(error, names))
+        for stored in needed:
+            users.setdefault(files.canonical_json(stored.to_json()), (stored, []))[1].extend(names)
+    sizes = {stored.id: stored.size_bytes for stored, _ in users.values()}
+    report.num_manifests, report.num_objects, report.size_bytes = len(manifests), len(sizes), sum(sizes.values())
+    for stored, names in users.values():
         if problem := _object_damage(store, stored, deep):
-            report.damaged.append(Damage(str(store.layout.object(stored.id)), problem, versions))
+            report.damaged.append(Damage(str(store.layout.object(stored.id)), problem, list(dict.fromkeys(names))))
     return report
 
 
-def _refs(store: Store, report: Report) -> Iterable[tuple[str, str]]:
-    """(`name@ref`, commit) of every branch's tip and every tag, and (`name@branch`, commit) of what came before."""
+def _names(store: Store, report: Report) -> dict[str, list[str]]:
+    """Commit → the branches and tags that name it; empty for those that a branch has left behind."""
+    names: dict[str, list[str]] = {}
     for branch in store.branches():
-        log = store.head(branch)
+        ref, log = f"{store.name}@{branch}", store.head(branch)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken entries are reported here
             entries = log.entries()
-        for name, problem in sorted(log.broken.items()):
-            report.damaged.append(Damage(str(log.folder / name), problem, [f"{store.name}@{branch}"]))
+        report.damaged += [Damage(str(log.folder / name), text, [ref]) for name, text in sorted(log.broken.items())]
         for entry in entries:
-            is_tip = entry is entries[-1]
-            commit_id = str(entry.body["commit"])
-            yield f"{store.name}@{branch}" if is_tip else f"{store.name}@{short(commit_id)}", commit_id
+            names.setdefault(str(entry.body["commit"]), []).extend([ref] if entry is entries[-1] else [])
     for tag in store.tag_names():
+        ref = f"{store.name}@{tag}"
         try:
-            yield f"{store.name}@{tag}", store.read_tag(tag)
+            names.setdefault(store.read_tag(tag), []).append(ref)
         except CorruptError as error:
-            report.damaged.append(_said(error, [f"{store.name}@{tag}"]))
+            report.damaged.append(_said(error, [ref]))
+    return names
 
 
-def _commits(store: Store, names: dict[str, list[str]], report: Report) -> Iterable[tuple[Commit, str]]:
-    """Every commit that can be reached, once, with the name that people know it by."""
-    waiting = [(commit_id, " ".join(found)) for commit_id, found in names.items()]
-    seen = set(names)
+def _commits(store: Store, names: dict[str, list[str]], report: Report) -> Iterator[tuple[Commit, list[str]]]:
+    """Every commit that can be reached, once, with the names that people know it by."""
+    waiting = list(names)
+    seen = set(waiting)
     while waiting:
-        commit_id, name = waiting.pop()
+        commit_id = waiting.pop()
+        known_as = names.get(commit_id) or [f"{store.name}@{short(commit_id)}"]
         try:
             commit = store.commit_of(commit_id)
         except (CorruptError, NewerFormat) as error:
-            report.damaged.append(_said(error, [name]))
+            report.damaged.append(_said(error, known_as))
             continue
         report.num_commits += 1
-        yield commit, name
-        for parent in commit.parents:
-            if parent not in seen:
-                seen.add(parent)
-                waiting.append((parent, f"{store.name}@{short(parent)}"))
+        yield commit, known_as
+        waiting += [parent for parent in commit.parents if parent not in seen]
+        seen.update(commit.parents)
 
 
 def _object_damage(store: Store, stored: StoredObject, deep: bool) -> str:
@@ -147,4 +142,4 @@ def _object_damage(store: Store, stored: StoredObject, deep: bool) -> str:
 
 def _said(error: CorruptError | NewerFormat, versions: list[str]) -> Damage:
     problem = error.problem if isinstance(error, CorruptError) else str(error)
-    return Damage(str(Path(error.path)), problem, versions)
+    return Damage(error.path, problem, versions)

@@ -135,12 +135,10 @@ def _opened(path: Path) -> Image:
     from PIL import Image, ImageOps
 
     try:
-        image = Image.open(path)
-        image.load()
-        upright = ImageOps.exif_transpose(image)
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise SourceError(path, f"it cannot be read as an image ({error}).") from error
-    return upright or image
 
 
 def _channels(path: Path, image: Image) -> int:
