@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -18,11 +19,13 @@ from hpctool.errors import InputError
 from hpctool.rundir import RunDir
 from hpctool.train import params, report
 from hpctool.train.meter import Meter
-from hpctool.train.parallel import device_of
+from hpctool.train.parallel import device_of, to_device
 from hpctool.train.samples import Samples
 from hpctool.train.schema import EvaluateConfig
 from hpctool.train.task import Classify, Task
 from hpctool.world import World
+
+Logits = npt.NDArray[np.float32]
 
 
 def evaluate(rundir: RunDir, world: World) -> dict[str, Any]:
@@ -43,10 +46,10 @@ def evaluate(rundir: RunDir, world: World) -> dict[str, Any]:
     task = params.build_task(train_cfg)
     task.preprocess.to(device)
 
-    sums, logits_NK = predict(model.to(device), task, samples, world, cfg.batch_size)
-    measured = task.metrics(sums)
+    model.to(device)
     outputs: dict[str, Any] = {"run": trained.id, "rows": len(samples)}
     if isinstance(task, Classify):
+        logits_NK = predict(model, task, samples, world, cfg.batch_size)
         labels_N = version.read(train_cfg.data.label, samples.rows)
         classes = version.columns[train_cfg.data.label].classes or [str(k) for k in range(logits_NK.shape[1])]
         _check_fit(trained.id, version.ref, logits_NK.shape[1], len(classes), labels_N)
@@ -56,6 +59,8 @@ def evaluate(rundir: RunDir, world: World) -> dict[str, Any]:
         outputs["artifacts"] = world.on_main(lambda: report.write(rundir, said, table))
         if world.is_main:
             print(report.text(table), flush=True)
+    else:
+        measured = measure(model, task, samples, world, cfg.batch_size)
     metrics = {f"{cfg.data.split}/{name}": value for name, value in measured.items()}
     if world.is_main:
         print(" · ".join(f"{name} {value:.4f}" for name, value in metrics.items()), flush=True)
@@ -64,28 +69,30 @@ def evaluate(rundir: RunDir, world: World) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def predict(
-    model: nn.Module, task: Task, samples: Samples, world: World, batch_size: int
-) -> tuple[dict[str, float], np.ndarray[Any, np.dtype[np.float32]]]:
-    """The task's sums over a split, and what the model says of each of its rows: float32 (N, K), on every rank.
-
-    Collective: all ranks must call it.
-    """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    meter, mine = Meter(), []
+def measure(model: nn.Module, task: Task, samples: Samples, world: World, batch_size: int) -> dict[str, float]:
+    """The task's own metrics over a split; the model is in eval mode. Collective: all ranks must call it."""
+    meter = Meter()
     for batch in samples.share(world.rank, world.size, batch_size):
-        moved = {name: tensor.to(device) for name, tensor in batch.items()}
-        meter.add(task.evaluate(model, moved))
-        mine.append(model(task.preprocess(moved["x"])).float().flatten(1).cpu().numpy())
-    width = int(world.reduce(np.array([part.shape[1] for part in mine[:1]] or [0], np.int64), "max")[0])
+        meter.add(task.evaluate(model, to_device(batch, device_of(world))))
+    return task.metrics(meter.total(world))
+
+
+@torch.no_grad()
+def predict(model: nn.Module, task: Task, samples: Samples, world: World, batch_size: int) -> Logits:
+    """What the model, in eval mode, says of each row of a split: float32 (N, K), on every rank. Collective."""
+    mine = []
+    for batch in samples.share(world.rank, world.size, batch_size):
+        logits_NK = model(task.preprocess(batch["x"].to(device_of(world))))
+        mine.append(logits_NK.float().cpu().numpy())
+    num_classes = int(world.reduce(np.array([part.shape[1] for part in mine[:1]] or [0], np.int64), "max")[0])
     # Each rank fills its own rows of zeros, so the sum over ranks is exact.
-    everything = np.zeros((len(samples), width), np.float32)
+    everything_NK = np.zeros((len(samples), num_classes), np.float32)
     if mine:
-        everything[world.rank :: world.size] = np.concatenate(mine)
-    return meter.total(world), world.reduce(everything)
+        everything_NK[world.rank :: world.size] = np.concatenate(mine)
+    return world.reduce(everything_NK)
 
 
-def _check_fit(run: str, data: str, num_outputs: int, num_classes: int, labels_N: np.ndarray[Any, Any]) -> None:
+def _check_fit(run: str, data: str, num_outputs: int, num_classes: int, labels_N: npt.NDArray[np.int64]) -> None:
     if num_outputs != num_classes:
         raise InputError(f"Run {run} tells {num_outputs} classes apart and {data} has {num_classes}; they do not fit.")
     if not (labels_N >= 0).any():

@@ -28,6 +28,7 @@ from hpctool.launch import signals
 from hpctool.rundir import RunDir
 from hpctool.track.metrics import MetricWriter
 from hpctool.train import parallel, params, seeds
+from hpctool.train.evaluate import measure
 from hpctool.train.fingerprint import differences, fingerprint
 from hpctool.train.meter import Meter, Progress
 from hpctool.train.resolve import check_layout
@@ -132,7 +133,7 @@ class Trainer:
         """This rank's part of the global batch that begins at position `start`, for pass `number` of the step."""
         share = self.cfg.loop.global_batch_size // (self.world.size * self.cfg.loop.accumulate)
         first = start + (self.world.rank * self.cfg.loop.accumulate + number) * share
-        return self.to_device(self.samples.stream(first, first + share))
+        return parallel.to_device(self.samples.stream(first, first + share), self.device)
 
     def clip(self) -> float:
         """The norm of the averaged gradient, which is the same on all ranks, so all of them stop here or none."""
@@ -172,12 +173,9 @@ class Trainer:
             return
         self.share_buffers()
         model = self.trained.eval()
-        meter = Meter()
-        with torch.no_grad():
-            for batch in self.val_samples.share(self.world.rank, self.world.size, self.cfg.loop.eval_batch_size):
-                meter.add(self.task.evaluate(model, self.to_device(batch)))
+        found = measure(model, self.task, self.val_samples, self.world, self.cfg.loop.eval_batch_size)
         model.train()
-        values = {f"val/{name}": value for name, value in self.task.metrics(meter.total(self.world)).items()}
+        values = {f"val/{name}": value for name, value in found.items()}
         self.metrics |= values
         writer.log(self.step, values)
         self.remember_best(values)
@@ -302,10 +300,6 @@ class Trainer:
         parallel.share_buffers(self.model, self.world)
         if self.ema is not None:
             parallel.share_buffers(self.ema.module, self.world)
-
-    def to_device(self, batch: Batch) -> Batch:
-        """The batch where the model is."""
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     def say(self, text: str) -> None:
         """One line for people, from rank 0."""

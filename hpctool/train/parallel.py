@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hpctool.errors import InputError, WorldError
 from hpctool.train.schema import Parallel
 from hpctool.train.seeds import rng_state, set_rng_state
+from hpctool.train.task import Batch
 from hpctool.world import TorchWorld, World
 
 DISCARDED_PASSES = 2
@@ -33,6 +34,11 @@ def device_of(world: World) -> torch.device:
     if world.size > 1:
         raise InputError(f"train joins its ranks by torch, not by {world.backend}: start it with world 'torch'.")
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch where the model is."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def replicate(model: nn.Module, device: torch.device, world: World, cfg: Parallel) -> nn.Module:

@@ -60,18 +60,25 @@ class Faulty(Classify):
         return loss, sums
 
 
+class Pixels(nn.Module):
+    """uint8 (N, H, W, C) → float (N, H·W·C), 0..1."""
+
+    def forward(self, x_NHWC: Tensor) -> Tensor:
+        return x_NHWC.to(torch.float32).flatten(1) / 255
+
+
 class Autoencode:
     """A task without labels: give back the pixels."""
 
     def __init__(self) -> None:
-        self.preprocess: nn.Module = nn.Flatten()
+        self.preprocess: nn.Module = Pixels()
 
     def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> tuple[Tensor, Sums]:
         sums = self.evaluate(model, batch)
         return sums["error"] / len(batch["x"]), {name: value.detach() for name, value in sums.items()}
 
     def evaluate(self, model: Callable[[Tensor], Tensor], batch: Batch) -> Sums:
-        x_NF = self.preprocess(batch["x"].to(torch.float32)) / 255
+        x_NF = self.preprocess(batch["x"])
         return {"error": (model(x_NF) - x_NF).square().sum(), "rows": torch.tensor(len(x_NF))}
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
