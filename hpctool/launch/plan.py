@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -86,8 +85,7 @@ def make_plan(request: Request, multirun: bool) -> Plan:
 def _planned(job_name: str, cell: grid.Cell, varied: Sequence[str]) -> Planned:
     job = load_job(job_name)
     cfg = config.typed(cell.cfg, job.Config)
-    # On a copy: what is missing or leads nowhere is said before a job stumbles over it.
-    config.resolved(copy.deepcopy(cfg))
+    # What is missing or leads nowhere is said before a job stumbles over it.
     config.check_complete(cfg)
     limits.check(cfg)
     answer = job.resolve(cfg)

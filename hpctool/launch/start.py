@@ -62,8 +62,7 @@ def cancel(rundir: RunDir) -> str:
     story = current_story(rundir)
     if story.state in ENDED:
         raise InputError(f"Run {rundir.id} is {story.state} already; there is nothing to cancel.")
-    if story.where == "local":
-        local.cancel(rundir.path.parent, rundir.id)
+    if local.cancel(rundir.path.parent, rundir.id):
         return f"run {rundir.id} is told to stop; it saves if it can."
     # Said first: whoever sees the signal must know that its user wants no requeue.
     rundir.ledger.append({"kind": "cancel", "by": who(), "time": now()})

@@ -226,5 +226,5 @@ def _awaited(plan: Plan, answer: Submission, say: Say) -> Submission:
         return answer
     from hpctool.launch.wait import wait_for
 
-    answer.exit_code = wait_for(plan.runs, answer.runs, say)
+    answer.exit_code = wait_for(plan.runs, answer.runs, say, queued_here=plan.cfg.cluster.kind == "local")
     return answer

@@ -19,24 +19,34 @@ _POLL_S = 0.5
 _SHOWN_RUNS = 20
 
 
-def wait_for(runs: Path, ids: Sequence[str], say: Callable[[str], None], timeout_s: float | None = None) -> int:
-    """Block until all runs have ended; 0 where all completed, else 1. A cell without a folder counts as queued."""
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+def wait_for(runs: Path, ids: Sequence[str], say: Callable[[str], None], *, queued_here: bool = False) -> int:
+    """Block until all runs have ended; 0 where all completed, else 1.
+
+    A cell without a folder waits for its turn; with `queued_here`, only as long as the local queue knows it.
+    """
     stories: dict[str, Story] = {}
     with _shown(say) as show:
         while True:
-            for run_id in ids:
-                if run_id not in stories or stories[run_id].state not in ENDED:
-                    stories[run_id] = current_story(RunDir(runs / run_id))
+            waiting = [run_id for run_id in ids if run_id not in stories or stories[run_id].state not in ENDED]
+            stories |= {run_id: current_story(RunDir(runs / run_id)) for run_id in waiting}
+            if queued_here:
+                stories |= _dropped(runs, [run_id for run_id in waiting if not stories[run_id].entries])
             show(stories)
             if all(story.state in ENDED for story in stories.values()):
-                break
-            if deadline is not None and time.monotonic() > deadline:
                 break
             # Somebody may have killed the local queue's supervisor while we wait.
             local.ensure_running(runs)
             time.sleep(_POLL_S)
     return EXIT_DONE if all(story.state == "completed" for story in stories.values()) else EXIT_FAILED
+
+
+def _dropped(runs: Path, ids: Sequence[str]) -> dict[str, Story]:
+    """Those of the runs without a folder that the local queue does not know any more: cancelled before they began."""
+    if not ids:
+        return {}
+    queued = {row["run"] for row in local.status(runs)}
+    gone = [run_id for run_id in ids if run_id not in queued and not RunDir(runs / run_id).run_json.exists()]
+    return {run_id: Story(state="cancelled", cause="cancelled before it began") for run_id in gone}
 
 
 class _Lines:
