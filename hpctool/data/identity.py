@@ -16,7 +16,7 @@ import numpy.typing as npt
 from hpctool.world import Array
 
 Digests = npt.NDArray[np.uint8]
-Words = npt.NDArray[Any]  # the same 16 bytes as one sortable value: void (n,)
+Words = npt.NDArray[Any]  # the same 16 bytes as one value: void (n,)
 
 UID_BYTES = 16
 
@@ -49,15 +49,28 @@ def content_digests(features: Mapping[str, Array]) -> Digests:
 
 
 def words(digests: Digests) -> Words:
-    """The same digests as one value each, for sorting and comparing: void (n,)."""
+    """The same digests as one value each, for `np.unique`: void (n,)."""
     return np.ascontiguousarray(digests).view(f"V{UID_BYTES}").reshape(-1)
 
 
 def places(wanted: Digests, among: Digests) -> npt.NDArray[np.int64]:
     """Where each wanted digest stands among the others, -1 where it does not: int64 (len(wanted),)."""
-    if not len(among):
-        return np.full(len(wanted), -1, np.int64)
-    have, want = words(among), words(wanted)
+    # By the first 8 bytes, as numbers, which NumPy sorts ten times as fast; the rest is compared then.
+    have, want = _first_halves(among), _first_halves(wanted)
     order = np.argsort(have)
-    found = order[np.minimum(np.searchsorted(have, want, sorter=order), len(have) - 1)]
-    return np.where(have[found] == want, found, -1).astype(np.int64)
+    place = np.searchsorted(have, want, sorter=order)
+    found = np.full(len(wanted), -1, np.int64)
+    looking = np.arange(len(wanted))
+    while (looking := looking[place[looking] < len(have)]).size:
+        candidate = order[place[looking]]
+        alike = have[candidate] == want[looking]
+        looking, candidate = looking[alike], candidate[alike]
+        same = (among[candidate] == wanted[looking]).all(axis=1)
+        found[looking[same]] = candidate[same]
+        looking = looking[~same]
+        place[looking] += 1
+    return found
+
+
+def _first_halves(digests: Digests) -> npt.NDArray[np.uint64]:
+    return np.ascontiguousarray(digests[:, :8]).view("<u8").reshape(-1)

@@ -85,7 +85,7 @@ def relabel(
             manifest=store.put_manifest(manifest),
             message=message,
             operation={"kind": "relabel", "num_labels": int(effective.size)},
-            changes=_put_changes(store, [wanted[i] for i in effective], now_there[effective]),
+            changes=put_changes(store, [wanted[i] for i in effective], now_there[effective]),
             run=run,
         )
 
@@ -213,7 +213,8 @@ def _with_labels(version: Version, rows: npt.NDArray[np.int64], new: npt.NDArray
     return replace(contents, row_groups=groups, stats=contents.stats | {"splits": splits})
 
 
-def _put_changes(store: Store, changes: list[Change], old: npt.NDArray[np.int64]) -> StoredObject:
+def put_changes(store: Store, changes: list[Change], old: npt.NDArray[np.int64]) -> StoredObject:
+    """Store what a commit changes, for `blame`; `old` are the labels before, int64 (n,), -1 for none."""
     texts = {
         "who": [change.who for change in changes],
         "when": [change.when for change in changes],

@@ -35,3 +35,11 @@ def test_content_is_all_features_and_nothing_else() -> None:
     first, same, other = content_digests({"image": image, "x": x})
     assert np.array_equal(first, same)
     assert not np.array_equal(first, other)
+
+
+def test_digests_that_begin_alike_are_told_apart() -> None:
+    among = np.zeros((5, 16), np.uint8)
+    among[:, 15] = [4, 3, 2, 1, 0]
+    wanted = np.zeros((6, 16), np.uint8)
+    wanted[:, 15] = range(6)
+    assert places(wanted, among).tolist() == [4, 3, 2, 1, 0, -1]

@@ -1,0 +1,185 @@
+"""Append: new rows onto a branch, as row groups of their own. Who set each label, when and why, goes with them.
+
+Nothing that is there is written anew, and no old row changes its place or its split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hpctool import files
+from hpctool.data.commit import Commit, Draft
+from hpctool.data.identity import Digests, content_digests, places, uids_of_keys, words
+from hpctool.data.labels import Change, put_changes
+from hpctool.data.layout import check_name
+from hpctool.data.manifest import CONTENT, LABEL, NO_LABEL, UID, Manifest, RowGroup
+from hpctool.data.splits import split_index
+from hpctool.data.stats import Moments, duplicates, group_moments, label_counts, merge_moments
+from hpctool.data.store import Store
+from hpctool.data.version import Version
+from hpctool.errors import InputError, UnknownName
+from hpctool.world import Array
+
+Labels = npt.NDArray[np.int64]
+
+
+class Author(NamedTuple):
+    """Who set a row's label, when (ISO 8601) and why."""
+
+    who: str
+    when: str
+    why: str
+
+
+def append(
+    store: Store,
+    branch: str,
+    columns: Mapping[str, Array],
+    keys: Sequence[str],
+    labels: Labels,
+    authors: Sequence[Author],
+    message: str,
+    *,
+    split: str | None = None,
+    tag: str | None = None,
+    run: str = "",
+    origin: str = "",
+) -> Commit:
+    """Commit new rows onto a branch; the commit that holds them already where exactly these were appended before.
+
+    `columns` are all features, (n, …) as the dataset has them; `keys` name the rows for ever; `labels` int64 (n,) are
+    class indices or -1. Each row goes to the split that the dataset's rule says, or all to `split`. `origin` says in
+    the commit where the rows come from. Raises InputError on another schema, on a label that is no class, and on keys
+    that stand twice or are in the branch already; UnknownName; the dataset is unchanged then.
+    """
+    uids = uids_of_keys(keys)
+    _check_unique(keys, uids)
+    _check_rows(_version(store, branch, store.tip(branch)), columns, labels, len(keys), len(authors), split)
+    if tag is not None:
+        check_name("tag", tag)
+    group = _put_group(store, columns, uids, labels)
+    hexes = [uid.tobytes().hex() for uid in uids]
+    changes = [Change(uid, int(y), *author) for uid, y, author in zip(hexes, labels, _whys(authors), strict=True)]
+    stored = put_changes(store, changes, np.full(len(keys), NO_LABEL, np.int64))
+    operation = {
+        "kind": "append",
+        "num_rows": len(keys),
+        "origin": origin,
+        "rows": files.sha256_bytes(files.canonical_json([o.id for o in [*group.objects, stored]])),
+    }
+
+    def decide(tip: Commit | None) -> Draft | Commit:
+        current = _version(store, branch, tip)
+        for commit in store.history(current.commit):
+            if commit.operation.get("rows") == operation["rows"]:
+                return commit
+        _check_new(current, keys, uids)
+        _check_rows(current, columns, labels, len(keys), len(authors), split)
+        if tag is not None and tag in store.tag_names():
+            raise InputError(f"Dataset '{store.name}' has a tag '{tag}' already; choose another name.")
+        manifest = _with_rows(current, group, columns, uids, labels, split)
+        return Draft(store.put_manifest(manifest), message, operation, changes=stored, run=run)
+
+    commit = store.commit(branch, decide)
+    if tag is not None:
+        store.create_tag(tag, commit.id)
+    return commit
+
+
+def _version(store: Store, branch: str, tip: Commit | None) -> Version:
+    if tip is None:
+        raise UnknownName(f"branch of dataset '{store.name}' called", branch, store.branches())
+    return Version(store, branch, tip.id)
+
+
+def _check_unique(keys: Sequence[str], uids: Digests) -> None:
+    if not keys:
+        raise InputError("There are no rows to append.")
+    _, first, counts = np.unique(words(uids), return_index=True, return_counts=True)
+    if (twice := first[counts > 1]).size:
+        raise InputError(f"The key '{keys[int(twice.min())]}' stands twice among the rows to append; keys name rows.")
+
+
+def _check_new(version: Version, keys: Sequence[str], uids: Digests) -> None:
+    there = np.flatnonzero(places(uids, version.read(UID)) >= 0)
+    if there.size:
+        more = f", and {there.size - 1} more are" if there.size > 1 else ""
+        raise InputError(f"The row with the key '{keys[int(there[0])]}' is in {version.ref} already{more}.")
+
+
+def _check_rows(
+    version: Version, columns: Mapping[str, Array], labels: Labels, num_rows: int, num_authors: int, split: str | None
+) -> None:
+    """Raises InputError where the rows do not fit the version's schema, UnknownName on the split."""
+    if LABEL not in version.columns:
+        raise InputError(f"{version.ref} has no labels; prepare it with source.classes=[…] to append labelled rows.")
+    for name in sorted({*columns, *version.features}):
+        there, given = version.columns.get(name), columns.get(name)
+        wanted = f"{there.dtype} {(num_rows, *there.shape)}" if there and there.role == "feature" else "nothing"
+        found = f"{given.dtype} {given.shape}" if given is not None else "nothing"
+        if found != wanted:
+            raise InputError(f"Column '{name}' of {version.ref} takes {wanted} for these rows, and got {found}.")
+    if labels.shape != (num_rows,) or num_authors != num_rows:
+        raise InputError(f"{num_rows} rows came with {len(labels)} labels and {num_authors} authors.")
+    if labels.min() < NO_LABEL or labels.max() >= len(version.classes):
+        wrong = labels[(labels < NO_LABEL) | (labels >= len(version.classes))][0]
+        raise InputError(f"Label {wrong} is out of range: {version.ref} has {len(version.classes)} classes.")
+    if split is not None and split not in version.splits:
+        raise UnknownName(f"split of {version.ref} called", split, version.splits)
+
+
+def _whys(authors: Sequence[Author]) -> list[tuple[str, str, str]]:
+    """In the order in which a Change has them."""
+    return [(author.who, author.why, author.when) for author in authors]
+
+
+def _put_group(store: Store, columns: Mapping[str, Array], uids: Digests, labels: Labels) -> RowGroup:
+    identity = {UID: uids, CONTENT: content_digests(columns)}
+    return RowGroup(len(uids), [store.put(columns), store.put(identity), store.put({LABEL: labels})])
+
+
+def _with_rows(
+    version: Version,
+    group: RowGroup,
+    columns: Mapping[str, Array],
+    uids: Digests,
+    labels: Labels,
+    split: str | None,
+) -> Manifest:
+    """The version's contents with one more row group, its rows at the end of their splits."""
+    store, contents = version.store, version.contents
+    names = contents.split_names
+    index = split_index(contents.rule, uids) if split is None else np.full(len(uids), names.index(split))
+    added = {name: np.flatnonzero(index == number) for number, name in enumerate(names)}
+    splits = {name: np.concatenate([version.split_rows(name), version.num_rows + added[name]]) for name in names}
+
+    content = np.concatenate([version.read(CONTENT), store.get(group.holder(CONTENT), CONTENT)])
+    split_of_row = np.empty(len(content), np.int64)
+    for number, name in enumerate(names):
+        split_of_row[splits[name]] = number
+    counts = label_counts(np.concatenate([version.read(LABEL), labels]), splits, version.classes)
+    before = {name: _moments(contents.stats["splits"][name]["features"]) for name in names}
+    moments = merge_moments([before, group_moments(columns, version.columns, added)])
+    described = {
+        name: {
+            "rows": len(splits[name]),
+            "features": {feature: m.to_json() for feature, m in moments[name].items()},
+            **counts[name],
+        }
+        for name in names
+    }
+    stats = contents.stats | {"duplicates": duplicates(content, split_of_row), "splits": described}
+    return replace(contents, row_groups=[*contents.row_groups, group], splits=store.put(splits), stats=stats)
+
+
+def _moments(described: Mapping[str, Mapping[str, Any]]) -> dict[str, Moments]:
+    """What `Moments.to_json` said, so that rows can be added without reading the old ones."""
+    return {
+        name: Moments(m["count"], m["mean"], m["std"] ** 2 * m["count"], m["min"], m["max"])
+        for name, m in described.items()
+    }
