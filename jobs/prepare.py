@@ -3,7 +3,7 @@
     hpctool prepare data.name=digits source=digits data.tag=v1
     hpctool prepare data.name=faces source=imagefolder source.path=photos source.size=[64,64]
     hpctool prepare data.name=wine source=csv source.path=wine.csv source.label=quality
-    hpctool prepare data.name=scans source._target_=myproject.Scans cluster=slurm resources.tasks_per_node=8
+    hpctool prepare data.name=scans source=own source._target_=myproject.Scans cluster=slurm resources.tasks_per_node=8
 
 Ranks share the row groups; the version is the same for any number of them.
 """

@@ -181,7 +181,7 @@ def diff(a: str, b: str, as_json: bool, root: Path | None) -> None:
             say(f"{kind.replace('_', ' ')}: {', '.join(names)}")
     if found.relabelled:
         print_table(
-            ["label from", "to", "rows"], found.label_counts(), title=f"{len(found.relabelled):,} labels changed"
+            ["label from", "to", "rows"], found.label_counts(), title=f"labels changed: {len(found.relabelled):,}"
         )
 
 

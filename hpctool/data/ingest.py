@@ -61,10 +61,12 @@ class Plan:
 def make_plan(table: Table, seed: int, group_rows: int, group_mb: int, rule: dict[str, Any]) -> Plan:
     """Permute the rows, so that reading in sequence is reading at random, and cut them into groups of one size.
 
-    Raises SourceError on an empty source and on keys that stand twice.
+    Raises SourceError on an empty source, on keys that stand twice and on columns with a name of ours.
     """
     if not table.keys:
         raise SourceError("source", "it has no rows.")
+    if reserved := {LABEL, UID, CONTENT} & table.columns.keys():
+        raise SourceError("source", f"a feature cannot be called '{min(reserved)}'; that column is hpctool's own.")
     uids = uids_of_keys(table.keys)
     _check_unique(table.keys, uids)
     order = Order(len(table.keys), seed).rows(0, 0, len(table.keys))

@@ -129,6 +129,13 @@ def test_keys_that_stand_twice_are_refused_and_nothing_is_made(prepare_arrays: R
     assert list_datasets(datasets) == []
 
 
+@pytest.mark.parametrize("name", ["uid", "content", "label"])
+def test_a_feature_cannot_take_a_name_of_ours(prepare_arrays: Run, datasets: Path, name: str) -> None:
+    with pytest.raises(SourceError, match=f"a feature cannot be called '{name}'"):
+        prepare_arrays("source.label=y", y=np.arange(3), **{name: np.arange(3)})
+    assert not datasets.exists()
+
+
 def test_an_empty_source_is_refused(prepare_arrays: Run, datasets: Path) -> None:
     with pytest.raises(SourceError, match="it has no rows"):
         prepare_arrays(x=np.zeros(0), label=np.zeros(0, int))

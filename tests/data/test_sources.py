@@ -271,7 +271,7 @@ def readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def own(name: str, *more: str) -> list[str]:
-    return ["~source", f"+source._target_=myreaders.{name}", *more]
+    return ["source=own", f"source._target_=myreaders.{name}", *more]
 
 
 @pytest.mark.usefixtures("readers")

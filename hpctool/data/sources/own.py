@@ -12,12 +12,12 @@ import numpy as np
 from omegaconf import DictConfig
 
 from hpctool import config, files
-from hpctool.data.manifest import CONTENT, UID, Column
+from hpctool.data.manifest import Column
 from hpctool.data.sources.table import Table, encode_labels
 from hpctool.errors import SourceError, TargetError
 from hpctool.world import Array
 
-_SPECIAL = {"key", "label", UID, CONTENT}
+_SPECIAL = {"key", "label"}
 
 
 def pin(cfg: DictConfig) -> str:
