@@ -5,6 +5,7 @@ N rows, K classes
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,13 +15,12 @@ import torch
 from torch import nn
 
 from hpctool.checkpoint import param_digest
-from hpctool.data.version import open_version
 from hpctool.errors import InputError
 from hpctool.rundir import RunDir
 from hpctool.train import params, report
 from hpctool.train.meter import Meter
 from hpctool.train.parallel import device_of, to_device
-from hpctool.train.samples import Samples
+from hpctool.train.samples import Samples, open_checked
 from hpctool.train.schema import EvaluateConfig
 from hpctool.train.task import Classify, Task
 from hpctool.world import World
@@ -39,8 +39,9 @@ def evaluate(rundir: RunDir, world: World) -> dict[str, Any]:
     trained = RunDir(Path(cfg.paths.runs) / cfg.run)
     train_cfg = params.read_config(trained)
     assert cfg.data.name is not None, "resolve pins the dataset"
-    version = open_version(Path(cfg.paths.datasets), cfg.data.name)
-    samples = Samples(version, train_cfg.data, cfg.data.split)
+    data = replace(train_cfg.data, name=cfg.data.name, checksums=cfg.data.checksums)
+    version = open_checked(Path(cfg.paths.datasets), data, world)
+    samples = Samples(version, data, cfg.data.split)
     device = device_of(world)
     model, step = params.load_params(trained)
     task = params.build_task(train_cfg)
@@ -50,8 +51,8 @@ def evaluate(rundir: RunDir, world: World) -> dict[str, Any]:
     outputs: dict[str, Any] = {"run": trained.id, "rows": len(samples)}
     if isinstance(task, Classify):
         logits_NK = predict(model, task, samples, world, cfg.batch_size)
-        labels_N = version.read(train_cfg.data.label, samples.rows)
-        classes = version.columns[train_cfg.data.label].classes or [str(k) for k in range(logits_NK.shape[1])]
+        labels_N = version.read(data.label, samples.rows)
+        classes = version.columns[data.label].classes or [str(k) for k in range(logits_NK.shape[1])]
         _check_fit(trained.id, version.ref, logits_NK.shape[1], len(classes), labels_N)
         said = report.Predicted(version.uids(samples.rows), samples.rows, labels_N, logits_NK, classes)
         table = report.measure(said, cfg.num_bins)

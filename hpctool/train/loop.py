@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from hpctool.checkpoint import Checkpointer, Restored, check_state, param_digest
-from hpctool.data.version import open_version
 from hpctool.errors import OperationError, Stopped
 from hpctool.launch import signals
 from hpctool.rundir import RunDir
@@ -32,7 +31,7 @@ from hpctool.train.evaluate import measure
 from hpctool.train.fingerprint import differences, fingerprint
 from hpctool.train.meter import Meter, Progress
 from hpctool.train.resolve import check_layout
-from hpctool.train.samples import Samples
+from hpctool.train.samples import Samples, open_checked
 from hpctool.train.schedule import lr_factor, num_steps
 from hpctool.train.task import Batch
 from hpctool.world import World
@@ -58,11 +57,10 @@ class Trainer:
         self.rundir, self.world = rundir, world
         self.cfg = cfg = params.read_config(rundir)
         check_layout(cfg.loop, world.size)
-        torch.set_num_threads(cfg.num_threads)
-        torch.use_deterministic_algorithms(True)
+        parallel.be_deterministic(cfg.num_threads)
         self.device = parallel.device_of(world)
 
-        version = open_version(Path(cfg.paths.datasets), cfg.data.name)
+        version = open_checked(Path(cfg.paths.datasets), cfg.data, world)
         self.samples = Samples(version, cfg.data, cfg.data.train_split, cfg.seed, params.build_augment(cfg))
         self.val_samples = Samples(version, cfg.data, cfg.data.val_split)
         self.max_steps = num_steps(cfg.loop, len(self.samples))
@@ -136,7 +134,7 @@ class Trainer:
         return parallel.to_device(self.samples.stream(first, first + share), self.device)
 
     def clip(self) -> float:
-        """The norm of the averaged gradient, which is the same on all ranks, so all of them stop here or none."""
+        """Clip the averaged gradient; its norm, which is the same on all ranks, so all of them stop here or none."""
         trained = [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(p.grad for _, p in trained if p.grad is not None)
         if not math.isfinite(float(norm)):
@@ -183,11 +181,9 @@ class Trainer:
     def remember_best(self, values: dict[str, float]) -> None:
         """Keep the metrics of the best step so far, and its parameters if they are to be the run's result."""
         name, sign = self.cfg.loop.best_metric, 1 if self.cfg.loop.best_mode == "max" else -1
-        if name not in values:
-            return
-        before = self.best["metrics"].get(name)
-        if before is None or sign * values[name] > sign * before:
-            copy = {key: value.clone() for key, value in self.trained.state_dict().items()}
+        value, before = values.get(name, math.nan), self.best["metrics"].get(name, -sign * math.inf)
+        if sign * value > sign * before:
+            copy = {key: tensor.clone() for key, tensor in self.trained.state_dict().items()}
             self.best = {"step": self.step, "metrics": values, "params": copy if self.cfg.loop.keep_best else None}
 
     def save_or_stop(self, writer: MetricWriter) -> None:
@@ -267,9 +263,10 @@ class Trainer:
         values, step = params.kept_params(self.state())
         best = {f"best/{name.removeprefix('val/')}": value for name, value in self.best["metrics"].items()}
         kept = self.best["metrics"] if self.best["params"] is not None else {}
+        metrics = {**self.metrics, **kept, **best}
         return {
             "step": self.step,
-            "metrics": {**self.metrics, **kept, **best},
+            "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
             "param_digest": param_digest(values),
             "data_commit": self.cfg.data.commit,
             "outputs": {

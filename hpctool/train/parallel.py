@@ -8,6 +8,7 @@ attempt, the first one too, makes two passes before its first step whose effects
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,14 @@ from hpctool.train.task import Batch
 from hpctool.world import TorchWorld, World
 
 DISCARDED_PASSES = 2
+
+
+def be_deterministic(num_threads: int) -> None:
+    """Make torch compute the same from the same, or say that it cannot. For this process, from now on."""
+    # cuBLAS reads this when it is first used; without it torch refuses matrix products on GPUs.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(True)
 
 
 def device_of(world: World) -> torch.device:

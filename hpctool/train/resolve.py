@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,16 @@ from typing import Any
 from omegaconf import DictConfig
 
 from hpctool.config import check_target, load, set_value
+from hpctool.data.verify import check_readable
 from hpctool.data.version import Version, open_version
 from hpctool.errors import ConfigError, InputError, UnknownName, nearest
 from hpctool.launch.cells import find_sweep, list_sweep_ids
 from hpctool.launch.job import Input, Resolved
 from hpctool.rundir import RunDir, find_run, list_run_ids
 from hpctool.train.schema import Loop
+
+#: As much data is read on a login node to compare checksums: a second or so.
+_QUICK_BYTES = 1 << 30
 
 _ABOVE_ZERO = (
     *("max_steps", "max_epochs", "global_batch_size", "accumulate", "checkpoint_every_steps"),
@@ -30,6 +35,7 @@ def resolve_train(cfg: DictConfig) -> Resolved:
     version = open_version(Path(cfg.paths.datasets), cfg.data.name)
     asked = version.ref
     pin_data(cfg, version)
+    check_data(Path(cfg.paths.datasets), cfg.data.name, (cfg.data.feature, cfg.data.label))
     for key in ("train_split", "val_split"):
         check_split(version, f"data.{key}", cfg.data[key])
     if cfg.loop.max_steps is None and cfg.loop.max_epochs is None:
@@ -50,8 +56,16 @@ def resolve_evaluate(cfg: DictConfig) -> Resolved:
     if record["job"] != "train":
         raise InputError(f"Run {rundir.id} is a run of '{record['job']}'; evaluate takes a run of 'train'.")
     set_value(cfg, "run", rundir.id)
-    version = open_version(Path(cfg.paths.datasets), cfg.data.name or load(rundir.config_yaml).data.name)
+    learnt = load(rundir.config_yaml).data
+    version = open_version(Path(cfg.paths.datasets), cfg.data.name or learnt.name)
     asked = version.ref
+    for column in (learnt.feature, learnt.label):
+        if column not in version.columns:
+            known = ", ".join(version.columns)
+            raise InputError(
+                f"Run {rundir.id} needs the column '{column}'; {asked} has {known}. Name another data.name."
+            )
+    check_data(Path(cfg.paths.datasets), version.pinned, (learnt.feature, learnt.label))
     set_value(cfg, "data.name", version.pinned)
     set_value(cfg, "data.commit", version.commit)
     check_split(version, "data.split", cfg.data.split)
@@ -108,6 +122,17 @@ def pin_data(cfg: DictConfig, version: Version) -> None:
     classes = version.columns[data.label].classes
     if classes is not None:
         set_value(cfg, "data.num_classes", len(classes))
+
+
+@functools.lru_cache(maxsize=32)
+def check_data(datasets: Path, pinned: str, columns: tuple[str, ...]) -> None:
+    """Once per command, however many cells a sweep has: objects are there, and whole where that is quickly known.
+
+    Raises CorruptError. The job itself checks everything (`data.checksums`).
+    """
+    version = open_version(datasets, pinned)
+    size_bytes = sum(stored.size_bytes for stored in version.contents.objects)
+    check_readable(version, columns, checksums=size_bytes <= _QUICK_BYTES)
 
 
 def input_shape(shape: Iterable[int]) -> list[int]:

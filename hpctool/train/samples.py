@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,27 @@ import torch
 
 from hpctool.data.order import Order
 from hpctool.data.reader import Reader
-from hpctool.data.version import Version
+from hpctool.data.verify import check_readable
+from hpctool.data.version import Version, open_version
 from hpctool.train.augment import Augment
 from hpctool.train.schema import Data
 from hpctool.train.task import Batch
+from hpctool.world import World
 
 Rows = npt.NDArray[np.int64]
 
 _AHEAD = 16384  # positions
+
+
+def open_checked(datasets: Path, data: Data, world: World) -> Version:
+    """The pinned dataset version, its objects found to be what was written (conf: data.checksums).
+
+    Collective: all ranks must call it. Raises UnknownName, CorruptError, on all ranks alike.
+    """
+    version = open_version(datasets, data.name)
+    columns = [column for column in (data.feature, data.label) if column]
+    world.on_main(lambda: check_readable(version, columns, checksums=data.checksums))
+    return version
 
 
 class Samples:

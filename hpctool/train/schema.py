@@ -27,6 +27,8 @@ class Data:
     val_split: str = MISSING
     #: samples are shuffled within windows of so many rows; 0 shuffles all of them
     window: int = MISSING
+    #: before every attempt, compare the data's checksums (a pass over it, 1.4 GB/s); false: its sizes only
+    checksums: bool = MISSING
     num_classes: int | None = MISSING
     #: of one sample as the model sees it: (C, H, W) for images, (F,) for feature vectors
     input_shape: list[int] | None = MISSING
@@ -114,6 +116,8 @@ class EvaluateData:
     name: str | None = MISSING
     commit: str | None = MISSING
     split: str = MISSING
+    #: compare the data's checksums first; false: its sizes only
+    checksums: bool = MISSING
 
 
 @dataclass

@@ -23,7 +23,10 @@ Sums = Mapping[str, Tensor]
 
 
 class Task(Protocol):
-    """The whole contract between the loop and what is learnt."""
+    """The whole contract between the loop and what is learnt.
+
+    A task keeps nothing from step to step: what is learnt or counted belongs into the model, which checkpoints hold.
+    """
 
     #: The raw feature column → what the model takes. Scriptable: export puts this module into the model's graph.
     preprocess: nn.Module

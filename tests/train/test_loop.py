@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from hpctool.checkpoint import load, param_digest
-from hpctool.errors import InputError, OperationError, Stopped
+from hpctool.errors import CorruptError, InputError, OperationError, Stopped
 from hpctool.launch import signals
 from hpctool.rundir import RunDir
 from hpctool.track.metrics import read_metrics
@@ -125,6 +128,29 @@ def test_a_config_of_an_older_hpctool_is_read_with_todays_defaults(make_run: Mak
     lines = run.config_yaml.read_text().splitlines(keepends=True)
     run.config_yaml.write_text("".join(line for line in lines if "find_unused_parameters" not in line))
     assert param_digest(load_params(run)[0].state_dict()) == digest
+
+
+def test_data_that_was_damaged_meanwhile_is_refused(
+    make_run: MakeRun, train_here: TrainHere, root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(root / "datasets", tmp_path / "datasets")
+    run = make_run(SHORT, f"paths.datasets={tmp_path}/datasets")
+    path = next((tmp_path / "datasets" / "stripes" / "objects").rglob("*.h5"))
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(CorruptError, match=path.name):
+        train_here(run)
+
+
+def test_a_validation_that_is_not_finite_does_not_break_the_result(
+    make_run: MakeRun, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULT", "blind 0 0")
+    run = make_run(SHORT, "task._target_=usersown.Faulty")
+    metrics = train_here(run)["metrics"]
+    assert "train/loss" in metrics
+    assert "val/loss" not in metrics
+    assert math.isnan(read_metrics(run)["val/loss"][0][1])
 
 
 def test_gradients_that_are_not_finite_are_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hpctool import config
-from hpctool.errors import ConfigError, HpctoolError, InputError, TargetError, UnknownName
+from hpctool.data.version import open_version
+from hpctool.errors import ConfigError, CorruptError, HpctoolError, InputError, TargetError, UnknownName
 from hpctool.files import write_json
 from hpctool.train.resolve import best_of_sweep, chosen_run, input_shape
 from tests.train.conftest import MakeRun
@@ -128,3 +130,19 @@ def test_a_run_is_found_by_its_beginning_and_a_typo_shows_what_there_is(make_run
     assert chosen_run(tmp_path / "runs", "alph", "val/accuracy", "max")[0].id == run.id
     with pytest.raises(UnknownName, match=run.id):
         chosen_run(tmp_path / "runs", "alhpa", "val/accuracy", "max")
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+
+def test_damaged_data_is_refused_before_submission(make_run: MakeRun, root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "datasets", tmp_path / "datasets")
+    path = open_version(tmp_path / "datasets", "stripes").contents.row_groups[0].objects[0].id
+    flip(tmp_path / "datasets" / "stripes" / "objects" / path[:2] / f"{path}.h5")
+    with pytest.raises(CorruptError, match="hpctool data verify stripes"):
+        make_run(f"paths.datasets={tmp_path}/datasets")
+    assert not (tmp_path / "runs").exists()

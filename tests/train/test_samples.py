@@ -21,7 +21,7 @@ def version(root: Path) -> Version:
 
 
 def samples(version: Version, split: str = "train", *, window: int = 0, **options: Any) -> Samples:
-    data = Data("", None, "image", "label", "train", "val", window, 3, [1, 4, 4])
+    data = Data("", None, "image", "label", "train", "val", window, False, 3, [1, 4, 4])
     return Samples(version, data, split, **options)
 
 
