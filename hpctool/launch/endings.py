@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpctool.errors import EXIT_CONTINUE, EXIT_FAILED, EXIT_INPUT
+from hpctool.launch.job import job_names, load_job
 from hpctool.launch.ranks import Outcome, starting_log
 from hpctool.launch.result import is_alive, write_ended
 from hpctool.rundir import RunDir, Story, now
@@ -48,7 +49,7 @@ def judge(rundir: RunDir, before: Story, outcome: Outcome, max_failures: int, ca
     code, told = outcome.first_code, outcome.told
     # What rank 0 has written holds, though its process may have been killed while it was leaving.
     stopped = code == EXIT_CONTINUE or said.get("state") == "requeued"
-    if stopped and (told != "timeout" or _committed(story) > _committed(before)):
+    if stopped and (told != "timeout" or _got_further(rundir, story, before, said)):
         cause = str(said.get("cause", "")) or told or "stopped"
         return Verdict("requeued", cause, recorded=said.get("state") == "requeued")
     if told == "shutdown" and -code in _OURS:
@@ -129,6 +130,14 @@ def _task_said(story: Story, before: Story, attempt: int) -> dict[str, Any]:
 def _committed(story: Story) -> int:
     """The step that the next attempt would continue from."""
     return max((int(body["step"]) for body in story.checkpoints), default=0)
+
+
+def _got_further(rundir: RunDir, story: Story, before: Story, said: dict[str, Any]) -> bool:
+    """Whether an attempt that its time limit ended has saved anything new; a service has nothing to save."""
+    if _committed(story) > _committed(before) or int(said.get("step", 0)) > before.step:
+        return True
+    job = rundir.record()["job"]
+    return job in job_names() and bool(getattr(load_job(job), "SERVICE", False))
 
 
 def _after_failure(story: Story, cause: str, max_failures: int) -> Verdict:
