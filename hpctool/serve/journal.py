@@ -185,10 +185,14 @@ class Prediction:
 
 
 class Journal:
-    """The predictions of one model, for readers. What is damaged is set aside, said once and counted in `lost_rows`."""
+    """The predictions of one model, for readers. What is damaged is set aside, said once and counted in `lost_rows`.
 
-    def __init__(self, folder: Path) -> None:
+    With `last_entry` it stays what it was when its log ended there.
+    """
+
+    def __init__(self, folder: Path, last_entry: int | None = None) -> None:
         self.folder = folder
+        self.last_entry = last_entry
         self.layout = Layout(folder)
         #: rows of segments that cannot be read, and numbers that are missing between a server's segments
         self.lost_rows = 0
@@ -196,12 +200,18 @@ class Journal:
         self._damaged: set[int] = set()
         self._segments: dict[int, Segment] = {}
 
+    def newest_entry(self) -> int:
+        """The number of the log's last entry, 0 while it is empty; no segment is opened."""
+        return self._log.last()
+
     def segments(self) -> list[Segment]:
         """The whole segments, in the order of the log; what was added since is found by asking again.
 
         Raises NewerFormat.
         """
         for entry in self._log.entries():
+            if self.last_entry is not None and entry.number > self.last_entry:
+                break
             if entry.number not in self._segments and entry.number not in self._damaged:
                 self._look_at(entry)
         kept = self._without_repetitions()
@@ -295,13 +305,13 @@ class Journal:
         return np.concatenate(arrays)
 
 
-def open_journal(journals: Path, name: str) -> Journal:
-    """The journal of a model that has one. Raises UnknownName."""
+def open_journal(journals: Path, name: str, last_entry: int | None = None) -> Journal:
+    """The journal of a model that has one, as it was when its log ended at `last_entry`. Raises UnknownName."""
     folder = journals / name
     if not (folder / "log").is_dir():
         known = sorted(p.parent.name for p in journals.glob("*/log"))
         raise UnknownName("journal of a model called", name, known, f"They lie in {journals}.")
-    return Journal(folder)
+    return Journal(folder, last_entry)
 
 
 def _text(value: Any) -> str:
