@@ -172,7 +172,7 @@ class Batcher:
                 self._changed.wait()
 
     def _run(self, items: list[_Item], done: _Batch) -> None:
-        """Answer a batch; an error is narrowed down to the request that brings it."""
+        """Answer a batch."""
         fitting = []
         for item in items:
             # The version may have changed since the request was checked.
@@ -183,21 +183,31 @@ class Batcher:
         self._answer(fitting, done)
 
     def _answer(self, items: list[_Item], done: _Batch) -> None:
+        """Answer requests together; where that fails, each half by itself, down to the one that is to blame."""
         if not items:
             return
         inputs = items[0].query.inputs if len(items) == 1 else np.concatenate([item.query.inputs for item in items])
+        problem = ""
         try:
             outputs = self._model.answer(inputs)
             if not all(np.isfinite(values).all() for values in outputs.values()):
-                raise ValueError("its answer is not finite")
+                problem = "its answer is not finite"
         except Exception as error:
-            if len(items) > 1:
+            # TorchScript puts its own trace first and what happened last.
+            problem = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip().rstrip(".")
+            if len(items) == 1:
+                traceback.print_exc()
+        if problem:
+            if len(items) == 1:
+                done.failed.append((items[0], Refused(500, f"The model cannot answer this request: {problem}.")))
+            else:
                 self._answer(items[: len(items) // 2], done)
                 self._answer(items[len(items) // 2 :], done)
-                return
-            traceback.print_exc()
-            done.failed.append((items[0], Refused(500, f"The model cannot answer this request: {_last_line(error)}.")))
             return
+        self._keep(items, inputs, outputs, done)
+
+    def _keep(self, items: list[_Item], inputs: Array, outputs: Outputs, done: _Batch) -> None:
+        """Take the predictions into the journal, and give each request its part."""
         request = np.concatenate([item.query.request for item in items])
         source = np.repeat([item.query.source for item in items], [item.rows for item in items])
         first = self._model.record(request, source, inputs, outputs)
@@ -233,9 +243,3 @@ class _Batch:
         for item, error in self.failed:
             if not item.future.done():
                 item.future.set_exception(error)
-
-
-def _last_line(error: Exception) -> str:
-    # TorchScript puts its own trace first and what happened last.
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else type(error).__name__

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -48,8 +50,6 @@ def publish_model(models: Path, seed: int, name: str = "digits", shape: tuple[in
     """Publish a linear model of its own weights as the next version; seed says what it answers."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), len(CLASSES)))
-    with torch.no_grad():
-        model[1].weight *= 4
     module = Deployed(Scale(), model, 1.5)
     module.eval()
     inputs = images(8, seed=7, shape=shape)
@@ -112,6 +112,12 @@ class Running:
     def journal(self) -> Journal:
         return Journal(self.root / "journals" / "digits")
 
+    def line(self) -> socket.socket:
+        """A bare connection to it."""
+        url = httpx.URL(self.endpoint["url"])
+        assert url.port
+        return socket.create_connection((url.host, url.port), timeout=20)
+
     def ask(self, inputs: Array, **more: Any) -> dict[str, Any]:
         answer = self.client.post("/v2/models/digits/infer", json=question(inputs, **more))
         assert answer.status_code == 200, answer.text
@@ -127,16 +133,25 @@ class Running:
         said, _ = self.process.communicate(timeout=60)
         return self.process.returncode, said
 
+    def kill(self) -> None:
+        """End it without a word."""
+        self.client.close()
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
 
-Start = Callable[..., Running]
+
+def make_project(root: Path) -> Path:
+    """A folder with digits@0001, in production."""
+    bundle = publish_model(root / "models", seed=1)
+    aliases.promote(root / "models", bundle, "production", load_verified)
+    return root
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder with digits@0001, in production."""
-    bundle = publish_model(tmp_path / "models", seed=1)
-    aliases.promote(tmp_path / "models", bundle, "production", load_verified)
-    return tmp_path
+    return make_project(tmp_path)
 
 
 def command(root: Path, *overrides: str, job: str = "serve") -> subprocess.Popen[str]:
@@ -147,34 +162,46 @@ def command(root: Path, *overrides: str, job: str = "serve") -> subprocess.Popen
     return subprocess.Popen(arguments, cwd=root, env=environment, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
 
 
+def start_server(root: Path, *overrides: str, model: str = "digits@production") -> Running:
+    """Start a server of a project and wait until it answers."""
+    fixed = [f"serve.model={model}", "serve.port=0", "serve.poll_s=0.05", "journal.flush_s=0.2"]
+    process = command(root, *fixed, *overrides)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        for path in (root / "runs").glob("serve-*/artifacts/endpoint.json"):
+            endpoint = json.loads(path.read_text())
+            # That of a server that was killed is still there.
+            if endpoint["pid"] == process.pid:
+                token = Path(endpoint["token_file"]).read_text().strip() if endpoint["token_file"] else ""
+                headers = {"Authorization": f"Bearer {token}"}
+                client = httpx.Client(base_url=endpoint["url"], headers=headers, timeout=30)
+                return Running(process, root, path.parents[1], endpoint, client)
+        time.sleep(0.02)
+    process.kill()
+    raise AssertionError(f"the server did not get ready: {process.communicate()[0]}")
+
+
+def read_all(line: socket.socket) -> str:
+    """What comes until the other side ends it."""
+    parts = []
+    with contextlib.suppress(ConnectionResetError):
+        while part := line.recv(65536):
+            parts.append(part)
+    return b"".join(parts).decode()
+
+
+Start = Callable[..., Running]
+
+
 @pytest.fixture
 def start(project: Path) -> Iterator[Start]:
-    """Start a server of the project and wait until it answers; what still runs is killed after the test."""
+    """Start servers of the project; what still runs is killed after the test."""
     started: list[Running] = []
 
-    def begin(*overrides: str, model: str = "digits@production", journal_flush_s: float = 0.2) -> Running:
-        fixed = [f"serve.model={model}", "serve.port=0", "serve.poll_s=0.05", f"journal.flush_s={journal_flush_s}"]
-        process = command(project, *fixed, *overrides)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            if process.poll() is not None:
-                raise AssertionError(f"the server ended: {process.communicate()[0]}")
-            for path in (project / "runs").glob("serve-*/artifacts/endpoint.json"):
-                endpoint = json.loads(path.read_text())
-                # One of another test's server, or of one that was killed, is not ours.
-                if endpoint["pid"] == process.pid:
-                    token = Path(endpoint["token_file"]).read_text().strip() if endpoint["token_file"] else ""
-                    headers = {"Authorization": f"Bearer {token}"}
-                    client = httpx.Client(base_url=endpoint["url"], headers=headers, timeout=30)
-                    running = Running(process, project, path.parents[1], endpoint, client)
-                    started.append(running)
-                    return running
-            time.sleep(0.02)
-        process.kill()
-        raise AssertionError("the server did not get ready")
+    def begin(*overrides: str, **options: Any) -> Running:
+        started.append(start_server(project, *overrides, **options))
+        return started[-1]
 
     yield begin
     for running in started:
-        running.client.close()
-        running.process.kill()
-        running.process.communicate()
+        running.kill()
