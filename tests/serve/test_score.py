@@ -119,25 +119,25 @@ def test_a_damaged_segment_is_scored_again_and_only_that(scored: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.warns(UserWarning, match="It held 16 predictions"):
         assert run(scored)["metrics"]["score/num_new"] == 16
+    after = journal(scored)
     with pytest.warns(UserWarning, match="set aside"):
-        after = journal(scored)
-        assert sorted(after.read().ids) == sorted(before.ids)
+        found = after.read()
+    assert sorted(found.ids) == sorted(before.ids)
     assert after.lost_rows == 0
 
 
-def test_told_to_stop_it_keeps_what_it_has_and_goes_on_there(scored: Path) -> None:
-    class StopAfterOne(World):
-        """The signal comes while the first blocks are handed out."""
+def test_told_to_stop_it_says_where_it_is_and_goes_on_there(scored: Path) -> None:
+    class Stopping(World):
+        """The signal comes while the rows are handed out."""
 
         def on_main(self, action: Any) -> Any:
             found = super().on_main(action)
             signals.request_stop("timeout")
             return found
 
-    run(scored, "data.split=test")
     try:
         with pytest.raises(Stopped) as caught:
-            run(scored, world=StopAfterOne())
+            run(scored, world=Stopping())
     finally:
         signals.clear()
     assert (caught.value.cause, caught.value.step) == ("timeout", 0)

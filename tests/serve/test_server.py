@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from hpctool import config
+from hpctool import config, files
 from hpctool.errors import EXIT_CONTINUE, EXIT_INPUT, EXIT_INTERRUPTED, ConfigError, InputError, UnknownName
 from hpctool.export import aliases
 from hpctool.export.bundle import Bundle
 from hpctool.export.verify import load_verified
+from hpctool.launch import local
 from hpctool.launch.result import current_story
 from hpctool.rundir import RunDir
 from hpctool.serve import server as serving
@@ -183,6 +184,31 @@ def test_asked_to_stop_it_answers_what_is_under_way_and_writes_the_journal(start
     story = current_story(RunDir(server.run))
     assert (story.state, story.cause) == ("requeued", "preempted")
     assert story.step == len(ids)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_time_limit_brings_it_back_and_a_cancel_ends_it(project: Path) -> None:
+    """In the local queue: told to stop 55 s before its limit of a minute, it comes back with the same token."""
+    limits = ["resources.time=1", "cluster.signal_delay_s=55"]
+    process = command(project, "cluster=local", "serve.model=digits", "serve.port=0", *limits)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    (rundir,) = [RunDir(path) for path in (project / "runs").glob("serve-*")]
+    endpoint = rundir.path / "artifacts" / "endpoint.json"
+    try:
+        until(endpoint.exists)
+        first = files.read_json(endpoint)
+        token = Path(first["token_file"]).read_text()
+        until(lambda: endpoint.exists() and files.read_json(endpoint)["pid"] != first["pid"], timeout_s=60)
+        assert Path(files.read_json(endpoint)["token_file"]).read_text() == token
+    finally:
+        assert local.cancel(project / "runs", rundir.id)
+        local.wait(project / "runs", [rundir.id], timeout_s=60)
+    story = current_story(rundir)
+    assert story.state == "cancelled"
+    assert [e["cause"] for e in story.of_kind("ended")][:1] == ["timeout"]
+    assert not endpoint.exists()
 
 
 def test_a_busy_port_is_exit_code_2_and_one_sentence(project: Path) -> None:
