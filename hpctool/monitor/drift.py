@@ -111,7 +111,9 @@ def compare(reference: dict[str, Any], predictions: Predicted, limits: Limits | 
     predicted = prior.predicted_counts(predictions.probabilities)
     tables.append(_Table("predicted_class", "prior", [], np.array([*reference["predicted"], 0]), predicted))
     confusion_KK = np.array(reference["confusion"], np.int64)
-    shares, reason = prior.true_shares(confusion_KK, predicted[:-1])
+    shares, reason = None, f"there are fewer than {limits.min_rows} rows"
+    if num_rows >= limits.min_rows:
+        shares, reason = prior.true_shares(confusion_KK, predicted[:-1])
     return Report(
         _judged(tables, limits, num_rows),
         num_rows,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 from dataclasses import dataclass
 from importlib import resources
 
@@ -55,8 +56,18 @@ def render(report: Report, look: Look, said: list[str]) -> str:
         answers=_answer_charts(report, look.classes),
         worst=_worst_charts(report),
         moved=words.moved,
+        review=_review_command(look.asked),
         max_classes=charts.MAX_CLASSES,
     )
+
+
+def _review_command(asked: Monitor) -> str:
+    """What to type to review the same window."""
+    command = ["hpctool", "review", "queue", asked.model]
+    for option in ("source", "since", "until"):
+        if (value := getattr(asked, option)) is not None:
+            command += [f"--{option}", value]
+    return shlex.join(command)
 
 
 def _answer_charts(report: Report, classes: list[str]) -> list[charts.Chart]:

@@ -92,10 +92,7 @@ def _missing(report: Report) -> list[str]:
 def _accuracy(report: Report) -> list[str]:
     if report.accuracy is None:
         return ["The accuracy cannot be estimated: no row has probabilities that are numbers."]
-    e = report.accuracy
-    was = (
-        ""
-        if report.reference_accuracy is None
-        else f"; on the reference's labels it was {report.reference_accuracy:.3f}"
-    )
-    return [f"Estimated accuracy {e.accuracy:.3f} (95 %: {e.low:.3f} to {e.high:.3f}){was}. {ASSUMPTION}"]
+    e, before = report.accuracy, report.reference_accuracy
+    was = "" if before is None else f"; on the reference's labels it was {percent(before)}"
+    between = f"(95 %: {percent(e.low)} to {percent(e.high)})"
+    return [f"Estimated accuracy {percent(e.accuracy)} {between}{was}. {ASSUMPTION}"]

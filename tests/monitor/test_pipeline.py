@@ -168,9 +168,9 @@ def test_a_window_without_rows_says_what_there_is(
     with pytest.raises(InputError, match="no prediction of digits@0001; it has those of digits@0002"):
         look(tmp_path, ask)
     serve(digits.images[:10], "camera")
-    with pytest.raises(InputError, match="No prediction of digits@0001 fits monitor.source=scanner; .* 'camera'"):
+    with pytest.raises(InputError, match=r"No prediction of digits@0001 fits monitor.source=scanner; .* 'camera'"):
         look(tmp_path, ask, "monitor.source=scanner")
-    with pytest.raises(InputError, match="fits monitor.until=2001-01-01"):
+    with pytest.raises(InputError, match=r"fits monitor.until=2001-01-01"):
         look(tmp_path, ask, "monitor.until=2001-01-01")
 
 
