@@ -80,8 +80,8 @@ def append(
                 return commit
         _check_new(current, keys, uids)
         _check_rows(current, columns, labels, len(keys), len(authors), split)
-        if tag is not None and tag in store.tag_names():
-            raise InputError(f"Dataset '{store.name}' has a tag '{tag}' already; choose another name.")
+        if tag in (*store.tag_names(), *store.branches()):
+            raise InputError(f"Dataset '{store.name}' has a tag or branch '{tag}' already; choose another name.")
         manifest = _with_rows(current, group, columns, uids, labels, split)
         return Draft(store.put_manifest(manifest), message, operation, changes=stored, run=run)
 
