@@ -86,6 +86,8 @@ class Report:
     reference_labels: list[int]
     #: of the model on the reference's labelled rows; None without labels
     reference_accuracy: float | None
+    #: how far confidence and accuracy were apart there, after calibration (ECE); 0 without labels
+    reference_calibration_error: float
     accuracy: Estimate | None
 
     @property
@@ -123,6 +125,7 @@ def compare(reference: dict[str, Any], predictions: Predicted, limits: Limits | 
         reason,
         reference["labels"],
         float(np.trace(confusion_KK) / confusion_KK.sum()) if confusion_KK.any() else None,
+        reference["calibration"]["ece_after"],
         estimate_accuracy(predictions.probabilities),
     )
 

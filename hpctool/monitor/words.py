@@ -92,7 +92,9 @@ def _missing(report: Report) -> list[str]:
 def _accuracy(report: Report) -> list[str]:
     if report.accuracy is None:
         return ["The accuracy cannot be estimated: no row has probabilities that are numbers."]
-    e, before = report.accuracy, report.reference_accuracy
-    was = "" if before is None else f"; on the reference's labels it was {percent(before)}"
+    e, before, was = report.accuracy, report.reference_accuracy, ""
+    if before is not None:
+        error = percent(report.reference_calibration_error)
+        was = f"; on the reference's labels it was {percent(before)}, with a calibration error of {error}"
     between = f"(95 %: {percent(e.low)} to {percent(e.high)})"
     return [f"Estimated accuracy {percent(e.accuracy)} {between}{was}. {ASSUMPTION}"]

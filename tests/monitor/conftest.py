@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from hpctool.export import publish, statistics
 from hpctool.export.bundle import Bundle
-from hpctool.export.calibration import Fit
+from hpctool.export.calibration import Fit, fit_temperature
 from hpctool.export.reference import reference
 from hpctool.export.signature import Signature, TensorSpec
 from hpctool.serve.writer import JournalWriter
@@ -40,18 +41,22 @@ class Digits:
     images: Images
     labels: npt.NDArray[np.int64]
     classifier: LogisticRegression
+    fit: Fit
 
     def logits(self, images: Images) -> npt.NDArray[np.float32]:
         scores = self.classifier.decision_function(images.reshape(len(images), -1) / 255.0)
         return np.asarray(scores, np.float32)
 
     def rows(self, images: Images) -> Rows:
-        return Rows(images, softmax(self.logits(images)).astype(np.float32))
+        return Rows(images, self.probabilities(images))
+
+    def probabilities(self, images: Images) -> npt.NDArray[np.float32]:
+        return softmax(self.logits(images), self.fit.temperature).astype(np.float32)
 
     def reference(self, chosen: npt.NDArray[np.int64]) -> dict[str, Any]:
         """reference.json of these rows."""
         images, labels = self.images[chosen], self.labels[chosen]
-        return make_reference(images, self.logits(images), labels)
+        return make_reference(images, self.logits(images), labels, self.fit)
 
     def split(self, seed: int, num_now: int) -> tuple[dict[str, Any], Images]:
         """A reference of 165 random rows, and `num_now` others as they come in."""
@@ -62,10 +67,10 @@ class Digits:
 
 
 def make_reference(
-    inputs: npt.NDArray[Any], logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
+    inputs: npt.NDArray[Any], logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], fit: Fit | None = None
 ) -> dict[str, Any]:
     found = statistics.input_statistics(inputs)
-    return reference(found, logits, labels, Fit(1.0), split="val", num_bins=10, num_calibration_bins=15)
+    return reference(found, logits, labels, fit or Fit(1.0), split="val", num_bins=10, num_calibration_bins=15)
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +81,8 @@ def digits() -> Digits:
     images, labels = images[order], data.target[order].astype(np.int64)
     classifier = LogisticRegression(C=0.1, max_iter=300)
     classifier.fit(images[:NUM_TRAIN].reshape(NUM_TRAIN, -1) / 255.0, labels[:NUM_TRAIN])
-    return Digits(images[NUM_TRAIN:], labels[NUM_TRAIN:], classifier)
+    unseen = Digits(images[NUM_TRAIN:], labels[NUM_TRAIN:], classifier, Fit(1.0))
+    return dataclasses.replace(unseen, fit=fit_temperature(unseen.logits(unseen.images), unseen.labels))
 
 
 Publish = Callable[..., Bundle]
@@ -111,7 +117,7 @@ def serve(tmp_path: Path, digits: Digits) -> Serve:
         logits = digits.logits(images)
         request = np.array([f"r{i}:0".encode() for i in range(len(images))], "S64")
         sources = np.full(len(images), source.encode(), "S32")
-        writer.add(request, sources, images, softmax(logits).astype(np.float32), logits)
+        writer.add(request, sources, images, digits.probabilities(images), logits)
         writer.close()
 
     return write
