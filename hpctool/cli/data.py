@@ -9,6 +9,7 @@ import click
 
 from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
 from hpctool.data import describe
+from hpctool.data.authors import authored_rows, label_authors
 from hpctool.data.diff import diff as diff_versions
 from hpctool.data.labels import blame as blame_row
 from hpctool.data.labels import read_fixes
@@ -200,6 +201,27 @@ def blame(version: str, uid: str, as_json: bool, root: Path | None) -> None:
         ["label", "was", "who", "when", "why", "commit"],
         [[e["new"], e["old"], e["who"], e["when"], e["why"], short(e["commit"])] for e in entries],
     )
+
+
+@group.command()
+@click.argument("version")
+@click.option(
+    "--rows", "author", default=None, metavar="AUTHOR", help="List the uids of the rows that AUTHOR labelled."
+)
+@json_option
+@paths_option
+def authors(version: str, author: str | None, as_json: bool, root: Path | None) -> None:
+    """Count whose labels these are: `import` for those that came with the data, else who set them."""
+    found = _open(root, version)
+    if author is not None:
+        uids = authored_rows(found, author)
+        print_json(uids) if as_json else click.echo("\n".join(uids))
+        return
+    counts = label_authors(found)
+    if as_json:
+        print_json(counts)
+    else:
+        print_table(["author", "labels"], [[who, number] for who, number in counts.items()], title=found.ref)
 
 
 @group.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import re
 from typing import Any
 
 from rich.text import Text
@@ -17,13 +19,16 @@ from hpctool.track.lineage import Node, find_input_run, run_lineage
 from hpctool.track.runs import noting
 
 _SHORT_HEX = 12
+_PREDICTION = re.compile(r"[0-9a-f]{8}-\d{6,}")
 
 
 def trace(folders: Folders, name: str) -> Node:
-    """The lineage of what a name means: a run, `model@alias`, `model@0003` (or `model:0003`), `dataset@revision`.
-
-    Raises UnknownName, InputError.
+    """The lineage of what a name means: a run, `model@alias`, `model@0003` (or `model:0003`), `dataset@revision`,
+    or the id of a prediction. Raises UnknownName, InputError.
     """
+    if _PREDICTION.fullmatch(name) and (found := _prediction(folders, name)):
+        _complete(folders, found, set())
+        return found
     thing, at, revision = name.replace(":", "@", 1).partition("@")
     is_dataset = bool(at) and (folders.datasets / thing).is_dir()
     if _is_model(folders, thing, revision, or_else=not is_dataset):
@@ -45,6 +50,23 @@ def trace(folders: Folders, name: str) -> Node:
     return node
 
 
+def _prediction(folders: Folders, name: str) -> Node | None:
+    """One answer of a server, or of an offline scoring, found in whichever journal has it."""
+    from hpctool.serve.journal import open_journal
+
+    for folder in sorted(folders.journals.glob("*/log")):
+        try:
+            found = open_journal(folders.journals, folder.parent.name).find(name)
+        except UnknownName:
+            continue
+        origin = found.segment.origin
+        when = datetime.datetime.fromtimestamp(found.time, datetime.UTC).isoformat(timespec="milliseconds")
+        facts: dict[str, Any] = {"request": found.request, "source": found.source, "time": when, "by": origin.run}
+        facts |= {"class": int(found.probabilities.argmax()), "confidence": float(found.probabilities.max())}
+        return Node("prediction", name, facts=facts, made_from=[Node("model", origin.model)])
+    return None
+
+
 def _is_model(folders: Folders, name: str, revision: str, or_else: bool) -> bool:
     """Whether a model is meant; where a dataset has the same name, only by a version or an alias of the model."""
     if not (folders.models / name).is_dir() or (folders.runs / name).exists():
@@ -54,11 +76,12 @@ def _is_model(folders: Folders, name: str, revision: str, or_else: bool) -> bool
     return or_else or revision.isdigit() or revision in names(folders.models, name)
 
 
-def _complete(folders: Folders, node: Node, seen: set[str]) -> None:
+def _complete(folders: Folders, node: Node, seen: set[tuple[str, str, str]]) -> None:
     """Add what only later rooms know: what a dataset's commit says, and what a model was made from."""
-    if node.id in seen:
+    key = (node.kind, node.name, node.id)
+    if key in seen:
         return
-    seen.add(node.id)
+    seen.add(key)
     with noting(node.problems):
         if node.kind == "dataset":
             _add_commit(folders, node)
@@ -69,15 +92,19 @@ def _complete(folders: Folders, node: Node, seen: set[str]) -> None:
 
 
 def _add_commit(folders: Folders, node: Node) -> None:
+    from hpctool.data.authors import label_authors
     from hpctool.data.store import Store
+    from hpctool.data.version import open_version
 
-    commit = Store.open(folders.datasets, node.name.partition("@")[0]).commit_of(node.id)
+    name = node.name.partition("@")[0]
+    commit = Store.open(folders.datasets, name).commit_of(node.id)
     node.facts = {
         "message": commit.message,
         "author": commit.author,
         "time": commit.time,
         "operation": commit.operation,
         "parents": commit.parents,
+        "labels": label_authors(open_version(folders.datasets, f"{name}@{node.id}")),
     }
     if commit.run:
         node.made_from.append(_run(folders, commit.run))
@@ -134,6 +161,10 @@ def _label(node: Node) -> Text:
 def _lines(node: Node) -> list[tuple[str, str]]:
     facts: dict[str, Any] = node.facts
     lines = []
+    if node.kind == "prediction":
+        lines += [("answer", f"class {facts['class']}, confidence {facts['confidence']:.4f}")]
+        lines += [("request", f"{facts['request']}  {facts['source']}".rstrip()), ("time", facts["time"])]
+        lines += [("by", facts["by"])]
     if node.kind == "run" and "job" in facts:
         lines += [("job", f"{facts['job']}, {facts['state']} at step {facts['step']}")]
         lines += [("config", f"{facts['config_digest'][:_SHORT_HEX]}  {settings_text(facts['changed'])}".rstrip())]
@@ -143,4 +174,5 @@ def _lines(node: Node) -> list[tuple[str, str]]:
         operation = settings_text({k: v for k, v in flatten(facts["operation"]).items() if k != "kind"})
         lines += [("message", facts["message"]), ("author", f"{facts['author']}, {facts['time']}")]
         lines += [("by", f"{cell_text(facts['operation']['kind'])}  {operation}".rstrip())]
+        lines += [("labels", ", ".join(f"{author} {number:,}" for author, number in facts["labels"].items()))]
     return [(name, text) for name, text in lines if text]

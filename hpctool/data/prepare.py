@@ -52,6 +52,8 @@ class Prepared:
 
     dataset: str
     commit: str
+    #: the commit's file
+    path: str
     #: whether the branch held exactly this already
     unchanged: bool
     num_rows: int
@@ -147,6 +149,7 @@ def _commit(
     return Prepared(
         dataset=f"{store.name}@{branch}",
         commit=commit.id,
+        path=str(store.layout.commit(commit.id).absolute()),
         unchanged=unchanged,
         num_rows=manifest.num_rows,
         splits={name: manifest.stats["splits"][name]["rows"] for name in manifest.split_names},

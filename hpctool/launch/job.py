@@ -33,7 +33,12 @@ class Resolved:
 
 
 class Job(Protocol):
-    """A module of `hpctool.jobs`."""
+    """A module of `hpctool.jobs`.
+
+    It may also say `NEEDS_TORCH = True` (its ranks are joined by torch, even where MPI started them) and
+    `SERVICE = True` (a completed run of it is started again when it is asked for). If `run` returns `outputs` with a
+    `path`, a completed run counts as done only as long as that is there.
+    """
 
     #: the dataclass that types this job's configuration, a subclass of JobConfig
     Config: type

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from hpctool import config
+from hpctool.errors import EXIT_INPUT, CorruptError
 from hpctool.launch import grid, limits
 from hpctool.launch.identity import run_identity, sweep_identity
 from hpctool.launch.job import Input, load_job
@@ -88,7 +89,12 @@ def _planned(job_name: str, cell: grid.Cell, varied: Sequence[str]) -> Planned:
     # What is missing or leads nowhere is said before a job stumbles over it.
     config.check_complete(cfg)
     limits.check(cfg)
-    answer = job.resolve(cfg)
+    try:
+        answer = job.resolve(cfg)
+    except CorruptError as error:
+        # Nothing has begun: it is what was given that is damaged.
+        error.exit_code = EXIT_INPUT
+        raise
     config.resolved(cfg)
     identity = run_identity(job_name, config.to_plain(cfg), answer.inputs, varied)
     return Planned(cfg, list(cell.overrides), cell.choices, answer.inputs, answer.notes, identity)

@@ -204,6 +204,10 @@ def _reusable(rundir: RunDir, cell: Planned, code: snapshot.Code, say: Say) -> b
     if story.state != "completed":
         say(f"run {rundir.id} ended {story.state} at step {story.step}; it goes on from there.")
         return False
+    published = (rundir.result() or {}).get("outputs", {}).get("path")
+    if published and not Path(published).exists():
+        say(f"run {rundir.id} is completed, but what it made is gone ({published}); it runs again.")
+        return False
     changed = rundir.record()["code"]["snapshot"] != code.snapshot
     hint = " The code has changed since; code=rerun makes a new run." if changed else ""
     say(f"run {rundir.id} is completed already: {short(rundir.path)}.{hint}")
