@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,17 @@ def test_good_and_bad_requests_at_once_do_not_touch_each_other(server: Running) 
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_an_answer_leaves_at_once(server: Running) -> None:
+    """Without TCP_NODELAY every answer waits 40 ms for the client's acknowledgement of its head."""
+
+    def took_s() -> float:
+        began = time.perf_counter()
+        server.ask(images(1))
+        return time.perf_counter() - began
+
+    assert min(took_s() for _ in range(20)) < 0.03
 
 
 def test_metrics_count_requests_rows_and_the_version(server: Running) -> None:
