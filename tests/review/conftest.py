@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import uvicorn
 
 from hpctool import config
 from hpctool.cli.output import Folders, resolve_paths
@@ -15,14 +20,16 @@ from hpctool.data.prepare import prepare
 from hpctool.data.prepare import resolve as resolve_prepare
 from hpctool.data.schema import PrepareConfig
 from hpctool.export.bundle import Bundle
+from hpctool.review.app import make_app
 from hpctool.review.queue import Queue, make_queue
 from hpctool.review.select import Selection
+from hpctool.review.server import bind
 from hpctool.serve.journal import Journal
 from hpctool.serve.writer import JournalWriter
 from hpctool.world import Array, World
 
 ASSET = Path(__file__).parents[1] / "assets" / "bundle_v1"
-NUM_PREDICTIONS = 60
+TOKEN = "a-token"
 
 MakeQueue = Callable[..., Queue]
 
@@ -58,6 +65,32 @@ def predict(journals: Path, images: Array, truth: Array, source: str = "", model
 def true_label(queue: Queue, place: int) -> int:
     """What the item shows."""
     return int(queue.items[place].request.removeprefix("truth-").partition(":")[0])
+
+
+@dataclass(frozen=True)
+class Page:
+    """A review page that is being served."""
+
+    url: str
+    port: int
+
+
+@contextmanager
+def serve_page(queue: Queue, port: int = 0) -> Iterator[Page]:
+    """The page of a queue, served from a thread until the block ends."""
+    with bind("127.0.0.1", port) as listener:
+        server = uvicorn.Server(uvicorn.Config(make_app(queue, TOKEN), log_level="critical", access_log=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive()
+                time.sleep(0.005)
+            found = listener.getsockname()[1]
+            yield Page(f"http://127.0.0.1:{found}", found)
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.fixture(scope="session")
