@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import importlib
 import subprocess
 import tomllib
@@ -315,6 +316,13 @@ def test_a_group_has_a_choice_to_make() -> None:
     ])  # fmt: skip
 
 
+def of_experiment(choice: str) -> str:
+    """The job that an experiment is a recipe for: the one in the command that heads it."""
+    found = re.search(r"# hpctool (\w+) .*experiment=", (CONF / "experiment" / f"{choice}.yaml").read_text())
+    assert found, f"conf/experiment/{choice}.yaml is not headed by its command"
+    return found[1]
+
+
 @pytest.mark.slow
 def test_every_choice_of_every_group_fits_the_jobs_that_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", "/scratch")
@@ -324,7 +332,8 @@ def test_every_choice_of_every_group_fits_the_jobs_that_use_it(monkeypatch: pyte
         for group in sorted(set(defaults(name)) & unused):
             unused.discard(group)
             for choice in groups()[group]:
-                config.typed(config.compose(name, [f"{group}={choice}"]).cfg, whole_schema(name))
+                job = of_experiment(choice) if group == "experiment" else name
+                config.typed(config.compose(job, [f"{group}={choice}"]).cfg, whole_schema(job))
     assert not unused, f"no job's defaults name conf/{', conf/'.join(sorted(unused))}: use it or delete it"
 
 
