@@ -5,6 +5,7 @@ N rows, K classes
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,10 @@ from hpctool.world import Array
 
 #: What a client may call a request: the journal's column holds `<id>:<row>`.
 ID_BYTES = REQUEST_BYTES - 12
+
+# Requests without an id are numbered: a random id for each costs more than a small model.
+_SERVER = uuid.uuid4().hex
+_unnamed = itertools.count()
 
 
 class Refused(Exception):
@@ -56,7 +61,7 @@ def parse(body: bytes, signature: Signature, version: str = "") -> Query:
     parameters = message.get("parameters", {})
     if not isinstance(parameters, dict):
         raise Refused(400, "'parameters' must be an object.")
-    request_id = _text("id", message.get("id", uuid.uuid4().hex), ID_BYTES)
+    request_id = _text("id", message.get("id", f"{_SERVER}-{next(_unnamed)}"), ID_BYTES)
     source = _text("parameters.source", parameters.get("source", ""), SOURCE_BYTES)
     request = np.array([f"{request_id}:{row}".encode() for row in range(len(inputs))], f"S{REQUEST_BYTES}")
     outputs = _outputs(message.get("outputs"), signature)
