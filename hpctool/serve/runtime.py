@@ -54,12 +54,13 @@ class Served:
         """Take predictions into the journal; the first one's number."""
         return self.writer.add(request, source, inputs, outputs["probabilities"], outputs["logits"])
 
-    def warm_up(self) -> None:
-        """Run the smallest and the largest batch, so that no request pays for a first call."""
-        spec = self.signature.inputs[0]
-        for rows in (1, self._max_batch_rows):
-            for _ in range(_WARM_UP_CALLS):
-                self.answer(np.zeros((rows, *spec.shape[1:]), spec.dtype))
+
+def warm_up(loaded: Loaded, max_batch_rows: int) -> None:
+    """Run the smallest and the largest batch, so that no request pays for a first call."""
+    spec = loaded.signature.inputs[0]
+    for rows in (1, max_batch_rows):
+        for _ in range(_WARM_UP_CALLS):
+            loaded(np.zeros((rows, *spec.shape[1:]), spec.dtype))
 
 
 def unknown_version(served: Served, version: str) -> Refused:
@@ -109,27 +110,28 @@ class Runtime:
             writer.close()
 
     def look(self) -> None:
-        """Look where the alias points, and change to it if it has moved. Raises nothing of ours: it is said."""
-        entry = self._alias_entry()
-        if entry == self._seen:
-            return
+        """Look where the alias points, and change to it if it has moved. Raises nothing: what goes wrong is said."""
+        entry = self._seen
         try:
+            entry = self._alias_entry()
+            if entry == self._seen:
+                return
             bundle = aliases.resolve(self.models, self.cfg.serve.model)
             if str(bundle) != str(self.current.bundle):
                 self._change_to(self._load(bundle))
             self._seen, self.refused = entry, ""
-        except (HpctoolError, OSError) as error:
+        except Exception as error:  # whatever a model may raise, the one in service goes on
             # A network file system may show the alias before the bundle; what fails its test will fail again.
             if not isinstance(error, OSError | UnknownName):
                 self._seen = entry
-            self._refuse(str(error))
+            self._refuse(str(error) if isinstance(error, HpctoolError) else f"{type(error).__name__}: {error}")
 
     def _change_to(self, new: Served) -> None:
-        old, self.current = self.current, new
+        self._retired.append(self.current.writer)
+        self.current = new
         self._batcher.swap(new)
         self._announce()
         self._metrics.swaps.labels("changed").inc()
-        self._retired.append(old.writer)
 
     def _close_retired(self) -> None:
         """Close the writers that have written everything; the others keep trying (the disk may be full)."""
@@ -154,6 +156,7 @@ class Runtime:
         # In every thread that runs a model: OpenMP's default would take all cores from the requests.
         torch.set_num_threads(self.cfg.num_threads)
         loaded = load_verified(bundle.path)
+        warm_up(loaded, self.cfg.serve.max_batch_rows)
         writer = JournalWriter(
             Path(self.cfg.paths.journals) / self.name,
             model=str(bundle),
@@ -163,9 +166,7 @@ class Runtime:
             segment_rows=self.cfg.journal.segment_rows,
             flush_s=self.cfg.journal.flush_s,
         )
-        served = Served(loaded, writer, self.cfg.serve.max_batch_rows)
-        served.warm_up()
-        return served
+        return Served(loaded, writer, self.cfg.serve.max_batch_rows)
 
     def _alias_entry(self) -> int:
         """The number of the alias's newest entry; 0 for a fixed version."""

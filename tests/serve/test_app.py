@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from hpctool.export.verify import load_verified
-
-from .conftest import CLASSES, Running, images, make_project, output, question, read_all, start_server
+from tests.serve.samples import CLASSES, Running, images, make_project, output, question, read_all, start_server
 
 INFER = "/v2/models/digits/infer"
 

@@ -19,8 +19,7 @@ from hpctool.serve.resolve import resolve_score
 from hpctool.serve.schema import ScoreConfig
 from hpctool.serve.score import score
 from hpctool.world import World
-
-from .conftest import Start, command, images, output, publish_model
+from tests.serve.samples import Start, command, images, output, publish_model
 
 
 @pytest.fixture(scope="module")

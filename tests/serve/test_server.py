@@ -26,8 +26,7 @@ from hpctool.rundir import RunDir
 from hpctool.serve import server as serving
 from hpctool.serve.resolve import resolve_serve
 from hpctool.serve.schema import ServeConfig
-
-from .conftest import Running, Start, command, images, output, publish_model, question, read_all
+from tests.serve.samples import Running, Start, command, images, output, publish_model, question, read_all
 
 INFER = "/v2/models/digits/infer"
 
