@@ -18,6 +18,7 @@ VERBS = {
     "runs": "Runs: list, show, logs, compare, lineage, cancel, retry …",
     "sweep": "Sweeps: list, status.",
     "models": "Exported models: list, show, verify, promote, rollback.",
+    "review": "What people should look at: queue, serve, label, apply, status.",
 }
 
 

@@ -82,10 +82,10 @@ def queue(
 
 @group.command()
 @click.argument("name", metavar="QUEUE")
-@click.option("--port", default=0, help="Default: a free one.")
+@click.option("--port", type=int, default=None, help="Default: always the same for a queue, if it is free.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @paths_option
-def serve(name: str, port: int, host: str, root: Path | None) -> None:
+def serve(name: str, port: int | None, host: str, root: Path | None) -> None:
     """Show the review page until Ctrl-C; it prints the page's URL and the ssh command for a tunnel."""
     from hpctool.review.server import serve as serve_page
 

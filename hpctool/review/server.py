@@ -17,8 +17,11 @@ from hpctool.review.queue import Queue
 LOCAL = "127.0.0.1"
 
 
-def serve(queue: Queue, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Show the page until somebody presses Ctrl-C; `port` 0 takes a free one. `say` gets the URL and what to do.
+def serve(queue: Queue, host: str, port: int | None, say: Callable[[str], None]) -> None:
+    """Show the page until somebody presses Ctrl-C. `say` gets the URL and what to do.
+
+    `port` 0 takes a free one, None the queue's own or else a free one: a browser keeps what it could not save yet by
+    port, so it should stay the same.
 
     Raises InputError where the port is busy or the address is not ours.
     """
@@ -28,7 +31,7 @@ def serve(queue: Queue, host: str, port: int, say: Callable[[str], None]) -> Non
         from hpctool.review.app import make_app
     except ImportError as error:
         raise InputError(f"The review page needs {error.name}: pip install 'hpctool[serve]'.") from error
-    with bind(host, port) as listener:
+    with bind(host, port) if port is not None else _bind_own(queue, host) as listener:
         token = token_of(queue)
         app = make_app(queue, token)
         for line in _instructions(queue, host, listener.getsockname()[1], token):
@@ -56,6 +59,13 @@ def bind(host: str, port: int) -> socket.socket:
             f"Port {port} of {host} cannot be had: {problem}. Choose another with --port; 0 takes a free one."
         ) from error
     return listener
+
+
+def _bind_own(queue: Queue, host: str) -> socket.socket:
+    try:
+        return bind(host, 20_000 + int(files.crc32_hex(queue.id.encode()), 16) % 10_000)
+    except InputError:
+        return bind(host, 0)
 
 
 def token_of(queue: Queue) -> str:

@@ -7,8 +7,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from hpctool.review.agreement import audit_accuracy, cohens_kappa, summary, wilson
 from hpctool.review.queue import Queue
-
-from .conftest import MakeQueue
+from tests.review.conftest import MakeQueue
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ from PIL import Image
 from hpctool.errors import InputError
 from hpctool.review.queue import Queue
 from hpctool.review.server import bind, token_file, token_of
-
-from .conftest import TOKEN, serve_page
+from tests.review.conftest import TOKEN, serve_page
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ from hpctool.data.version import Version, open_version
 from hpctool.errors import InputError, UnknownName
 from hpctool.review.merge import Applied, apply
 from hpctool.review.queue import Queue
-
-from .conftest import MakeQueue, true_label
+from tests.review.conftest import MakeQueue, true_label
 
 
 def say(queue: Queue, places: range, person: str = "ann", shift: int = 0) -> None:

@@ -16,8 +16,7 @@ from hpctool.errors import InputError, NewerFormat, UnknownName
 from hpctool.review.merge import apply
 from hpctool.review.queue import RECORD, Queue, list_queues, open_queue
 from hpctool.serve.journal import Journal
-
-from .conftest import MakeQueue, digits, predict, true_label
+from tests.review.conftest import MakeQueue, digits, predict, true_label
 
 
 def test_a_queue_needs_no_journal_and_says_where_it_comes_from(queue: Queue, folders: Folders) -> None:

@@ -12,8 +12,7 @@ from hpctool.errors import InputError
 from hpctool.export.statistics import output_statistics
 from hpctool.review.select import Selection, choose
 from hpctool.serve.journal import Journal, Predictions
-
-from .conftest import digits, predict
+from tests.review.conftest import digits, predict
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ import pytest
 from hpctool.errors import SourceError
 from hpctool.review.queue import Queue
 from hpctool.review.table import COLUMNS, read_answers, take_answers, write_items
-
-from .conftest import true_label
+from tests.review.conftest import true_label
 
 
 def test_the_table_is_filled_in_and_read_back(queue: Queue, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const WHO = "hpctool-who";
 const RETRY_MS = [500, 1000, 2000, 5000];
 
 let queue = null; // what /queue said
@@ -26,6 +25,16 @@ function keep(fact) {
   localStorage.setItem(`${prefix()}${number} ${fact.client}`, JSON.stringify(fact));
 }
 keep.count = 0;
+
+// In a cookie, because browsers keep those for all ports of a host: nobody is asked again for the next queue.
+function rememberedName() {
+  const found = document.cookie.split("; ").find((one) => one.startsWith("hpctool-who="));
+  return found ? decodeURIComponent(found.slice("hpctool-who=".length)) : "";
+}
+
+function rememberName(name) {
+  document.cookie = `hpctool-who=${encodeURIComponent(name)}; max-age=31536000; path=/; samesite=strict`;
+}
 
 function actionId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (n) => n.toString(16).padStart(2, "0")).join("");
@@ -173,9 +182,17 @@ function showItem(item) {
     const name = queue.classes[index];
     button.setAttribute("aria-label", `${name}, the model says ${Math.round((share || 0) * 100)} percent`);
   }
+  $("guess").textContent = `The model says ${queue.classes[item.guess]}.`;
+  showGuess(item.guess);
   const skipped = Boolean(answer) && answer.label === null;
   $("skip").classList.toggle("chosen", skipped);
   $("skip").setAttribute("aria-pressed", skipped);
+}
+
+function showGuess(index) {
+  const list = $("labels");
+  if (list.scrollHeight <= list.clientHeight) return;
+  list.scrollTop = list.children[index].offsetTop - list.offsetTop - list.clientHeight / 2;
 }
 
 function fitImage() {
@@ -232,7 +249,14 @@ function makeButtons() {
   }));
   const keys = queue.keys.filter(Boolean);
   $("hint").replaceChildren(key(keys[0]), " to ", key(keys.at(-1)), " label");
-  $("help-keys").replaceChildren(...queue.classes.slice(0, keys.length).map((name, index) => row([key(queue.keys[index]), name])));
+  const named = queue.classes.slice(0, keys.length).map((name, index) => row([key(queue.keys[index]), name]));
+  $("help-keys").replaceChildren(...(longest ? named : [helpRow(keys)]));
+}
+
+function helpRow(keys) {
+  const line = row(["", "the label of that name"]);
+  line.firstChild.append(key(keys[0]), " to ", key(keys.at(-1)));
+  return line;
 }
 
 // -- the beginning
@@ -283,7 +307,7 @@ $("who").addEventListener("close", () => {
   if (!name) { askWho(); return; }
   if (name === who) return;
   who = name;
-  localStorage.setItem(WHO, who);
+  rememberName(who);
   document.activeElement.blur();
   begin();
 });
@@ -317,5 +341,5 @@ document.addEventListener("keydown", (event) => {
 
 // The token is in a cookie now: not in the address bar, the history or a screenshot.
 history.replaceState(null, "", location.pathname);
-who = localStorage.getItem(WHO) || "";
+who = rememberedName();
 begin();
