@@ -36,7 +36,9 @@ def sweep(story: Story) -> None:
     story.table(["run", *varied, "val/accuracy"], rows)
     best = ranked[0]
     story.facts["run"] = best["run"]
-    story.facts["chosen"] = [f"{key}={value}" for key, value in best["values"].items()]
+    keys = {text.partition("=")[0] for text in story.cfg.flywheel.sweep}
+    overrides = story.run(best["run"]).record()["overrides"]
+    story.facts["chosen"] = [text for text in overrides if text.partition("=")[0] in keys]
     accuracy = f"{len(ranked)} cells, best val/accuracy {best['metrics']['val/accuracy']:.4f}"
     story.reached(f"{accuracy} ({', '.join(story.facts['chosen'])})", story.run(best["run"]).path)
 
