@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from hpctool.data.version import Version, open_version
-from hpctool.errors import OperationError
+from hpctool.errors import OperationError, UnknownName
 from hpctool.export import aliases
 from hpctool.flywheel.first_half import publish
 from hpctool.flywheel.story import Refused, Story
@@ -43,7 +44,10 @@ def serve(story: Story) -> None:
         images, ids = _requests(story, version, source, num_copies)
         done = answered(_journal(story), source)
         sent = send(client, images, ids, source, done)
-        _wait_until_written(story, source, len(ids))
+        _wait_for(
+            lambda source=source, ids=ids: answered(_journal(story), source) >= set(ids),  # type: ignore[misc]
+            f"the journal lacks answers to {source} requests",
+        )
         told_rows.append([source, str(len(ids)), str(len(done)), str(sent.rows)])
     story.table(["source", "requests", "answered before", "sent now"], told_rows)
     total = sum(int(row[1]) for row in told_rows)
@@ -141,7 +145,9 @@ def promote(story: Story) -> None:
             asking.until_version(new)
         counts = ", ".join(f"{number} by {version}" for version, number in asking.sent.by_version.items())
         story.reached(f"production is {new}; {asking.sent.rows} requests during the switch: {counts}, 0 failed")
-        story.remember("prediction", next(reversed(asking.sent.prediction_ids.values())))
+        prediction = next(reversed(asking.sent.prediction_ids.values()))
+        _wait_for(lambda: _is_written(story, prediction), f"the journal does not hold prediction {prediction}")
+        story.remember("prediction", prediction)
     else:
         story.reached(f"production is {new} already")
 
@@ -202,11 +208,10 @@ class _Asking:
 
     def until_version(self, version: str) -> None:
         """Wait until the new version has answered some requests. Raises OperationError."""
-        deadline = time.monotonic() + _PATIENCE_S
-        while self.sent.by_version.get(version, 0) < 20 and self.error is None:
-            if time.monotonic() > deadline:
-                raise OperationError(f"The server has not switched to {version}: hpctool runs list --job serve")
-            time.sleep(0.05)
+        _wait_for(
+            lambda: self.sent.by_version.get(version, 0) >= 20 or self.error is not None,
+            f"the server has not switched to {version}",
+        )
 
     def _ask(self) -> None:
         number = 0
@@ -260,10 +265,18 @@ def _journal(story: Story) -> Path:
     return story.folder("journals") / story.name
 
 
-def _wait_until_written(story: Story, source: str, num_requests: int) -> None:
-    """Until the journal has every answer: it is written once a second."""
+def _is_written(story: Story, prediction: str) -> bool:
+    try:
+        open_journal(story.folder("journals"), story.name).find(prediction)
+    except UnknownName:
+        return False
+    return True
+
+
+def _wait_for(happened: Callable[[], bool], failure: str) -> None:
+    """Wait for what comes within a second or two: the journal is written once a second, the alias read as often."""
     deadline = time.monotonic() + _PATIENCE_S
-    while len(answered(_journal(story), source)) < num_requests:
+    while not happened():
         if time.monotonic() > deadline:
-            raise OperationError(f"The journal in {_journal(story)} lacks answers to {source} requests.")
-        time.sleep(0.2)
+            raise OperationError(f"After {_PATIENCE_S:.0f} s {failure}. See: hpctool runs list")
+        time.sleep(0.1)

@@ -10,13 +10,12 @@ import numpy as np
 from hpctool import files
 from hpctool.data.append import Author, append
 from hpctool.data.commit import Commit
-from hpctool.data.identity import uids_of_keys
 from hpctool.data.layout import split_ref
 from hpctool.data.manifest import LABEL
 from hpctool.data.version import Version, open_version
 from hpctool.errors import InputError
 from hpctool.review.answers import Answer, decide
-from hpctool.review.queue import APPLIED, QUEUE_FORMAT, Item, Queue
+from hpctool.review.queue import APPLIED, QUEUE_FORMAT, Item, Queue, row_keys, row_uids
 from hpctool.rundir import now, who
 
 
@@ -58,7 +57,7 @@ def apply(
     split: str | None = None,
     run: str = "",
 ) -> Applied:
-    """Append the decided items to the queue's dataset, once; the prediction ids are the keys of the rows.
+    """Append the decided items to the queue's dataset, once; a row's key is a digest of its input.
 
     Skipped items are left out, and so are those on which people disagree, unless `accept` names whose answers decide.
     Applying again appends what was decided since, if anything. `split` sends the rows to one split instead of where
@@ -78,7 +77,7 @@ def apply(
     if not rows:
         raise InputError(f"No item of review {queue.id} is decided yet, so there is nothing to apply.")
 
-    there = version.find([uid.tobytes().hex() for uid in uids_of_keys([row.item.prediction for row in rows])])
+    there = version.find(row_uids(queue.inputs[[row.place for row in rows]]))
     fresh = [row for row, found in zip(rows, there, strict=True) if found < 0]
     commit = _append(queue, version, fresh, message, tag, split, run) if fresh else _commit_of(queue, version)
     if tag is not None:
@@ -103,11 +102,12 @@ def apply(
 def _append(
     queue: Queue, version: Version, rows: list[_Row], message: str, tag: str | None, split: str | None, run: str
 ) -> Commit:
+    inputs = queue.inputs[[row.place for row in rows]]
     return append(
         version.store,
         split_ref(queue.dataset)[1],
-        {queue.record["feature"]: queue.inputs[[row.place for row in rows]]},
-        [row.item.prediction for row in rows],
+        {queue.record["feature"]: inputs},
+        row_keys(inputs),
         np.array([row.label for row in rows], np.int64),
         [row.author for row in rows],
         message,

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpctool import files
-from hpctool.data.identity import uids_of_keys
+from hpctool.data.identity import content_digests, uids_of_keys
 from hpctool.data.layout import Layout
 from hpctool.data.objects import StoredObject, read_array, write_object
 from hpctool.data.version import Version, open_version
@@ -155,6 +155,16 @@ class Queue:
                 self._log.append(fact)
 
 
+def row_keys(inputs: Array) -> list[str]:
+    """What names the rows that items become, for ever: a digest of the input, which is one row whoever predicted it."""
+    return [f"review:{bytes(digest).hex()}" for digest in content_digests({"input": inputs})]
+
+
+def row_uids(inputs: Array) -> list[str]:
+    """The uids of the rows that items become."""
+    return [bytes(uid).hex() for uid in uids_of_keys(row_keys(inputs))]
+
+
 def make_queue(
     reviews: Path, datasets: Path, journal: Journal, bundle: Bundle, asked: Selection, dataset: str | None = None
 ) -> Queue:
@@ -222,8 +232,7 @@ def _write(reviews: Path, name: str, content: dict[str, Any], arrays: dict[str, 
 
 def _reviewed(reviews: Path, branch: Version, predictions: Predictions) -> Set[str]:
     """The ids of predictions that need no look any more."""
-    uids = [uid.tobytes().hex() for uid in uids_of_keys(predictions.ids)]
-    there = branch.find(uids) if uids else np.zeros(0, np.int64)
+    there = branch.find(row_uids(predictions.input)) if len(predictions) else np.zeros(0, np.int64)
     found = {prediction for prediction, row in zip(predictions.ids, there, strict=True) if row >= 0}
     for name in list_queues(reviews):
         queue = Queue(reviews / name)

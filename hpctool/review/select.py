@@ -46,6 +46,9 @@ class Chosen(NamedTuple):
 def choose(predictions: Predictions, asked: Selection, reviewed: Set[str]) -> tuple[list[Chosen], int]:
     """The chosen rows in random order, and how many rows could have been chosen.
 
+    Which inputs are chosen follows from the inputs, the answers and the seed, not from the order of the journal: asked
+    twice of the same traffic, whoever was killed meanwhile, people see the same.
+
     An input that stands several times counts once; rows whose prediction ids are among `reviewed` are left out. The
     order does not tell the reasons apart, so that the audit is looked at like the rest. Raises InputError where
     nothing is left.
@@ -60,8 +63,8 @@ def choose(predictions: Predictions, asked: Selection, reviewed: Set[str]) -> tu
         raise InputError(f"There is nothing to review: the journal holds {there}. Other --source, --since or model?")
     random = np.random.default_rng(asked.seed)
     audit = random.permutation(rows)[: asked.num_audit]
-    rest = np.setdiff1d(rows, audit)
-    # A stable sort: of equally uncertain rows the oldest comes first.
+    rest = rows[~np.isin(rows, audit)]
+    # A stable sort: equally uncertain rows stay in the order of their digests.
     uncertain = rest[np.argsort(-_uncertainty(predictions, asked.measure)[rest], kind="stable")][: asked.num_uncertain]
     chosen = [Chosen(int(row), "audit", len(audit) / len(rows)) for row in audit]
     chosen += [Chosen(int(row), "uncertain", 1.0) for row in uncertain]
@@ -69,14 +72,17 @@ def choose(predictions: Predictions, asked: Selection, reviewed: Set[str]) -> tu
 
 
 def _candidates(predictions: Predictions, reviewed: Set[str]) -> npt.NDArray[np.int64]:
-    """The rows that may be chosen, ascending: the first of each input, unless one of its rows was reviewed."""
+    """The rows that may be chosen, in order of their inputs' digests: the first of each input, unless one of its rows
+    was reviewed.
+    """
     if not len(predictions):
         return np.zeros(0, np.int64)
     inputs = words(content_digests({"input": predictions.input}))
     _, first, which = np.unique(inputs, return_index=True, return_inverse=True)
     seen = np.array([prediction in reviewed for prediction in predictions.ids])
     fresh = np.bincount(which, weights=seen) == 0
-    return np.sort(first[fresh])
+    rows: npt.NDArray[np.int64] = first[fresh]
+    return rows
 
 
 def _uncertainty(predictions: Predictions, measure: Measure) -> npt.NDArray[np.float64]:

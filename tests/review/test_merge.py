@@ -10,12 +10,11 @@ import pytest
 from hpctool import files
 from hpctool.cli.output import Folders
 from hpctool.data.authors import label_authors
-from hpctool.data.identity import uids_of_keys
 from hpctool.data.labels import blame
 from hpctool.data.version import Version, open_version
 from hpctool.errors import InputError, UnknownName
 from hpctool.review.merge import Applied, apply
-from hpctool.review.queue import Queue
+from hpctool.review.queue import Queue, row_uids
 from tests.review.conftest import MakeQueue, true_label
 
 
@@ -27,7 +26,7 @@ def say(queue: Queue, places: range, person: str = "ann", shift: int = 0) -> Non
 
 
 def uid_of(queue: Queue, place: int) -> str:
-    return bytes(uids_of_keys([queue.items[place].prediction])[0]).hex()
+    return row_uids(queue.inputs[[place]])[0]
 
 
 def tip(folders: Folders) -> Version:
