@@ -65,8 +65,12 @@ def score(story: Story) -> None:
 def monitor(story: Story) -> None:
     """No alarm on what is as it was, an alarm on what has changed."""
     model = f"{story.name}@{story.facts['version']}"
+    if story.remembered("last_entry") is None:
+        story.remember("last_entry", open_journal(story.folder("journals"), story.name).newest_entry())
+    # The journal has grown where the loop is started again; what was asked of it then is asked again.
+    until = f"monitor.last_entry={story.remembered('last_entry')}"
     for source, expected in ((CLEAN, 0), (WORN, 1)):
-        run = story.hpctool("monitor", f"monitor.model={model}", f"monitor.source={source}")["runs"][0]
+        run = story.hpctool("monitor", f"monitor.model={model}", f"monitor.source={source}", until)["runs"][0]
         result = story.run(run).result() or {}
         alarm = int(result["metrics"]["monitor/alarm"])
         if alarm != expected:
