@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +61,16 @@ def primitive(request: pytest.FixtureRequest) -> files.Primitive:
     """Both ways to create a name only if it is absent."""
     choice: files.Primitive = request.param
     return choice
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """Lift a limit on file sizes before pytest writes its own report, which may go into a file, too."""
+    try:
+        return (yield)
+    finally:
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 @pytest.fixture
