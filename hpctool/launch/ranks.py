@@ -128,6 +128,8 @@ class Attempt:
     def _environment(self, environ: Mapping[str, str], rank: int, num_ranks: int) -> dict[str, str]:
         return {
             "OMP_NUM_THREADS": "1",
+            # A log that is followed, and what a killed rank said last.
+            "PYTHONUNBUFFERED": "1",
             **environ,
             "RANK": str(rank),
             "WORLD_SIZE": str(num_ranks),

@@ -9,7 +9,7 @@ from hpctool.launch import endings
 from hpctool.launch.endings import Verdict
 from hpctool.launch.ranks import Outcome
 from hpctool.launch.result import own_process
-from hpctool.rundir import RunDir, now
+from hpctool.rundir import create_run, now
 
 KILLED = Outcome((0, -9), first_rank=1)
 STOPPED = Outcome((75, 75), first_rank=0)
@@ -19,8 +19,7 @@ class Played:
     """A run whose attempts are played by writing what a task would write."""
 
     def __init__(self, path: Path) -> None:
-        path.mkdir()
-        self.rundir = RunDir(path)
+        self.rundir = create_run(path, {"identity": "0" * 64, "job": "train", "name": "toy"}, {})
         self.before = self.rundir.story()
 
     def begin(self) -> None:
