@@ -50,9 +50,9 @@ def project(tmp_path: Path) -> Shell:
 def test_own_model_and_own_reader_train_inline_and_in_the_background(project: Shell) -> None:
     conf = ["--config-dir", "conf"]
     project.json("prepare", *conf, "data.name=shades", "source=mine")
-    inline = project.json("train", *conf, "data.name=shades", "model=mine", "loop.max_steps=80", "name=here")
+    inline = project.json("train", *conf, "data.name=shades", "model=mine", "loop.max_steps=300", "name=here")
     local = project.json(
-        "train", *conf, "data.name=shades", "model=mine", "model.width=32,16", "-m", "loop.max_steps=80",
+        "train", *conf, "data.name=shades", "model=mine", "model.width=32,16", "-m", "loop.max_steps=300",
         "cluster=local", "cluster.wait=true",
     )  # fmt: skip
     shown = [project.json("runs", "show", run) for run in inline["runs"] + local["runs"]]
