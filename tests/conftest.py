@@ -16,6 +16,9 @@ import pytest
 
 from hpctool import files
 
+# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 Spawn = Callable[..., "subprocess.Popen[str]"]
 
 

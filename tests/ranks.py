@@ -75,7 +75,7 @@ def last_is_killed(world: World) -> None:
 SCENARIOS: dict[str, Callable[[World], Any]] = {f.__name__: f for f in (collectives, fails_on_main, last_is_killed)}
 
 
-def main(name: str, folder: Path, kind: str = "auto", timeout_s: str = "30") -> None:
+def main(name: str, folder: Path, kind: str = "auto", timeout_s: str = "90") -> None:
     """Run one scenario as one rank."""
     rank, began = place_from_environment().rank, time.monotonic()
     try:

@@ -59,6 +59,7 @@ def finish(processes: list[subprocess.Popen[str]]) -> None:
 
 def check_collectives(told: list[Any], backend: str) -> None:
     size = len(told)
+    assert all("result" in answer for answer in told), told
     everything = [answer["result"] for answer in told]
     total = sum(range(1, size + 1))
     for rank, result in enumerate(everything):

@@ -104,10 +104,11 @@ def _add_commit(folders: Folders, node: Node) -> None:
         "time": commit.time,
         "operation": commit.operation,
         "parents": commit.parents,
-        "labels": label_authors(open_version(folders.datasets, f"{name}@{node.id}")),
     }
     if commit.run:
         node.made_from.append(_run(folders, commit.run))
+    # Last: the labels themselves are read, and what is damaged there must not hide the rest.
+    node.facts["labels"] = label_authors(open_version(folders.datasets, f"{name}@{node.id}"))
 
 
 def _add_bundle(folders: Folders, node: Node) -> None:
@@ -174,5 +175,5 @@ def _lines(node: Node) -> list[tuple[str, str]]:
         operation = settings_text({k: v for k, v in flatten(facts["operation"]).items() if k != "kind"})
         lines += [("message", facts["message"]), ("author", f"{facts['author']}, {facts['time']}")]
         lines += [("by", f"{cell_text(facts['operation']['kind'])}  {operation}".rstrip())]
-        lines += [("labels", ", ".join(f"{author} {number:,}" for author, number in facts["labels"].items()))]
+        lines += [("labels", ", ".join(f"{author} {number:,}" for author, number in facts.get("labels", {}).items()))]
     return [(name, text) for name, text in lines if text]

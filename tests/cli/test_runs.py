@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from hpctool import files
+from hpctool import config, files
 from hpctool.cli.runs import group
-from hpctool.data.commit import Draft
-from hpctool.data.store import Store
+from hpctool.data.prepare import prepare
+from hpctool.data.schema import PrepareConfig
 from hpctool.errors import InputError, UnknownName
 from hpctool.export import aliases
 from hpctool.export.bundle import Bundle, manifest_digest
 from hpctool.rundir import RunDir
+from hpctool.world import World
 from tests.track.samples import CODE, Sample, sweep_of
 
 
@@ -175,9 +176,9 @@ def test_logs_are_printed_byte_by_byte(root: Path) -> None:
 
 
 def make_dataset(root: Path, run: str) -> str:
-    store = Store.create(root / "datasets", "digits")
-    draft = Draft("aa" * 32, "the digits", {"kind": "prepare", "source": "digits"}, run=run)
-    return store.commit("main", lambda tip: draft).id
+    asked = ["data.name=digits", "data.message=the digits", f"paths.root={root}"]
+    cfg = config.typed(config.compose("prepare", asked).cfg, PrepareConfig)
+    return prepare(cfg, World(), run=run).commit
 
 
 def make_bundle(root: Path, run: RunDir, commit: str) -> Bundle:
