@@ -16,6 +16,8 @@ from hpctool.errors import OperationError
 from hpctool.launch import local
 from tests.launch.conftest import COMMAND, Bench, MakeRun, notes, until
 
+pytestmark = pytest.mark.slow  # whole commands and processes
+
 SLEEPER = "begin(); note('from'); time.sleep(1.0); note('to'); end('completed')"
 SUBMIT = f"""
 import sys, time

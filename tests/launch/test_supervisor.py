@@ -16,6 +16,8 @@ from hpctool.launch.submit import Request, submit
 from hpctool.rundir import RunDir
 from tests.launch.conftest import Bench, MakeRun, notes, until
 
+pytestmark = pytest.mark.slow  # whole commands and processes
+
 SHORT = "begin(); note('from'); time.sleep(0.4); note('to'); end('completed')"
 LONG = "on(signal.SIGTERM, lambda: end('requeued', 'preempted', 75)); begin(); note('from'); time.sleep(60)"
 

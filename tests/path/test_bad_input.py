@@ -6,6 +6,8 @@ import pytest
 
 from tests.path.conftest import Shell
 
+pytestmark = pytest.mark.slow  # whole commands and processes
+
 
 @pytest.mark.parametrize(
     ("arguments", "words"),

@@ -7,6 +7,8 @@ import pytest
 
 from tests.path.conftest import Shell
 
+pytestmark = pytest.mark.slow  # whole commands and processes
+
 NET = """
 import math
 
