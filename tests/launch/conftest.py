@@ -80,7 +80,7 @@ def notes(run: RunDir) -> list[tuple[int, float, str]]:
     return [(int(rank), float(when), text) for rank, when, text in parts]
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     """Wait for something to become true and give it."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -104,7 +104,7 @@ class Bench:
     def enqueue(self, *tickets: local.Ticket) -> None:
         local.enqueue(self.runs, list(tickets), command=COMMAND)
 
-    def wait(self, *runs: RunDir, timeout_s: float = 30.0) -> None:
+    def wait(self, *runs: RunDir, timeout_s: float = 60.0) -> None:
         left = local.wait(self.runs, [run.id for run in runs], timeout_s=timeout_s)
         assert not left, self.queue.log.read_text()
 

@@ -65,6 +65,8 @@ def test_a_killed_rank_ends_the_others_and_the_run_comes_back(bench: Bench, make
         if story.checkpoints:
             end("completed")
         if rank == 0:
+            while (run.path / "notes").read_text().count("pid") < 3:  # the others have looked for checkpoints
+                time.sleep(0.02)
             checkpoint(3)
         time.sleep(60)
         """)
