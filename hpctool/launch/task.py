@@ -53,7 +53,8 @@ def run_attempt(rundir: RunDir, where: str, place: Place, world: World | None = 
 
     A `world` that already stands (inline ranks) is used; otherwise ranks meet at the run folder.
     """
-    os.environ.setdefault(RENDEZVOUS, str(rundir.path / "logs" / meeting_name()))
+    if place.size > 1:
+        os.environ.setdefault(RENDEZVOUS, str(rundir.path / "logs" / meeting_name()))
     if place.rank == 0:
         rundir.attempt = begin(rundir, where, place)
     try:
