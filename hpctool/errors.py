@@ -13,6 +13,7 @@ HpctoolError                          exit code 1
 │   ├── FencedError                   a newer attempt of this run has begun; this one may not write
 │   ├── WorldError                    ranks that cannot find each other or do not agree
 │   ├── SubmitError                   the scheduler refused
+│   ├── SchedulerError                the scheduler cannot be asked, or does not answer
 │   └── ParityError                   an exported model that does not answer like the original
 └── Stopped                           exit code 75: stopped on request, saved, to be continued
 """
@@ -175,6 +176,18 @@ class SubmitError(OperationError):
         self.script = str(script)
         self.reason = reason
         super().__init__(f"The submission was refused: {reason} The script is {self.script}.")
+
+
+class SchedulerError(OperationError):
+    """The scheduler cannot be asked, or does not answer."""
+
+    def __init__(self, command: Iterable[str], reason: str) -> None:
+        self.command = list(command)
+        self.reason = reason
+        super().__init__(
+            f"Slurm could not be asked ({' '.join(self.command[:3])}: {reason}). Nothing of yours is lost by this; "
+            "ask again later, or ask your site's support whether the controller is up."
+        )
 
 
 class ParityError(OperationError):

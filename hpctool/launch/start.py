@@ -15,8 +15,9 @@ from omegaconf import DictConfig
 
 from hpctool import config, files
 from hpctool.errors import EXIT_DONE, InputError, OperationError
-from hpctool.launch import inline, limits, local, slurm, snapshot
+from hpctool.launch import inline, limits, local, snapshot
 from hpctool.launch.result import current_story, is_alive
+from hpctool.launch.slurm import script as slurm
 from hpctool.launch.wait import ENDED
 from hpctool.rundir import RunDir, now, who
 from hpctool.world import Place

@@ -9,10 +9,11 @@ from typing import Any
 
 from hpctool import config, files
 from hpctool.errors import EXIT_DONE, InputError
-from hpctool.launch import cells, inline, limits, local, slurm, snapshot
+from hpctool.launch import cells, inline, limits, local, snapshot
 from hpctool.launch.job import load_job
 from hpctool.launch.plan import Plan, Planned, Request, make_plan, record
 from hpctool.launch.result import current_story
+from hpctool.launch.slurm import script as slurm
 from hpctool.launch.start import short, start, ticket
 from hpctool.rundir import RunDir, Story, create_run, now
 from hpctool.world import Place, place_from_environment

@@ -25,9 +25,10 @@ from hpctool.errors import (
     Stopped,
     WorldError,
 )
-from hpctool.launch import cells, output, requeue, signals
+from hpctool.launch import cells, output, signals
 from hpctool.launch.job import load_job
 from hpctool.launch.result import own_process, write_ended
+from hpctool.launch.slurm import inside
 from hpctool.rundir import RunDir, now
 from hpctool.world import RENDEZVOUS, MpiWorld, Place, TorchWorld, World, place_from_environment
 
@@ -82,7 +83,7 @@ def begin(rundir: RunDir, where: str, place: Place) -> int:
             "time": now(),
             "world_size": place.size,
             "nodes": [os.environ.get("SLURM_STEP_NODELIST", socket.gethostname())],
-            "slurm_job_id": requeue.slurm_job_id() if where == "slurm" else "",
+            "slurm_job_id": inside.slurm_job_id() if where == "slurm" else "",
             "restart_count": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
             "code": rundir.record()["code"],
             **own_process(),
@@ -129,7 +130,7 @@ def _stopped(rundir: RunDir, where: str, world: World, stop: Stopped) -> int:
     code = EXIT_INTERRUPTED if by_hand else EXIT_CONTINUE
     if world.is_main:
         _end(rundir, "cancelled" if by_hand else "requeued", stop.cause, stop.step, code)
-    return requeue.from_inside(world.is_main) if where == "slurm" else code
+    return inside.from_inside(world.is_main) if where == "slurm" else code
 
 
 def _failed(rundir: RunDir, where: str, world: World, error: Exception) -> int:

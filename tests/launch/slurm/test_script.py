@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from hpctool import config
 from hpctool.errors import InputError, SubmitError
-from hpctool.launch import slurm
+from hpctool.launch.slurm import script as slurm
 from hpctool.launch.schema import JobConfig
 
 

@@ -1,0 +1,1 @@
+"""Slurm: what is asked of it, what it says to a job, and what its words mean."""
