@@ -21,8 +21,12 @@ class Cluster:
     signal_delay_s: int = MISSING
     #: seconds between telling a local job to stop and killing it
     kill_wait_s: int = MISSING
+    #: how many small cells of a sweep share one Slurm allocation, side by side
+    cells_at_once: int = MISSING
     #: how often a run may come back after failures before it is given up; preemptions do not count
     max_failures: int = MISSING
+    #: how often the time limit may come before a run is given up
+    max_timeouts: int = MISSING
     partition: str | None = MISSING
     account: str | None = MISSING
     qos: str | None = MISSING

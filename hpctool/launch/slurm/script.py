@@ -12,14 +12,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
 from hpctool.errors import InputError, SubmitError
-from hpctool.launch import limits
+from hpctool.launch.slurm import options
 
 
 class Submitter(SlurmExecutor):
@@ -28,7 +27,7 @@ class Submitter(SlurmExecutor):
     def __init__(self, folder: Path, command: list[str], cfg: DictConfig, environment: dict[str, str]) -> None:
         super().__init__(folder, python=shlex.quote(sys.executable))
         self.command = command
-        self.update_parameters(**self._convert_parameters(_parameters(cfg, environment)))
+        self.update_parameters(**self._convert_parameters(options.parameters(cfg, environment)))
 
     @classmethod
     def affinity(cls) -> int:
@@ -79,33 +78,3 @@ def submit_script(path: Path) -> str:
     except (FailedSubmissionError, FailedJobError) as error:
         raise SubmitError(path, f"sbatch answered '{done.stdout.strip()}'.") from error
     return job_id
-
-
-def _parameters(cfg: DictConfig, environment: dict[str, str]) -> dict[str, Any]:
-    cluster, resources = cfg.cluster, cfg.resources
-    exports = [f"export {key}={shlex.quote(value)}" for key, value in sorted(environment.items())]
-    # srun does not inherit --cpus-per-task from the batch job since Slurm 22.05.
-    exports += ["export HPCTOOL_WHERE=slurm", f"export SRUN_CPUS_PER_TASK={resources.cpus_per_task}"]
-    exports += [f"export OMP_NUM_THREADS={cfg.num_threads}"]
-    found = {
-        "name": cfg.name,
-        "timeout_min": -(-limits.time_limit_s(cfg.resources.time) // 60),
-        "nodes": resources.nodes,
-        "tasks_per_node": resources.tasks_per_node,
-        "cpus_per_task": resources.cpus_per_task,
-        "gpus_per_node": resources.gpus_per_node or None,
-        "mem_gb": resources.mem_gb,
-        "partition": cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
-        "exclude": cluster.exclude,
-        "signal_delay_s": cluster.signal_delay_s,
-        "setup": [*cluster.setup, *exports],
-        # submitit never writes --requeue, and on a cluster with JobRequeue=0 a job without it cannot come back.
-        "additional_parameters": {"requeue": True, **dict(cluster.extra)},
-        "srun_args": ["--kill-on-bad-exit=1", *cluster.srun_args],
-        "stderr_to_stdout": True,
-    }
-    # wckey=None: submitit's own key is refused where keys are enforced.
-    return {"wckey": None} | {key: value for key, value in found.items() if value is not None}
