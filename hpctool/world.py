@@ -1,92 +1,27 @@
-"""World: who am I among the ranks, and the few things ranks do together. torch | mpi | single | fake.
+"""World: the ranks of one job, and the few things they do together. torch | mpi | single | fake.
 
 Collectives carry JSON values and NumPy arrays, never pickles. Every collective says so: all ranks must call it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import socket
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from hpctool import files
-from hpctool.errors import WorldError, from_record, listing, to_record
+from hpctool import rendezvous
+from hpctool.errors import WorldError, from_record, to_record
+from hpctool.place import Place, place_from_environment
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-    from torch._C._distributed_c10d import Store, TCPStore
 
 Operation = Literal["sum", "max", "min"]
 Array = npt.NDArray[Any]
-
-# Set by whoever starts the ranks of a run: the file in which rank 0 says where it listens (see `_meeting_point`).
-RENDEZVOUS = "HPCTOOL_RENDEZVOUS"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a process stands among the ranks: all counts from 0, `size` of them on `num_nodes` machines."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-    source: str = "alone"
-
-
-# launcher → the variables that say rank, size, rank on this node, ranks on this node
-_LAUNCHERS: dict[str, tuple[str, str, str, str]] = {
-    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    "openmpi": (
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
-    ),
-    "mpich": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-    "slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
-}
-
-
-def place_from_environment(environ: Mapping[str, str] = os.environ) -> Place:
-    """Read rank and size as torchrun, an MPI launcher or srun left them; alone where none did.
-
-    A batch script is no rank: Slurm counts only inside a step (`SLURM_STEP_NUM_TASKS`), so that being inside an
-    allocation changes nothing. Raises WorldError on values that make no sense.
-    """
-    said = {source: names for source, names in _LAUNCHERS.items() if names[0] in environ and names[1] in environ}
-    # srun with PMI sets PMI_RANK too, but only MPICH's own launcher says who is where on a node.
-    for source, names in sorted(said.items(), key=lambda item: item[1][2] not in environ):
-        try:
-            rank, size = int(environ[names[0]]), int(environ[names[1]])
-            local_rank = int(environ.get(names[2], "0"))
-            node = int(environ.get("SLURM_NODEID", "0")) if source == "slurm" else 0
-            local_size = _tasks_on_node(environ.get(names[3], str(size)), node)
-        except (ValueError, IndexError) as error:
-            raise WorldError(f"What {source} says in {', '.join(names)} cannot be read: {error}.") from error
-        if not 0 <= rank < size:
-            raise WorldError(f"{names[0]}={rank} and {names[1]}={size} do not fit: ranks count from 0. Set both anew.")
-        return Place(rank, size, local_rank, local_size, source)
-    return Place()
-
-
-def _tasks_on_node(text: str, node: int) -> int:
-    """One node's share of Slurm's `2(x3),1`, which means 2, 2, 2 and 1 tasks on four nodes."""
-    counts: list[int] = []
-    for part in text.split(","):
-        count, _, repeat = part.rstrip(")").partition("(x")
-        counts += [int(count)] * int(repeat or "1")
-    return counts[node]
 
 
 class World:
@@ -196,7 +131,7 @@ class TorchWorld(World):
             backend = "cpu:gloo,cuda:nccl"
         timeout = timedelta(seconds=timeout_s)
         try:
-            store = _meeting_point(place, timeout_s)
+            store = rendezvous.meeting_point(place, timeout_s)
             dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=timeout)
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
@@ -314,71 +249,3 @@ def _reducible(array: Array) -> Array:
     if mine.dtype.name not in ("uint8", "int32", "int64", "float32", "float64"):
         raise TypeError(f"reduce takes uint8, int32, int64, float32 and float64 arrays, not {mine.dtype.name}")
     return mine
-
-
-def _meeting_point(place: Place, timeout_s: float) -> Store:
-    """The store through which ranks find each other; returned when all of them are there. Raises WorldError.
-
-    With MASTER_ADDR set (torchrun, a hand-written script) that is obeyed, unless there is a rendezvous file: then
-    rank 0 listens on a port that the kernel chooses and writes it there: two jobs on one node cannot collide.
-    """
-    from torch._C._distributed_c10d import PrefixStore
-
-    deadline = time.monotonic() + timeout_s
-    rendezvous = os.environ.get(RENDEZVOUS)
-    if rendezvous is not None:
-        store = _store_of_file(place, Path(rendezvous), timeout_s)
-    elif "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        # torchrun keeps a store of its own at this address and says so.
-        listens = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        store = _tcp_store(place, host, port, listens, timeout_s)
-    else:
-        raise WorldError(
-            f"{place.size} ranks started by {place.source} do not know where to meet: set MASTER_ADDR and "
-            f"MASTER_PORT, or {RENDEZVOUS} to a file name on a folder that all of them see."
-        )
-    # torchrun's store outlives a restart of the ranks.
-    store = PrefixStore(f"hpctool/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    here = [f"here/{rank}" for rank in range(place.size)]
-    store.set(here[place.rank], "")
-    try:
-        store.wait(here, timedelta(seconds=max(deadline - time.monotonic(), 1.0)))
-    except RuntimeError as error:
-        absent = [rank for rank in range(place.size) if not store.check([here[rank]])]
-        raise WorldError(
-            f"Rank {place.rank} of {place.size} waited {timeout_s:.0f} s for rank {listing(map(str, absent))}. "
-            "Look at the log of the missing one, or whether its node can reach this one."
-        ) from error
-    return store
-
-
-def _store_of_file(place: Place, path: Path, timeout_s: float) -> Store:
-    if place.rank == 0:
-        store = _tcp_store(place, _own_address(place), 0, True, timeout_s)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, {"host": store.host, "port": store.port})
-        return store
-    deadline, wait_s = time.monotonic() + timeout_s, 0.02
-    while True:
-        with contextlib.suppress(OSError):
-            # A network file system remembers that the file was missing; listing its folder makes it look again.
-            os.listdir(path.parent)
-            meeting = files.read_json(path)
-            return _tcp_store(place, meeting["host"], meeting["port"], False, timeout_s)
-        if time.monotonic() > deadline:
-            raise WorldError(f"Rank {place.rank} waited {timeout_s:.0f} s for {path}, which rank 0 did not write.")
-        time.sleep(wait_s)
-        wait_s = min(2 * wait_s, 0.5)
-
-
-def _tcp_store(place: Place, host: str, port: int, listens: bool, timeout_s: float) -> TCPStore:
-    from torch._C._distributed_c10d import TCPStore
-
-    timeout = timedelta(seconds=timeout_s)
-    return TCPStore(host, port, place.size, listens, timeout=timeout, wait_for_workers=False)
-
-
-def _own_address(place: Place) -> str:
-    # All ranks on this machine: nothing needs to listen beyond it.
-    return "127.0.0.1" if place.local_size == place.size else socket.gethostname()

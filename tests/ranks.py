@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from hpctool.errors import ConfigError, HpctoolError
-from hpctool.world import World, make_world, place_from_environment
+from hpctool.place import place_from_environment
+from hpctool.world import World, make_world
 
 
 def collectives(world: World) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from pathlib import Path
 from hpctool.errors import EXIT_DONE
 from hpctool.launch import signals, task
 from hpctool.launch.job import load_job
+from hpctool.place import Place
+from hpctool.rendezvous import RENDEZVOUS
 from hpctool.rundir import RunDir
-from hpctool.world import RENDEZVOUS, MpiWorld, Place, TorchWorld, World
+from hpctool.world import MpiWorld, TorchWorld, World
 
 
 def run_here(rundir: RunDir, place: Place) -> int:

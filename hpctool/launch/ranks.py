@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpctool.errors import OperationError, listing
+from hpctool.rendezvous import RENDEZVOUS
 from hpctool.rundir import RunDir
-from hpctool.world import RENDEZVOUS
 
 #: The program that is one rank; the run folder is its last argument.
 TASK = (sys.executable, "-m", "hpctool.launch.task")

@@ -19,8 +19,8 @@ from hpctool.launch import inline, limits, local, snapshot
 from hpctool.launch.result import current_story, is_alive
 from hpctool.launch.slurm import script as slurm
 from hpctool.launch.wait import ENDED
+from hpctool.place import Place
 from hpctool.rundir import RunDir, now, who
-from hpctool.world import Place
 
 Say = Callable[[str], None]
 

@@ -15,8 +15,8 @@ from hpctool.launch.plan import Plan, Planned, Request, make_plan, record
 from hpctool.launch.result import current_story
 from hpctool.launch.slurm import script as slurm
 from hpctool.launch.start import short, start, ticket
+from hpctool.place import Place, place_from_environment
 from hpctool.rundir import RunDir, Story, create_run, now
-from hpctool.world import Place, place_from_environment
 
 Say = Callable[[str], None]
 

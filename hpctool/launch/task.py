@@ -29,8 +29,10 @@ from hpctool.launch import cells, output, signals
 from hpctool.launch.job import load_job
 from hpctool.launch.result import own_process, write_ended
 from hpctool.launch.slurm import inside
+from hpctool.place import Place, place_from_environment
+from hpctool.rendezvous import RENDEZVOUS
 from hpctool.rundir import RunDir, now
-from hpctool.world import RENDEZVOUS, MpiWorld, Place, TorchWorld, World, place_from_environment
+from hpctool.world import MpiWorld, TorchWorld, World
 
 #: A rank that lost its peers waits this long for the one that really failed to write down why.
 _PEERS_ERROR_S = 1.0

@@ -14,7 +14,7 @@ Spawn = Callable[..., "subprocess.Popen[str]"]
 
 BEGINS = """
 import sys; from pathlib import Path
-from hpctool.launch.task import begin; from hpctool.rundir import RunDir; from hpctool.world import Place
+from hpctool.launch.task import begin; from hpctool.rundir import RunDir; from hpctool.place import Place
 for _ in range(15):
     begin(RunDir(Path(sys.argv[1])), "local", Place())
 """

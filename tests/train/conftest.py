@@ -18,9 +18,10 @@ from hpctool.data.prepare import prepare
 from hpctool.data.schema import PrepareConfig
 from hpctool.launch import task
 from hpctool.launch.plan import Request, make_plan, record
+from hpctool.place import Place
 from hpctool.rundir import RunDir, create_run
 from hpctool.train.loop import train
-from hpctool.world import Place, World
+from hpctool.world import World
 
 #: a user's project: the module `usersown`, and conf/
 PROJECT = Path(__file__).parent / "project"

@@ -16,7 +16,7 @@ import torch._dynamo  # noqa: F401 - what the first optimizer would import
 
 import hpctool.train.loop  # noqa: F401
 from hpctool.launch import task
-from hpctool.world import RENDEZVOUS
+from hpctool.rendezvous import RENDEZVOUS
 
 
 def start(order: dict[str, Any], rank: int, number: int) -> int:
