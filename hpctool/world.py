@@ -59,25 +59,19 @@ class World:
         """
         return _reducible(array)
 
-    def on_main(self, action: Callable[[], Any]) -> Any:
-        """Do something on rank 0 only and give its JSON result to all; its error is raised on all. Collective.
+    def together(self, action: Callable[[], Any]) -> list[Any]:
+        """Do something on every rank and give the JSON results of all to all. Collective: all ranks must call it.
 
-        The others raise what `errors.from_record` makes of it: our own errors and OSError as what they are.
+        Where it failed, each rank raises its own error, and the others what `errors.from_record` makes of the first
+        rank's that has one: our own errors and OSError as what they are.
         """
-        answer: dict[str, Any] = {}
-        own_error: Exception | None = None
-        if self.is_main:
-            try:
-                answer = _through_json({"value": action()})
-            except Exception as error:
-                own_error = error
-                answer = {"error": to_record(error)}
-        answer = self.broadcast(answer)
-        if own_error is not None:
-            raise own_error
-        if "error" in answer:
-            raise from_record(answer["error"], rank=0)
-        return answer["value"]
+        mine, own_error = _attempted(action)
+        return _agreed(self.gather(mine), own_error)
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """Do something on rank 0 only and give its JSON result to all; its error is raised on all. Collective."""
+        mine, own_error = _attempted(action) if self.is_main else ({}, None)
+        return _agreed([self.broadcast(mine)], own_error)[0]
 
     def close(self) -> None:
         """Leave the world; nothing collective may follow."""
@@ -237,6 +231,23 @@ def make_world(kind: str = "auto", *, timeout_s: float = 600.0) -> World:
     if kind in ("auto", "torch"):
         return TorchWorld(place, timeout_s)
     raise WorldError(f"There is no world '{kind}'; there is auto, torch, mpi and single.")
+
+
+def _attempted(action: Callable[[], Any]) -> tuple[dict[str, Any], Exception | None]:
+    """What the other ranks are told of an action, and its error if it failed; a result that is not JSON is one."""
+    try:
+        return {"result": _through_json(action())}, None
+    except Exception as error:
+        return {"error": to_record(error)}, error
+
+
+def _agreed(answers: list[dict[str, Any]], own_error: Exception | None) -> list[Any]:
+    if own_error is not None:
+        raise own_error
+    for rank, answer in enumerate(answers):
+        if "error" in answer:
+            raise from_record(answer["error"], rank)
+    return [answer["result"] for answer in answers]
 
 
 def _through_json(value: Any) -> Any:

@@ -64,6 +64,33 @@ def fails_on_main(world: World) -> list[str]:
     return said
 
 
+def fails_on_some(world: World) -> list[Any]:
+    """All act; an error on one is an error on all, and the world goes on."""
+
+    def all_but(failing: dict[int, Callable[[], Any]]) -> Any:
+        return failing.get(world.rank, lambda: {"rank": world.rank})()
+
+    def wrong_input() -> None:
+        raise ConfigError("optim.lr", "there is no such key.")
+
+    def missing_file() -> None:
+        Path("/nowhere/at/all").read_text()
+
+    said: list[Any] = [world.together(lambda: all_but({}))]
+    failures: list[dict[int, Callable[[], Any]]] = [
+        {1: wrong_input},
+        {0: missing_file, 2: wrong_input},
+        {2: lambda: {1, 2}},
+    ]
+    for failing in failures:
+        try:
+            world.together(lambda failing=failing: all_but(failing))  # type: ignore[misc]
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {error}")
+    world.barrier()
+    return said
+
+
 def last_is_killed(world: World) -> None:
     """The last rank dies without a word between two collectives."""
     world.barrier()
@@ -73,7 +100,9 @@ def last_is_killed(world: World) -> None:
     world.barrier()
 
 
-SCENARIOS: dict[str, Callable[[World], Any]] = {f.__name__: f for f in (collectives, fails_on_main, last_is_killed)}
+SCENARIOS: dict[str, Callable[[World], Any]] = {
+    f.__name__: f for f in (collectives, fails_on_main, fails_on_some, last_is_killed)
+}
 
 
 def main(name: str, folder: Path, kind: str = "auto", timeout_s: str = "90") -> None:

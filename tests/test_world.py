@@ -111,6 +111,20 @@ def test_ranks_meet_at_an_address(tmp_path: Path, start: Start) -> None:
 
 
 @pytest.mark.slow
+def test_ranks_succeed_together_or_fail_together(tmp_path: Path, start: Start) -> None:
+    finish(start(3, "fails_on_some", tmp_path))
+    first, second, third = (answer["result"] for answer in answers(tmp_path, 3))
+    assert first[0] == second[0] == third[0] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
+    wrong_input = "ConfigError: Config 'optim.lr': there is no such key."
+    missing_file = "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/at/all'"
+    not_json = "TypeError: Object of type set is not JSON serializable"
+    assert first[1:] == [wrong_input, missing_file, f"OperationError: Rank 2 failed: {not_json}"]
+    assert second[1:] == first[1:]
+    # who failed says so itself
+    assert third[1:] == [wrong_input, wrong_input, not_json]
+
+
+@pytest.mark.slow
 def test_torchrun_starts_ranks(tmp_path: Path) -> None:
     command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", str(RANKS), "collectives", str(tmp_path)]
     done = subprocess.run(
@@ -187,11 +201,13 @@ def test_alone_everything_is_its_own_answer() -> None:
         assert world.broadcast({"a": (1, 2)}) == {"a": [1, 2]}
         assert world.gather("x") == ["x"]
         assert world.on_main(lambda: {"b": 1}) == {"b": 1}
+        assert world.together(lambda: (1, 2)) == [[1, 2]]
 
 
 @pytest.mark.parametrize("world", [World(), FakeWorld(), FakeWorld(rank=1, size=3)])
 def test_what_does_not_fit_in_json_does_not_travel_even_alone(world: World) -> None:
-    for send in (world.broadcast, world.gather, lambda value: world.on_main(lambda: value)):
+    sends = (world.broadcast, world.gather, lambda v: world.on_main(lambda: v), lambda v: world.together(lambda: v))
+    for send in sends:
         with pytest.raises(TypeError, match="not JSON serializable"):
             send({1, 2})
 
@@ -220,14 +236,19 @@ def test_a_fake_rank_sees_others_that_do_what_it_does(tmp_path: Path) -> None:
     assert world.reduce(np.array([2.5])).tolist() == [7.5]
     assert world.reduce(np.array([2.5]), "min").tolist() == [2.5]
     assert world.on_main(lambda: "what rank 0 would say") == "what rank 0 would say"
+    assert world.together(lambda: "what each says") == ["what each says"] * 3
 
 
-def test_an_error_on_main_is_itself() -> None:
+@pytest.mark.parametrize("do", [World().on_main, World().together])
+def test_an_own_error_is_itself(do: Callable[[Callable[[], None]], Any]) -> None:
+    error = ConfigError("a", "b")
+
     def wrong() -> None:
-        raise ConfigError("a", "b")
+        raise error
 
-    with pytest.raises(ConfigError):
-        World().on_main(wrong)
+    with pytest.raises(ConfigError) as caught:
+        do(wrong)
+    assert caught.value is error
 
 
 def test_there_is_no_other_kind_of_world() -> None:

@@ -22,7 +22,6 @@ from typing import Any
 
 from hpctool import files
 from hpctool.checkpoint import manifest, retention, snapshot
-from hpctool.checkpoint.agree import on_main, together
 from hpctool.checkpoint.commits import Commit, check_fence, commit, committed
 from hpctool.checkpoint.restore import Restored, choose, read
 from hpctool.errors import InputError, OperationError
@@ -62,12 +61,12 @@ class Checkpointer:
         ranks alike; nothing of this save is left then and the checkpoint before it stays.
         """
         final = self.rundir.checkpoint(step)
-        name = on_main(self.world, lambda: self._begin(final))
+        name = self.world.on_main(lambda: self._begin(final))
         if name is None:
             return final
         try:
-            reports = together(self.world, lambda: self._write(final.parent / name, state, per_rank))
-            on_main(self.world, lambda: self._commit(final.parent / name, final, step, info, reports))
+            reports = self.world.together(lambda: self._write(final.parent / name, state, per_rank))
+            self.world.on_main(lambda: self._commit(final.parent / name, final, step, info, reports))
         except Exception as error:
             if self.world.is_main:
                 self._undo(final.parent / name, final)
@@ -88,12 +87,12 @@ class Checkpointer:
         `<name>.corrupt-<n>` (a reader leaves them). Raises CorruptError if checkpoints were committed and none is
         whole, OperationError if others can write where this attempt resumes from, NewerFormat, OSError.
         """
-        chosen = on_main(self.world, self._choose)
+        chosen = self.world.on_main(self._choose)
         if chosen is None:
             return None
         found = manifest.Manifest(self.rundir.path / chosen["path"], chosen["body"])
         restored: list[Restored] = []
-        together(self.world, lambda: restored.append(read(found, self.world.rank, self.world.size)))
+        self.world.together(lambda: restored.append(read(found, self.world.rank, self.world.size)))
         return restored[0]
 
     def _begin(self, final: Path) -> str | None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from hpctool.checkpoint.agree import together
 from hpctool.data.identity import Digests, content_digests, uids_of_keys, words
 from hpctool.data.manifest import CONTENT, IDENTITY_COLUMNS, LABEL, UID, Column, Manifest, RowGroup
 from hpctool.data.objects import StoredObject
@@ -80,7 +79,7 @@ def write_groups(store: Store, plan: Plan, world: World) -> tuple[list[RowGroup]
 
     Raises the first rank's error on every rank; Stopped where one was asked to stop.
     """
-    found = together(world, lambda: _write_share(store, plan, world))
+    found = world.together(lambda: _write_share(store, plan, world))
     parts = sorted((part for share in found for part in share), key=lambda part: int(part["group"]))
     groups = [RowGroup(p["num_rows"], [StoredObject.from_json(o) for o in p["objects"]]) for p in parts]
     moments = merge_moments(

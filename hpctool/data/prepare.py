@@ -10,7 +10,6 @@ from typing import Any
 from omegaconf import DictConfig
 
 from hpctool import config, files
-from hpctool.checkpoint.agree import together
 from hpctool.data.commit import Commit, Draft
 from hpctool.data.ingest import assemble, make_plan, write_groups
 from hpctool.data.layout import check_name, split_ref
@@ -111,7 +110,7 @@ def _load(cfg: DictConfig, world: World) -> Table:
         columns = {name: column.to_json() for name, column in table.columns.items()}
         return files.sha256_bytes(files.canonical_json([table.keys, labels, table.classes, columns]))
 
-    digests = together(world, load)
+    digests = world.together(load)
     for rank, digest in enumerate(digests):
         if digest != digests[0]:
             raise SourceError("source", f"rank {rank} sees other rows than rank 0; is it the same on all nodes?")
