@@ -32,6 +32,7 @@ from typing import Any
 from hpctool import files
 from hpctool.errors import CorruptError, NewerFormat, OperationError, listing
 from hpctool.launch.endings import record_cancel
+from hpctool.launch.private import private_folder
 from hpctool.launch.ranks import MARK, TASK
 from hpctool.launch.result import process_start
 from hpctool.rundir import RunDir, now, who
@@ -147,7 +148,7 @@ class Queue:
 
     def lock(self) -> int | None:
         """A file handle that holds the right to be this queue's supervisor, or None if somebody has it."""
-        handle = os.open(_private_folder() / f"{self.mark()}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        handle = os.open(private_folder() / f"{self.mark()}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -277,21 +278,6 @@ def _row(host: str, ticket: Ticket, run: str | None, running: dict[str, Any] | N
         row |= {"state": "stopping" if running["stopping"] else "running"}
         row |= {"pids": running["pids"], "since": running["since"]}
     return row
-
-
-def _private_folder() -> Path:
-    """A folder of this user on this host, not on a network file system, for locks. Raises OperationError.
-
-    Not XDG_RUNTIME_DIR: it is set in one session and not in the next, and is removed at logout.
-    """
-    folder = Path(f"/tmp/hpctool-{os.getuid()}")  # noqa: S108 - checked below
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise OperationError(
-            f"{folder} is not a folder that only you can enter, so locks in it prove nothing. Move it."
-        )
-    return folder
 
 
 def _start_supervisor(queue: Queue, lock: int) -> None:
