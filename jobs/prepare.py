@@ -20,7 +20,10 @@ from hpctool.launch.job import Resolved
 from hpctool.rundir import RunDir
 from hpctool.world import World
 
-__all__ = ["Config", "resolve", "run"]
+__all__ = ["STOPS", "Config", "resolve", "run"]
+
+#: stops between row groups, and goes on from what is written
+STOPS = True
 
 
 def resolve(cfg: DictConfig) -> Resolved:

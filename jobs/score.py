@@ -18,7 +18,10 @@ from hpctool.serve.resolve import resolve_score
 from hpctool.serve.schema import ScoreConfig as Config
 from hpctool.world import World
 
-__all__ = ["Config", "resolve", "run"]
+__all__ = ["STOPS", "Config", "resolve", "run"]
+
+#: stops between batches, and goes on from what is written
+STOPS = True
 
 
 def resolve(cfg: DictConfig) -> Resolved:

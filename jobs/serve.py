@@ -18,10 +18,12 @@ from hpctool.serve.resolve import resolve_serve
 from hpctool.serve.schema import ServeConfig as Config
 from hpctool.world import World
 
-__all__ = ["SERVICE", "Config", "resolve", "run"]
+__all__ = ["SERVICE", "STOPS", "Config", "resolve", "run"]
 
 #: it runs until it is told to stop; asked for again, it is started again
 SERVICE = True
+#: answers what it has, and stops
+STOPS = True
 
 
 def resolve(cfg: DictConfig) -> Resolved:

@@ -45,6 +45,7 @@ EXAMPLES: list[HpctoolError] = [
     FencedError("train-12345678", 1, 2),
     WorldError("Rank 1 lost its peers."),
     SubmitError("submit.sh", "invalid account."),
+    errors.SchedulerError(["squeue", "--me"], "no answer within 60 s"),
     ParityError("The exported model differs."),
     Stopped("preempted", 120),
 ]

@@ -13,7 +13,7 @@ from typing import Any
 from hpctool.errors import EXIT_CONTINUE, EXIT_FAILED, EXIT_INPUT
 from hpctool.launch.job import job_names, load_job
 from hpctool.launch.ranks import Outcome, starting_log
-from hpctool.launch.result import is_alive, write_ended
+from hpctool.launch.result import first_error, is_alive, write_ended
 from hpctool.rundir import RunDir, Story, now
 
 #: States after which a run is not run again unless somebody submits it again.
@@ -108,7 +108,13 @@ def record_cancel(rundir: RunDir, by: str) -> bool:
 
 def _end(rundir: RunDir, story: Story, attempt: int, verdict: Verdict, more: dict[str, Any]) -> None:
     body = {"kind": "ended", "attempt": attempt, "state": verdict.state, "cause": verdict.cause}
-    rundir.ledger.append({**body, "step": _committed(story), "time": now(), **more})
+    rundir.ledger.append({**body, "step": committed_step(story), "time": now(), **more})
+
+
+def recorded_end(rundir: RunDir, before: Story) -> dict[str, Any]:
+    """The end of the attempt that followed `before`, as its rank 0 wrote it down; empty if it could not."""
+    story = rundir.story()
+    return _task_said(story, before, _attempt(story, before))
 
 
 def _attempt(story: Story, before: Story) -> int:
@@ -127,28 +133,50 @@ def _task_said(story: Story, before: Story, attempt: int) -> dict[str, Any]:
     return {}
 
 
-def _committed(story: Story) -> int:
+def committed_step(story: Story) -> int:
     """The step that the next attempt would continue from."""
     return max((int(body["step"]) for body in story.checkpoints), default=0)
 
 
 def _got_further(rundir: RunDir, story: Story, before: Story, said: dict[str, Any]) -> bool:
     """Whether an attempt that its time limit ended has saved anything new; a service has nothing to save."""
-    if _committed(story) > _committed(before) or int(said.get("step", 0)) > before.step:
+    if committed_step(story) > committed_step(before) or int(said.get("step", 0)) > before.step:
         return True
+    return _is_service(rundir)
+
+
+def too_many_timeouts(rundir: RunDir, step: int, max_timeouts: int) -> str:
+    """Why a run that its time limit stops at `step` is given up; empty if it may come back.
+
+    Counted since it was submitted: `max_timeouts` may pass, and not two in a row without a step between them.
+    """
+    story = rundir.story()
+    ended = [body for body in _since_submitted(story, "ended") if body["state"] == "requeued"]
+    timeouts = [body for body in ended if body["cause"].startswith("timeout")]
+    if len(timeouts) >= max_timeouts:
+        return (
+            f"the time limit came {len(timeouts) + 1} times, and cluster.max_timeouts={max_timeouts} may be requeued; "
+            f"everything up to step {step} is saved"
+        )
+    if ended and ended[-1] in timeouts and step <= ended[-1]["step"] and not _is_service(rundir):
+        return f"the time limit came twice at step {step}, without progress between; ask for more resources.time"
+    return ""
+
+
+def _since_submitted(story: Story, kind: str) -> list[dict[str, Any]]:
+    submitted = max((e.number for e in story.entries if e.body["kind"] == "submitted"), default=0)
+    return [e.body for e in story.entries if e.number > submitted and e.body["kind"] == kind]
+
+
+def _is_service(rundir: RunDir) -> bool:
     job = rundir.record()["job"]
     return job in job_names() and bool(getattr(load_job(job), "SERVICE", False))
 
 
 def _after_failure(story: Story, cause: str, max_failures: int) -> Verdict:
     """Once more, unless the run fails without getting any further."""
-    step = _committed(story)
-    submitted = max((e.number for e in story.entries if e.body["kind"] == "submitted"), default=0)
-    earlier = [
-        e.body
-        for e in story.entries
-        if e.number > submitted and e.body["kind"] == "ended" and e.body.get("failure", False)
-    ]
+    step = committed_step(story)
+    earlier = [body for body in _since_submitted(story, "ended") if body.get("failure", False)]
     in_vain = [body for body in earlier if body["step"] >= step]
     if in_vain and in_vain[-1]["cause"] == cause:
         return Verdict("failed", f"{cause}; the same happened before at step {step}, without progress between")
@@ -159,10 +187,8 @@ def _after_failure(story: Story, cause: str, max_failures: int) -> Verdict:
 
 def _why(rundir: RunDir, outcome: Outcome, attempt: int, before: Story) -> str:
     """What a rank that ended by itself with an error has left: its error, or the last words in its log."""
-    from hpctool.launch.task import first_error
-
     if attempt > before.attempt:
-        if error := first_error(RunDir(rundir.path, attempt)):
+        if error := first_error(rundir, attempt):
             return error
         log = rundir.log(outcome.first_rank or 0, attempt)
     else:

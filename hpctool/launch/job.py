@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Protocol, cast
@@ -31,13 +32,25 @@ class Resolved:
     inputs: list[Input] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def __add__(self, other: Resolved) -> Resolved:
+        return Resolved([*self.inputs, *other.inputs], [*self.notes, *other.notes])
+
+
+#: A part of `resolve`: it looks at a config, may pin something in it, and says what it found, if anything.
+Stage = Callable[[DictConfig], Resolved | None]
+
 
 class Job(Protocol):
     """A module of `hpctool.jobs`.
 
-    It may also say `NEEDS_TORCH = True` (its ranks are joined by torch, even where MPI started them) and
-    `SERVICE = True` (a completed run of it is started again when it is asked for). If `run` returns `outputs` with a
-    `path`, a completed run counts as done only as long as that is there.
+    It may also say `NEEDS_TORCH = True` (its ranks are joined by torch, even where MPI started them),
+    `SERVICE = True` (a completed run of it is started again when it is asked for), and `STOPS = True` (its `run` asks
+    signals.stop_requested() and raises Stopped; any other job is ended where it is, and begins anew). If `run` returns
+    `outputs` with a `path`, a completed run counts as done only as long as that is there.
+
+    `STAGES` may name the parts that `resolve` consists of, in order. A part is a function of the config and of what
+    lies on disk. A sweep runs it once for all cells in which the keys that it looks at have the same values: so what
+    is dear should look at few keys, and what looks at many should be cheap. Without STAGES, `resolve` is one part.
     """
 
     #: the dataclass that types this job's configuration, a subclass of JobConfig
@@ -50,6 +63,20 @@ class Job(Protocol):
     def run(self, rundir: RunDir, world: World) -> dict[str, Any]:
         """In the job, on every rank: do it. Returns what result.json should hold (rank 0's counts). Stopped."""
         ...
+
+
+def stages(job: Job) -> tuple[Stage, ...]:
+    """The parts of a job's `resolve`, in order; run one after the other they are `resolve`."""
+    found: tuple[Stage, ...] = getattr(job, "STAGES", (job.resolve,))
+    return found
+
+
+def in_stages(cfg: DictConfig, parts: Iterable[Stage]) -> Resolved:
+    """Run the parts of a `resolve` one after the other on one config. Raises what they raise."""
+    found = Resolved()
+    for part in parts:
+        found += part(cfg) or Resolved()
+    return found
 
 
 def job_names() -> list[str]:

@@ -133,6 +133,7 @@ class Attempt:
             **environ,
             "RANK": str(rank),
             "WORLD_SIZE": str(num_ranks),
+            "HPCTOOL_WHERE": "local",
             "LOCAL_RANK": str(rank),
             "LOCAL_WORLD_SIZE": str(num_ranks),
             RENDEZVOUS: str(self._rendezvous),

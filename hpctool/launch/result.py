@@ -30,6 +30,24 @@ def write_ended(rundir: RunDir, state: str, cause: str, outcome: dict[str, Any] 
     files.write_json(rundir.result_json, result)
 
 
+def rank_errors(rundir: RunDir, attempt: int) -> list[dict[str, Any]]:
+    """What the ranks that failed in an attempt wrote down, the first to fail first: rank, type, message, traceback …
+
+    A rank that only lost its peers stands behind those that failed on their own account.
+    """
+    found: list[dict[str, Any]] = [
+        files.read_json(path) for path in sorted(rundir.error(0, attempt).parent.glob("*.json"))
+    ]
+    return sorted(found, key=lambda error: (error["type"] == "WorldError", str(error["time"])))
+
+
+def first_error(rundir: RunDir, attempt: int) -> str:
+    """`rank 2: ValueError: …` of the rank that failed first; empty if none wrote anything down."""
+    for first in rank_errors(rundir, attempt):
+        return f"rank {first['rank']}: {first['type']}: {first['message']}".splitlines()[0]
+    return ""
+
+
 def process_start(pid: int) -> str:
     """When a process began, in the kernel's clock ticks: with the pid it names a process for ever. Empty if gone."""
     try:

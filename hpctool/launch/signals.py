@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import select
 import signal
 import time
 from types import FrameType
@@ -13,28 +14,62 @@ _CAUSES = {signal.SIGUSR2: "timeout", signal.SIGTERM: "preempted", signal.SIGINT
 
 _noted: list[tuple[str, float]] = []
 _owner_pid = 0
+_wakeup: tuple[int, int] | None = None
+_has_boundaries = True
 
 
 def install() -> None:
     """Note SIGUSR2, SIGTERM and SIGINT from now on; ignore SIGCONT. Main thread only.
 
-    A second SIGINT ends the process at once: an impatient person at a terminal is right.
+    What the batch script blocked until now (script.py) arrives here. A second SIGINT ends the process at once: an
+    impatient person at a terminal is right.
     """
-    global _owner_pid
+    global _owner_pid, _wakeup
     _owner_pid = os.getpid()
     _noted.clear()
+    if _wakeup is None:
+        _wakeup = os.pipe()
+        os.set_blocking(_wakeup[1], False)
+    signal.set_wakeup_fd(_wakeup[1], warn_on_full_buffer=False)
     for number in _CAUSES:
         signal.signal(number, _note)
     signal.signal(signal.SIGCONT, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _CAUSES)
     os.register_at_fork(after_in_child=ignore)
     faulthandler.enable()
+
+
+def expect(boundaries: bool) -> None:
+    """Say whether the work that begins now asks for stops itself; where it does not, the first Ctrl-C ends it."""
+    global _has_boundaries
+    _has_boundaries = boundaries
 
 
 def ignore() -> None:
     """Leave stopping to the parent: Slurm signals every process of a step, data workers too."""
     if os.getpid() != _owner_pid and _owner_pid:
+        signal.set_wakeup_fd(-1)
         for number in _CAUSES:
             signal.signal(number, signal.SIG_IGN)
+
+
+def wait(timeout_s: float) -> str:
+    """Wait for the process to be told to stop, and say why; empty if nobody did. For a thread beside the main one.
+
+    It hears of the signal even while the main thread is held up in C code and Python's handler has to wait.
+    """
+    assert _wakeup is not None, "install() comes first"
+    if not stop_requested() and select.select([_wakeup[0]], [], [], timeout_s)[0]:
+        for number in os.read(_wakeup[0], 64):
+            if number in _CAUSES:
+                return _CAUSES[signal.Signals(number)]
+    return stop_cause()
+
+
+def wake() -> None:
+    """Let `wait` return at once."""
+    if _wakeup is not None:
+        os.write(_wakeup[1], b"\0")
 
 
 def stop_cause() -> str:
@@ -58,6 +93,6 @@ def clear() -> None:
 
 
 def _note(number: int, _frame: FrameType | None) -> None:
-    if number == signal.SIGINT and stop_requested():
+    if number == signal.SIGINT and (stop_requested() or not _has_boundaries):
         raise KeyboardInterrupt
     _noted.append((_CAUSES[signal.Signals(number)], time.monotonic()))

@@ -6,8 +6,7 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from hpctool import files
-from hpctool.launch.result import current_story
+from hpctool.launch.result import current_story, rank_errors
 from hpctool.rundir import RunDir, Story
 from hpctool.track.metrics import read_metrics, summary
 from hpctool.track.runs import noting, read_row
@@ -90,16 +89,11 @@ def attempts(story: Story) -> list[dict[str, Any]]:
 
 
 def first_failure(rundir: RunDir, attempt: int) -> dict[str, Any] | None:
-    """What the rank that failed first in an attempt wrote down: rank, type, message, traceback, step, host, time.
-
-    A rank that only lost its peers is not the one, while there is another.
-    """
+    """What the rank that failed first in an attempt wrote down: rank, type, message, traceback, step, host, time."""
     if attempt == 0:
         return None
-    errors = [files.read_json(path) for path in sorted(rundir.error(0, attempt).parent.glob("*.json"))]
-    own = [error for error in errors if error["type"] != "WorldError"] or errors
-    first: dict[str, Any] | None = min(own, key=lambda error: str(error["time"]), default=None)
-    return None if first is None else {**first, "attempt": attempt, "num_ranks_failed": len(errors)}
+    errors = rank_errors(rundir, attempt)
+    return {**errors[0], "attempt": attempt, "num_ranks_failed": len(errors)} if errors else None
 
 
 def _checkpoint(rundir: RunDir, body: dict[str, Any]) -> dict[str, Any]:

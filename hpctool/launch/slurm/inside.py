@@ -1,14 +1,49 @@
-"""Coming back under Slurm: rank 0 asks for a requeue, everybody waits to be killed (see the table of signals)."""
+"""Inside a job that is told to stop: why, how long is left, and what will bring it back.
+
+What `scontrol show job` says while the ranks save (measured, Slurm 22.05):
+
+    event                                JobState     PreemptTime  Restarts    what follows
+    preempted, grace time                RUNNING      set          unchanged   we ask for the requeue
+    preempted REQUEUE, no grace          COMPLETING   None         raised      Slurm has requeued
+    preempted CANCEL, no grace           COMPLETING   set          unchanged   we ask, and Slurm does it
+    scancel                              COMPLETING   None         unchanged   nothing: it is over
+    scancel within a grace time          COMPLETING   set          unchanged   nothing; the grace time was not over
+    scontrol requeue by anyone           COMPLETING   None         raised      Slurm has requeued
+    time limit near                      RUNNING      None         unchanged   we ask
+"""
 
 from __future__ import annotations
 
+import datetime
 import os
-import shutil
-import subprocess
-import sys
 import time
+from dataclasses import dataclass
 
-from hpctool.errors import EXIT_CONTINUE
+from hpctool.errors import SchedulerError
+from hpctool.launch.slurm import ask
+
+#: Slurm may send the signal before the time limit up to a minute early (sbatch(1), --signal).
+EARLY_S = 60.0
+#: Asked from a job that is being stopped: it must not wait for a controller that does not answer.
+ASK_S = 8.0
+_TIME = "%Y-%m-%dT%H:%M:%S"
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a job is stopped: `cause` in our words; `state` that the attempt ends in; how to come back."""
+
+    #: preempted, timeout, cancelled, requeued (Slurm has done it already) or signal
+    cause: str
+    #: how to ask for the requeue: `incomplete`, `plain`, or empty where nothing is to be asked
+    ask: str = ""
+    #: when the job will be killed, in seconds of time.time(); None if nobody knows
+    deadline_s: float | None = None
+
+    @property
+    def state(self) -> str:
+        """requeued or cancelled."""
+        return "cancelled" if self.cause == "cancelled" else "requeued"
 
 
 def slurm_job_id() -> str:
@@ -17,24 +52,98 @@ def slurm_job_id() -> str:
     return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID", "")
 
 
-def from_inside(is_main: bool, patience_s: float = 3600.0) -> int:
-    """Requeue this job and wait for the end that Slurm brings; 75 where Slurm cannot be asked from here.
+def where() -> str:
+    """`slurm` for a rank that our batch script started, else `local`: being in an allocation changes nothing."""
+    return "slurm" if os.environ.get("HPCTOOL_WHERE") == "slurm" and slurm_job_id() else "local"
 
-    `requeue incomplete` requeues a running job and does nothing after scancel: a job that its user cancelled stays
-    cancelled. No rank exits by itself before that: a job that exits inside the grace time is never requeued.
+
+def is_job(where: str) -> bool:
+    """Whether Slurm is who ends this process: a rank of our script, or of `srun hpctool … cluster=inline`."""
+    return where == "slurm" or (where == "inline" and "SLURM_STEP_NUM_TASKS" in os.environ and bool(slurm_job_id()))
+
+
+def restart_count() -> int:
+    """How often Slurm has started this job again; it says nothing the first time."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def look() -> Stop:
+    """Ask Slurm once why this job is being stopped. Raises SchedulerError."""
+    record = ask.show("job", slurm_job_id(), timeout_s=ASK_S)[0]
+    limits = Limits.read(record)
+    return judge(record, restart_count(), limits, time.time())
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the site gives a job that is preempted: the partition's grace time and KillWait, in seconds."""
+
+    grace_s: float = 0.0
+    kill_wait_s: float = 30.0
+
+    @classmethod
+    def read(cls, record: dict[str, str]) -> Limits:
+        """Ask for both; a QOS may say another grace time, which is not asked (its users see a shorter deadline)."""
+        partition = ask.show("partition", record["Partition"], timeout_s=ASK_S)[0]
+        config = ask.site_config(timeout_s=ASK_S)
+        return cls(float(partition.get("GraceTime", "0")), float(config.get("KillWait", "30 sec").split()[0]))
+
+
+def judge(record: dict[str, str], restarts_before: int, limits: Limits, now_s: float) -> Stop:
+    """The table above: `record` is what `scontrol show job` says, `now_s` the time at which it said it."""
+    preempted_s = _time(record.get("PreemptTime"))
+    started_s, end_s = _time(record.get("StartTime")), _time(record.get("EndTime"))
+    if int(record.get("Restarts", "0")) > restarts_before:
+        return Stop("requeued")
+    if record["JobState"] in ("RUNNING", "SUSPENDED"):
+        if preempted_s is not None:
+            return Stop("preempted", "incomplete", preempted_s + limits.grace_s + limits.kill_wait_s)
+        signal_s = _signal_delay_s()
+        if end_s is not None and end_s - now_s <= signal_s + EARLY_S:
+            return Stop("timeout", "incomplete", end_s)
+        return Stop("signal", "incomplete")
+    limit_s = _minutes_s(record.get("TimeLimit"))
+    if started_s is not None and limit_s is not None and now_s >= started_s + limit_s:
+        return Stop("timeout", "plain", started_s + limit_s + limits.kill_wait_s)
+    if preempted_s is not None and now_s >= preempted_s + limits.grace_s:
+        return Stop("preempted", "plain", preempted_s + limits.grace_s + limits.kill_wait_s)
+    return Stop("cancelled")
+
+
+def requeue(how: str) -> None:
+    """Ask for this job's requeue; the moment it is granted every rank is killed. Raises SchedulerError.
+
+    `incomplete` does nothing after scancel: it closes the gap between looking and asking.
     """
-    if shutil.which("scontrol") is None:
-        return EXIT_CONTINUE
-    if is_main:
-        asked = subprocess.run(
-            ["scontrol", "requeue", "incomplete", slurm_job_id()],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        if asked.returncode != 0:
-            print(f"hpctool: Slurm did not requeue this job: {asked.stderr.strip()}", file=sys.stderr, flush=True)
-            return EXIT_CONTINUE
-    time.sleep(patience_s)
-    return EXIT_CONTINUE
+    words = ["incomplete"] if how == "incomplete" else []
+    ask.call("scontrol", "requeue", *words, slurm_job_id(), timeout_s=ASK_S)
+
+
+def why(signal_cause: str) -> Stop:
+    """Like `look`; where Slurm cannot be asked from here, what the signal alone says: the script will ask."""
+    try:
+        return look()
+    except (SchedulerError, IndexError, KeyError, ValueError):
+        return Stop(signal_cause, "incomplete")
+
+
+def _time(text: str | None) -> float | None:
+    try:
+        return datetime.datetime.strptime(text or "", _TIME).timestamp()
+    except ValueError:  # None, Unknown, N/A
+        return None
+
+
+def _minutes_s(text: str | None) -> float | None:
+    """Seconds of `1-02:03:04` or `02:03:04`; None for UNLIMITED."""
+    days, _, rest = (text or "").rpartition("-")
+    parts = rest.split(":")
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        return None
+    hours, minutes, seconds = (int(part) for part in parts)
+    return float(int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds)
+
+
+def _signal_delay_s() -> float:
+    # Our batch script exports what it asked for; job.sbatch asks for the default.
+    return float(os.environ.get("HPCTOOL_SIGNAL_DELAY_S", "120"))

@@ -34,7 +34,7 @@ def parameters(cfg: DictConfig, environment: dict[str, str]) -> dict[str, Any]:
         "setup": [*cluster.setup, *exports],
         # submitit never writes --requeue, and on a cluster with JobRequeue=0 a job without it cannot come back.
         "additional_parameters": {"requeue": True, **dict(cluster.extra)},
-        "srun_args": ["--kill-on-bad-exit=1", *cluster.srun_args],
+        "srun_args": [*cluster.srun_args],
         "stderr_to_stdout": True,
     }
     # wckey=None: submitit's own key is refused where keys are enforced.

@@ -1,0 +1,148 @@
+"""How an attempt closes inside the job: completed, stopped, failed; what is written down, and with which exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+import traceback
+from typing import Any
+
+from hpctool import config, files
+from hpctool.errors import (
+    EXIT_CONTINUE,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    HpctoolError,
+    SchedulerError,
+    Stopped,
+    WorldError,
+)
+from hpctool.launch import endings
+from hpctool.launch.result import first_error, rank_errors, write_ended
+from hpctool.launch.slurm import inside
+from hpctool.rundir import RunDir, now
+from hpctool.world import World
+
+#: A rank that lost its peers waits this long for the one that really failed to write down why.
+_PEERS_ERROR_S = 1.0
+#: Under Slurm it waits longer: a lost node is Slurm's to find out (SlurmdTimeout, 300 s by default), and who goes
+#: before that makes a failure of what would have been requeued.
+_VERDICT_S = 420.0
+#: Rank 0 leaves last, so that srun sees its exit code and not that of a rank which it has killed.
+_OTHERS_LEAVE_S = 1.0
+
+
+def completed(rundir: RunDir, world: World, outcome: dict[str, Any]) -> int:
+    """The job's `run` has returned on all ranks."""
+    if world.is_main:
+        write_ended(rundir, "completed", "", outcome)
+        end(rundir, "completed", "", int(outcome.get("step", 0)), EXIT_DONE)
+    return EXIT_DONE
+
+
+def stopped(rundir: RunDir, where: str, world: World, stop: Stopped) -> int:
+    """The job has stopped on request and saved; under Slurm, find out why and what brings it back."""
+    print(f"hpctool: {stop}", file=sys.stderr, flush=True)
+    by_hand = where == "inline" and stop.cause == "interrupted"
+    if inside.is_job(where) and not by_hand:
+        return _stopped_in_slurm(rundir, stop) if world.is_main else EXIT_DONE
+    code = EXIT_INTERRUPTED if by_hand else EXIT_CONTINUE
+    if world.is_main:
+        end(rundir, "cancelled" if by_hand else "requeued", stop.cause, stop.step, code)
+    return code
+
+
+def _stopped_in_slurm(rundir: RunDir, stop: Stopped) -> int:
+    """Rank 0's part: write down why, and leave with 75 where the batch script is to ask for the requeue."""
+    found = inside.why(stop.cause)
+    if found.cause == "cancelled":
+        write_ended(rundir, "cancelled", "cancelled in Slurm")
+        end(rundir, "cancelled", "cancelled in Slurm", stop.step, EXIT_FAILED)
+        return EXIT_FAILED
+    if found.cause == "timeout" and (over := endings.too_many_timeouts(rundir, stop.step, _max_timeouts(rundir))):
+        write_ended(rundir, "failed", over)
+        end(rundir, "failed", over, stop.step, EXIT_FAILED)
+        return EXIT_FAILED
+    end(rundir, "requeued", found.cause, stop.step, EXIT_CONTINUE)
+    time.sleep(_OTHERS_LEAVE_S)
+    if found.ask == "plain":
+        with contextlib.suppress(SchedulerError):
+            inside.requeue("plain")
+    return EXIT_CONTINUE
+
+
+def last_moment(rundir: RunDir, found: inside.Stop) -> None:
+    """Rank 0, shortly before the kill, while the job has not saved yet: come back to the newest checkpoint."""
+    story = rundir.story()
+    end(rundir, "requeued", f"{found.cause}; there was no time to save", endings.committed_step(story), EXIT_CONTINUE)
+    print(f"hpctool: {found.cause}, and no time to save; the next attempt goes on from the newest checkpoint.")
+    sys.stdout.flush()
+    inside.requeue(found.ask)
+
+
+def leave(rundir: RunDir, where: str, world: World, cause: str) -> None:
+    """End this process, whose job has no boundary to stop at: the next attempt does it again from the beginning."""
+    code = stopped(rundir, where, world, Stopped(cause, endings.committed_step(rundir.story())))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def failed(rundir: RunDir, where: str, world: World, error: Exception) -> int:
+    """The job has raised: write down this rank's error, and on rank 0 the end of the run."""
+    write_error(rundir, world, error)
+    text = f"hpctool: {error}" if isinstance(error, HpctoolError) else traceback.format_exc()
+    print(text, file=sys.stderr, flush=True)
+    code = error.exit_code if isinstance(error, HpctoolError) else EXIT_FAILED
+    lost_peers = isinstance(error, WorldError)
+    if lost_peers and inside.is_job(where):
+        _wait_for_verdict(rundir)
+    if not world.is_main:
+        return code
+    if lost_peers and where == "local":
+        return code  # the supervisor saw which rank went first and how, and decides
+    if lost_peers:
+        time.sleep(_PEERS_ERROR_S)
+    cause = first_error(rundir, rundir.attempt) or f"{type(error).__name__}: {error}"
+    write_ended(rundir, "failed", cause)
+    end(rundir, "failed", cause, rundir.story().step, code)
+    return code
+
+
+def _wait_for_verdict(rundir: RunDir) -> None:
+    """Until another rank says what its own error was, or Slurm ends this one."""
+    deadline_s = time.monotonic() + _VERDICT_S
+    while time.monotonic() < deadline_s:
+        if any(error["type"] != "WorldError" for error in rank_errors(rundir, rundir.attempt)):
+            return
+        time.sleep(0.5)
+
+
+def write_error(rundir: RunDir, world: World, error: Exception) -> None:
+    """This rank's error, for whoever asks which one failed first."""
+    path = rundir.error(world.rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    story = {
+        "rank": world.rank,
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": traceback.format_exc(),
+        "step": rundir.story().step,
+        "host": socket.gethostname(),
+        "time": now(),
+    }
+    files.write_json(path, story)
+
+
+def end(rundir: RunDir, state: str, cause: str, step: int, code: int) -> None:
+    """The ledger's entry: this attempt is over."""
+    body = {"kind": "ended", "attempt": rundir.attempt, "state": state, "cause": cause, "step": step}
+    rundir.ledger.append({**body, "exit_code": code, "time": now()})
+
+
+def _max_timeouts(rundir: RunDir) -> int:
+    return int(config.load(rundir.config_yaml).cluster.get("max_timeouts", 100))

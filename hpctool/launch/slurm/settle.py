@@ -1,0 +1,127 @@
+"""After srun, in the batch script: what the end of an attempt means when no rank could say it itself.
+
+python -m hpctool.launch.slurm.settle --code 137 --said <srun's words> <run folder>
+
+Exit code 75: the script is to ask for a requeue. Otherwise the job's own exit code: 0, 1 or 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+from hpctool import config
+from hpctool.errors import EXIT_CONTINUE, EXIT_DONE, EXIT_FAILED, EXIT_INPUT, SchedulerError
+from hpctool.launch import endings
+from hpctool.launch.endings import Verdict
+from hpctool.launch.ranks import Outcome
+from hpctool.launch.slurm import inside
+from hpctool.launch.task import open_run
+from hpctool.rundir import RunDir, Story, fold
+
+#: `srun: error: n2: task 1: Killed`, `… tasks 0,2: Exited with exit code 1`
+_TASK_ENDED = re.compile(r"error: (\S+): tasks? ([0-9]+)[0-9,-]*: (.+)")
+_OUT_OF_MEMORY = re.compile(r"oom[_-]kill|out of memory|exceeded (step |job )?memory limit", re.I)
+_NODE_LOST = re.compile(r"node failure|node_fail|communication connection failure|job .* failed nodes", re.I)
+#: How long a lost node may stay unnoticed by the controller (SlurmdTimeout, 300 s by default).
+_VERDICT_S = 420.0
+
+
+def main(arguments: list[str]) -> int:
+    """Judge, write down, and say what is next."""
+    parser = argparse.ArgumentParser(prog="hpctool.launch.slurm.settle")
+    parser.add_argument("--code", type=int, required=True)
+    parser.add_argument("--said", type=Path, required=True)
+    parser.add_argument("run", nargs="*")
+    parser.add_argument("--array", action="store_true")
+    options = parser.parse_args(arguments)
+    rundir = open_run((["--array"] if options.array else []) + options.run)
+    said = options.said.read_text(errors="replace") if options.said.exists() else ""
+    return settle(rundir, options.code, said)
+
+
+def settle(rundir: RunDir, code: int, said: str) -> int:
+    """The exit code for the script; the ledger then tells how it ended. `code` is srun's, `said` its words."""
+    before = _before(rundir)
+    recorded = endings.recorded_end(rundir, before)
+    if recorded:
+        return int(recorded["exit_code"] or EXIT_DONE) if recorded["state"] != "requeued" else EXIT_CONTINUE
+    outcome, node = _outcome(code, said)
+    if _NODE_LOST.search(said):
+        print("hpctool: a node seems lost; Slurm is waited for, which requeues.", file=sys.stderr, flush=True)
+        time.sleep(_VERDICT_S)
+    stop = inside.why("")
+    verdict = _by_slurm(rundir, stop) or _by_itself(rundir, before, outcome, said, node)
+    endings.record(rundir, before, outcome, verdict)
+    print(f"hpctool: {verdict.state}: {verdict.cause}", file=sys.stderr, flush=True)
+    if verdict.state == "requeued":
+        if stop.ask == "plain":
+            with contextlib.suppress(SchedulerError):
+                inside.requeue("plain")
+        return EXIT_CONTINUE
+    return EXIT_INPUT if outcome.first_code == EXIT_INPUT else EXIT_FAILED
+
+
+def _by_slurm(rundir: RunDir, stop: inside.Stop) -> Verdict | None:
+    """What Slurm's own stop means, where it came before the ranks had saved."""
+    if stop.cause == "cancelled":
+        return Verdict("cancelled", "cancelled in Slurm; there was no time to save")
+    if stop.cause in ("preempted", "requeued"):
+        return Verdict("requeued", f"{stop.cause}; there was no time to save")
+    if stop.cause == "timeout":
+        cfg = config.load(rundir.config_yaml)
+        step = endings.committed_step(rundir.story())
+        if over := endings.too_many_timeouts(rundir, step, int(cfg.cluster.get("max_timeouts", 100))):
+            return Verdict("failed", over)
+        return Verdict("requeued", "timeout; there was no time to save")
+    return None
+
+
+def _by_itself(rundir: RunDir, before: Story, outcome: Outcome, said: str, node: str) -> Verdict:
+    """What it means that ranks ended though Slurm wanted nothing of them."""
+    if _OUT_OF_MEMORY.search(said):
+        where = f" on {node}" if node else ""
+        return Verdict(
+            "failed",
+            f"rank {outcome.first_rank} ran out of memory{where}, says Slurm; ask for more resources.mem_gb, or make "
+            "the batch smaller",
+        )
+    max_failures = int(config.load(rundir.config_yaml).cluster.max_failures)
+    return endings.judge(rundir, before, outcome, max_failures)
+
+
+def _before(rundir: RunDir) -> Story:
+    """The run's story up to the beginning of this job's attempt; all of it if the attempt never began."""
+    entries = rundir.story().entries
+    mine = (inside.slurm_job_id(), inside.restart_count())
+    for position, entry in enumerate(entries):
+        body = entry.body
+        if body["kind"] == "begun" and (body.get("slurm_job_id"), body.get("restart_count", 0)) == mine:
+            return fold(entries[:position])
+    return fold(entries)
+
+
+def _outcome(code: int, said: str) -> tuple[Outcome, str]:
+    """The rank that went first, with its exit code or signal, as srun tells it; and its node."""
+    match = _TASK_ENDED.search(said)
+    if match is None:
+        return Outcome((_signed(code),), first_rank=0), ""
+    node, rank, how = match.group(1), int(match.group(2)), match.group(3)
+    number = re.search(r"exit code (\d+)", how)
+    by_signal = {signal.strsignal(one): -one for one in signal.valid_signals()}
+    first = int(number.group(1)) if number else by_signal.get(re.sub(r" \(core dumped\)$", "", how), _signed(code))
+    return Outcome((0,) * rank + (first,), first_rank=rank), node
+
+
+def _signed(code: int) -> int:
+    """A shell's exit code as Python has it: killed by signal 9 is -9, not 137."""
+    return 128 - code if code > 128 else code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
