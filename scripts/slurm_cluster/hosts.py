@@ -1,0 +1,146 @@
+"""Four hosts on one machine: a network namespace each, and what their file systems show."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from slurm_cluster import processes
+from slurm_cluster.place import NODES, USER, Place, State
+from slurm_cluster.tools import RefusedError, run
+
+NAMESPACES = Path("/run/netns")
+#: The bridge has a namespace to itself, where no firewall of this machine looks at what the nodes tell each other.
+SWITCH = "hpctool-net"
+#: the controller's end of its cable, in this machine's own namespace
+CABLE = "hpctool0"
+
+
+def namespace(node: str) -> str:
+    return f"hpctool-{node}"
+
+
+def paths() -> list[Path]:
+    return [NAMESPACES / name for name in (SWITCH, *map(namespace, NODES))]
+
+
+def free_network() -> str:
+    """The first of 10.77.0, 10.78.0, … that this machine does not use yet."""
+    routes = run("ip", "-4", "route", "show", "table", "all").stdout
+    for number in range(77, 256):
+        if f"10.{number}." not in routes:
+            return f"10.{number}.0"
+    raise RefusedError("All networks from 10.77.0.0 to 10.255.0.0 are in use here.")
+
+
+def check_allowed() -> None:
+    """Raises RefusedError where no namespaces may be made, as in most containers."""
+    unshare = ("unshare", "--net", "--mount", "--uts", "sh", "-c", "hostname n1 && ip link add type veth")
+    done = subprocess.run(unshare, capture_output=True, text=True)
+    if done.returncode:
+        raise RefusedError(
+            "This machine does not let root make network namespaces; a container needs the capabilities "
+            f"SYS_ADMIN and NET_ADMIN (unshare said: {done.stderr.strip()})."
+        )
+
+
+def connect(state: State) -> None:
+    """A bridge, and a cable from it to each node and to the controller."""
+    for name in (SWITCH, *map(namespace, NODES)):
+        run("ip", "netns", "add", name)
+    lines = ["link add bridge type bridge", "link set bridge up"]
+    for node in NODES:
+        lines += [
+            f"link add {node} type veth peer name eth0 netns {namespace(node)}",
+            f"link set {node} master bridge up",
+        ]
+    run("ip", "-n", SWITCH, "-batch", "-", text="\n".join(lines))
+    run("ip", "link", "add", CABLE, "type", "veth", "peer", "name", "controller", "netns", SWITCH)
+    run("ip", "-n", SWITCH, "link", "set", "controller", "up", "master", "bridge")
+    for node in NODES:
+        inside = ["link set lo up", f"address add {state.address(node)}/24 dev eth0", "link set eth0 up"]
+        run("ip", "-n", namespace(node), "-batch", "-", text="\n".join(inside))
+    outside = [f"address add {state.controller_address}/24 dev {CABLE}", f"link set {CABLE} up"]
+    run("ip", "-batch", "-", text="\n".join(outside))
+
+
+def disconnect() -> None:
+    """With its namespace goes everything in it, and the other end of each cable."""
+    present = run("ip", "netns", "list", check=False).stdout.split()
+    for path in paths():
+        if path.name in present:
+            run("ip", "netns", "delete", path.name)
+        path.unlink(missing_ok=True)
+
+
+def closed_to_others(path: Path) -> Path | None:
+    """The first folder on the way to `path` that an ordinary user may not pass, None if the way is free."""
+    for folder in (*reversed(path.parents), path):
+        if folder.is_dir() and not folder.stat().st_mode & 0o001:
+            return folder
+    return None
+
+
+def to_open(wanted: Iterable[Path]) -> list[str]:
+    """Of these paths, the ones behind a closed door: a Python or a checkout below /root, mostly.
+
+    Raises RefusedError if such a path is itself closed: it was not meant for others.
+    """
+    opened: list[str] = []
+    for path in sorted({path.resolve() for path in wanted}):
+        door = closed_to_others(path)
+        if door == path:
+            raise RefusedError(f"Jobs run as the ordinary user {USER}, who may not read {path}: `chmod o+rx {path}`.")
+        if door is not None and not any(path.is_relative_to(other) for other in opened):
+            opened.append(str(path))
+    return opened
+
+
+def view(place: Place, state: State, host: str) -> str:
+    """Shell lines that make a new mount namespace look like that host."""
+    lines = [
+        "set -e",
+        f"mount --bind {place.slurm_conf.parent}/hosts /etc/hosts",
+        f"mount --bind {shlex.quote(str(place.scratch(host)))} /var/tmp",
+    ]
+    # A closed folder such as /root is covered by an empty one that holds only what is to be seen.
+    doors = []
+    for number, path in enumerate(state.opened):
+        aside = place.folder / "aside" / str(number)
+        aside.mkdir(parents=True, exist_ok=True)
+        lines.append(f"mount --bind {shlex.quote(path)} {aside}")
+        door = closed_to_others(Path(path))
+        if door is not None and door not in doors:
+            doors.append(door)
+    lines += [f"mount -t tmpfs -o mode=755 tmpfs {shlex.quote(str(door))}" for door in doors]
+    for number, path in enumerate(state.opened):
+        lines.append(f"mkdir -p {shlex.quote(path)}")
+        lines.append(f"mount --move {place.folder}/aside/{number} {shlex.quote(path)}")
+    return "\n".join(lines)
+
+
+def start_login(place: Place, state: State, env: dict[str, str]) -> None:
+    """A process that holds the file systems which the ordinary user sees on this machine itself."""
+    command = ["unshare", "--mount", "--propagation", "slave", "sh", "-c"]
+    script = f"{view(place, state, 'login')}\n: > {place.folder}/run/login\nexec sleep infinity"
+    processes.start(place, "login", [*command, script], env)
+
+
+def start_node(place: Place, state: State, node: str, env: dict[str, str]) -> None:
+    # `ip netns exec` would mount another /sys, in which slurmd finds no cgroups.
+    command = ["nsenter", f"--net={NAMESPACES / namespace(node)}"]
+    command += ["unshare", "--mount", "--uts", "--propagation", "slave", "sh", "-c"]
+    script = f"{view(place, state, node)}\nhostname {node}\nexec slurmd -D -N {node}"
+    processes.start(place, f"slurmd-{node}", [*command, script], env)
+
+
+def set_cable(node: str, up: bool) -> None:
+    run("ip", "-n", SWITCH, "link", "set", node, "up" if up else "down")
+
+
+def cut_nodes() -> list[str]:
+    """Nodes whose cable is cut."""
+    shown = run("ip", "-n", SWITCH, "-oneline", "link", "show").stdout.splitlines()
+    return [node for node in NODES for line in shown if f" {node}@" in line and "UP" not in line.split("<")[1]]

@@ -1,0 +1,189 @@
+"""From nothing to a cluster, and back to nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from slurm_cluster import configuration, hosts, processes, services
+from slurm_cluster.place import NODES, USER, Place, Settings, State
+from slurm_cluster.tools import FailedError, RefusedError, run, say, until
+
+#: Debian's packages, each with a program that only it brings
+PACKAGES = {
+    "slurmctld": "slurmctld",
+    "slurmd": "slurmd",
+    "slurmdbd": "slurmdbd",
+    "slurm-client": "sbatch",
+    "munge": "munged",
+    "mariadb-server": "mariadbd",
+    "iproute2": "ip",
+}
+PMIX = "libpmix2"
+SERVICES = ("slurmctld", "slurmd", "slurmdbd", "munge", "mariadb")
+CONFIGURED = Path("/etc/slurm/slurm.conf")
+FORBID_SERVICES = Path("/usr/sbin/policy-rc.d")
+
+
+def check(place: Place) -> None:
+    """Raises RefusedError, in one sentence, where no cluster may be started."""
+    if os.geteuid() != 0:
+        raise RefusedError("Only root can start a cluster of several hosts on one machine.")
+    if not Path("/etc/debian_version").exists() or shutil.which("apt-get") is None:
+        raise RefusedError("This is not Debian, whose packages of Slurm the cluster is made of.")
+    if CONFIGURED.exists():
+        raise RefusedError(f"Another Slurm is configured here: {CONFIGURED} exists.")
+    other = os.environ.get("SLURM_CONF")
+    if other and Path(other) != place.slurm_conf:
+        raise RefusedError(f"SLURM_CONF names another Slurm: {other}.")
+    ours = set(processes.daemons(place))
+    for pid in processes.alive():
+        if processes.name(pid) in ("slurmctld", "slurmd", "slurmdbd") and pid not in ours:
+            raise RefusedError(f"Another Slurm runs here: {processes.name(pid)} is process {pid}.")
+    with contextlib.suppress(KeyError):
+        if pwd.getpwnam(USER).pw_gecos != gecos(place):
+            raise RefusedError(f"There is a user {USER} already, who was not made by this cluster.")
+    if (
+        place.folder.exists()
+        and not place.state_json.exists()
+        and {path.name for path in place.folder.iterdir()} - {"lock"}
+    ):
+        raise RefusedError(f"{place.folder} holds something else than a cluster; name another --folder.")
+
+
+def gecos(place: Place) -> str:
+    """By this in /etc/passwd `down` knows the user that `up` made."""
+    return f"throwaway cluster in {place.folder}"
+
+
+def install() -> None:
+    """Debian's packages, where they are missing; what they bring is neither started now nor at the next boot."""
+    missing = [package for package, program in PACKAGES.items() if shutil.which(program) is None]
+    if not list(Path("/usr/lib").glob("*/libpmix.so.2")):
+        missing.append(PMIX)
+    if not missing:
+        return
+    say(f"Installing {' '.join(missing)} …")
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    run("apt-get", "update", "-qq", env=env)
+    with services_forbidden():
+        run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing, env=env)
+    if shutil.which("systemctl"):
+        for service in SERVICES:
+            if service in missing or (service == "mariadb" and "mariadb-server" in missing):
+                run("systemctl", "disable", service, check=False)
+
+
+@contextlib.contextmanager
+def services_forbidden() -> Iterator[None]:
+    """Packages ask this file before they start a service."""
+    if FORBID_SERVICES.exists():
+        yield
+        return
+    FORBID_SERVICES.write_text("#!/bin/sh\nexit 101\n")
+    FORBID_SERVICES.chmod(0o755)
+    try:
+        yield
+    finally:
+        FORBID_SERVICES.unlink()
+
+
+def up(place: Place, settings: Settings, readable: Sequence[Path]) -> State:
+    """Start everything; what was started is taken down again if that fails."""
+    install()
+    hosts.check_allowed()
+    state = State(network=hosts.free_network(), default=settings, now=Settings(**vars(settings)))
+    state.opened = hosts.to_open(readable)
+    if not hosts.NAMESPACES.exists():
+        state.made.append(str(hosts.NAMESPACES))
+    place.save(state)
+    try:
+        make(place, state)
+    except BaseException:
+        say("That did not work; taking down what was started …")
+        clear(place, state)
+        raise
+    return state
+
+
+def make(place: Place, state: State) -> None:
+    env = place.environment()
+    configuration.write_all(place, state)
+    database = services.create_database(place, env) if state.now.accounting else None
+    make_user(place)
+    hosts.connect(state)
+    services.start_munge(place, env)
+    hosts.start_login(place, state, env)
+    if database is not None:
+        services.start_accounting(place, env, database)
+    services.start_controller(place)
+    for node in NODES:
+        hosts.start_node(place, state, node, env)
+    if not until(lambda: services.idle(place), timeout_s=60):
+        raise FailedError(f"The nodes did not register within a minute. One said:\n{services.last_words(place, 'slurmd-n1')}")
+
+
+def make_user(place: Place) -> None:
+    shell = shutil.which("bash") or "/bin/sh"
+    options = [
+        "--no-create-home",
+        "--user-group",
+        "--home-dir",
+        place.home,
+        "--shell",
+        shell,
+        "--comment",
+        gecos(place),
+    ]
+    run("useradd", *options, USER)
+    user = pwd.getpwnam(USER)
+    place.home.mkdir(mode=0o700)
+    # Whoever made this checkout, Git is to read it.
+    (place.home / ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
+    for path in (place.home, place.home / ".gitconfig"):
+        os.chown(path, user.pw_uid, user.pw_gid)
+
+
+def down(place: Place) -> None:
+    """End and remove everything; an `up` that was killed before it made anything has left an empty folder."""
+    if place.state_json.exists():
+        clear(place, place.load())
+    elif [path.name for path in place.folder.iterdir()] == ["lock"]:
+        shutil.rmtree(place.folder)
+
+
+def clear(place: Place, state: State) -> None:
+    user = None
+    with contextlib.suppress(KeyError):
+        if pwd.getpwnam(USER).pw_gecos == gecos(place):
+            user = pwd.getpwnam(USER)
+
+    def rest() -> set[int]:
+        left = {*processes.daemons(place), *processes.within(hosts.paths())}
+        return left | set(processes.of_user(USER)) if user else left
+
+    # Who was being started while we looked is met in the next round.
+    if not until(lambda: processes.end(rest(), timeout_s=5) and not rest(), timeout_s=30):
+        raise FailedError(f"Some processes do not end: {sorted(rest())}.")
+    hosts.disconnect()
+    for folder in map(Path, state.made):
+        run("umount", folder, check=False)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+    if user is not None:
+        remove_files_of(user.pw_uid)
+        run("userdel", USER)
+    shutil.rmtree(place.folder)
+
+
+def remove_files_of(uid: int) -> None:
+    """What jobs left in the folders that everybody may write: the next user may get the same number."""
+    for folder in map(Path, ("/tmp", "/dev/shm")):
+        for path in folder.iterdir() if folder.exists() else ():
+            with contextlib.suppress(FileNotFoundError):
+                if path.lstat().st_uid == uid:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -1,0 +1,126 @@
+"""Where a throwaway cluster keeps itself, and what it may be asked to change."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from slurm_cluster.tools import RefusedError, until, write
+
+FORMAT = 1
+NODES = ("n1", "n2", "n3", "n4")
+#: of the ordinary user that is made for the jobs
+USER = "hpctool"
+ACCOUNT = "lab"
+
+
+@dataclass
+class Settings:
+    """What the commands `policy` and `limits` change."""
+
+    preempt_mode: str = "REQUEUE"
+    grace_s: int = 10
+    user_signal: bool = False
+    max_array_size: int = 1001
+    job_requeue: bool = True
+    accounting: bool = True
+    #: of the ordinary user; None: as many as they like
+    max_submit_jobs: int | None = None
+
+
+@dataclass
+class State:
+    """The file state.json: what was made, so that `down` can undo it."""
+
+    #: first three numbers of all addresses
+    network: str
+    #: what `reset` goes back to
+    default: Settings
+    now: Settings
+    #: paths that only root can reach, and which are shown to everybody within the cluster
+    opened: list[str] = field(default_factory=list)
+    #: folders that `ip netns` or a package script made, to be removed
+    made: list[str] = field(default_factory=list)
+
+    @property
+    def controller_address(self) -> str:
+        return f"{self.network}.254"
+
+    def address(self, node: str) -> str:
+        return f"{self.network}.{node.removeprefix('n')}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """The one folder of a cluster."""
+
+    folder: Path
+
+    @property
+    def slurm_conf(self) -> Path:
+        return self.folder / "etc" / "slurm.conf"
+
+    @property
+    def munge_socket(self) -> Path:
+        return self.folder / "munge" / "socket"
+
+    @property
+    def database_socket(self) -> Path:
+        return self.folder / "database" / "socket"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "log"
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def state_json(self) -> Path:
+        return self.folder / "state.json"
+
+    def scratch(self, host: str) -> Path:
+        return self.folder / "scratch" / host
+
+    def load(self) -> State:
+        """Raises RefusedError where there is no cluster."""
+        try:
+            found = json.loads(self.state_json.read_text())
+        except FileNotFoundError:
+            raise RefusedError(f"There is no cluster in {self.folder}; start one with `scripts/cluster up`.") from None
+        if found.pop("format") != FORMAT:
+            raise RefusedError(f"{self.state_json} was written by another version; take that cluster down with it.")
+        return State(**{**found, "default": Settings(**found["default"]), "now": Settings(**found["now"])})
+
+    def save(self, state: State) -> None:
+        write(self.state_json, json.dumps({"format": FORMAT, **asdict(state)}, indent=2) + "\n")
+
+    def environment(self) -> dict[str, str]:
+        """What Slurm's programs need to find this cluster and no other."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+        return {**kept, "SLURM_CONF": str(self.slurm_conf)}
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the cluster while it changes; raises RefusedError if somebody else has held it for half a minute."""
+        descriptor = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            if not until(lambda: _locked(descriptor), timeout_s=30):
+                raise RefusedError(f"Another scripts/cluster works on {self.folder}; wait for it or end it.")
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
