@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,6 +20,11 @@ from hpctool.place import Place, place_from_environment
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+    from torch.distributed import ProcessGroup
+
+# A job that Slurm suspends must go on afterwards, so a collective waits for as long as that may take. Nothing is lost
+# by it: a peer that died is noticed by its closed connection, a lost node by Slurm.
+_COLLECTIVE_TIMEOUT = timedelta(hours=24)
 
 Operation = Literal["sum", "max", "min"]
 Array = npt.NDArray[Any]
@@ -108,14 +114,15 @@ class TorchWorld(World):
 
     backend = "torch"
 
-    def __init__(self, place: Place, timeout_s: float = 600.0) -> None:
+    def __init__(self, place: Place, meeting_file: Path | None = None, timeout_s: float = 600.0) -> None:
+        """Meet the others at a file, or at MASTER_ADDR, within `timeout_s`. Collective. Raises WorldError."""
         super().__init__(place)
         import torch
         import torch.distributed as dist
 
         self.torch = torch
         self.dist = dist
-        self.timeout_s = timeout_s
+        self._join_timeout = timedelta(seconds=timeout_s)
         self.device = torch.device("cpu")
         backend = "gloo"
         if torch.cuda.is_available():
@@ -123,13 +130,25 @@ class TorchWorld(World):
             self.device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
             torch.cuda.set_device(self.device)
             backend = "cpu:gloo,cuda:nccl"
-        timeout = timedelta(seconds=timeout_s)
         try:
-            store = rendezvous.meeting_point(place, timeout_s)
-            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=timeout)
+            store = rendezvous.meet(place, meeting_file, timeout_s)
+            dist.init_process_group(
+                backend, store=store, rank=place.rank, world_size=place.size, timeout=self._join_timeout
+            )
+            self._joined(dist.group.WORLD)
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise WorldError(f"Rank {place.rank} of {place.size} could not join the others: {reason}") from error
+
+    def new_group(self) -> ProcessGroup:
+        """A further group of all ranks, on CPUs: what it reduces does not queue behind gradients. Collective."""
+        return self._joined(self.dist.new_group(backend="gloo", timeout=self._join_timeout))
+
+    def _joined(self, group: ProcessGroup | None) -> ProcessGroup:
+        assert group is not None, "all ranks are in it"
+        # Only now: whoever dies while ranks connect has no connection yet that could close.
+        group.set_timeout(_COLLECTIVE_TIMEOUT)
+        return group
 
     def barrier(self) -> None:
         self.reduce(np.zeros(1, np.int64))
@@ -221,7 +240,8 @@ class MpiWorld(World):
 def make_world(kind: str = "auto", *, timeout_s: float = 600.0) -> World:
     """The world of this process: `auto` takes what the environment says, `torch`, `mpi` or `single` insist.
 
-    `auto` joins ranks by torch; `mpi` leaves torch alone. Raises WorldError.
+    `auto` joins ranks by torch; `mpi` leaves torch alone. `timeout_s` is how long ranks wait for each other to come.
+    Raises WorldError.
     """
     place = place_from_environment()
     if kind == "mpi":
@@ -229,7 +249,7 @@ def make_world(kind: str = "auto", *, timeout_s: float = 600.0) -> World:
     if kind == "single" or (kind == "auto" and place.size == 1):
         return World()
     if kind in ("auto", "torch"):
-        return TorchWorld(place, timeout_s)
+        return TorchWorld(place, rendezvous.named_file(), timeout_s)
     raise WorldError(f"There is no world '{kind}'; there is auto, torch, mpi and single.")
 
 

@@ -66,16 +66,6 @@ def primitive(request: pytest.FixtureRequest) -> files.Primitive:
     return choice
 
 
-@pytest.fixture(autouse=True)
-def _own_environment() -> Iterator[None]:
-    """What a test, or what it runs in this process, leaves in the environment does not reach the next one."""
-    before = dict(os.environ)
-    yield
-    if os.environ != before:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, object, object]:
     """Lift a limit on file sizes before pytest writes its own report, which may go into a file, too."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,9 @@ import numpy as np
 
 from hpctool.errors import ConfigError, HpctoolError
 from hpctool.place import place_from_environment
-from hpctool.world import World, make_world
+from hpctool.world import TorchWorld, World, make_world
+
+SUSPENDED_S = 12
 
 
 def collectives(world: World) -> dict[str, Any]:
@@ -100,8 +103,23 @@ def last_is_killed(world: World) -> None:
     world.barrier()
 
 
+def one_is_suspended(world: World) -> float:
+    """Rank 0 is stopped for longer than ranks wait for each other at the beginning, and all go on."""
+    assert isinstance(world, TorchWorld)
+    group = world.new_group()
+    world.barrier()
+    began = time.monotonic()
+    if world.rank == 0:
+        subprocess.Popen(["/bin/sh", "-c", f"sleep {SUSPENDED_S}; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
+    posted = world.dist.barrier(group, async_op=True)
+    world.gather("still here?")
+    posted.wait()
+    return time.monotonic() - began
+
+
 SCENARIOS: dict[str, Callable[[World], Any]] = {
-    f.__name__: f for f in (collectives, fails_on_main, fails_on_some, last_is_killed)
+    f.__name__: f for f in (collectives, fails_on_main, fails_on_some, last_is_killed, one_is_suspended)
 }
 
 

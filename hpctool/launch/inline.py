@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
+from hpctool import rendezvous
 from hpctool.errors import EXIT_DONE
 from hpctool.launch import signals, task
 from hpctool.launch.job import load_job
 from hpctool.place import Place
-from hpctool.rendezvous import RENDEZVOUS
 from hpctool.rundir import RunDir
 from hpctool.world import MpiWorld, TorchWorld, World
 
@@ -30,8 +29,7 @@ def run_as_rank(runs: Path, job: str, place: Place, prepare: Callable[[], str]) 
     if place.source in ("openmpi", "mpich") and not getattr(load_job(job), "NEEDS_TORCH", False):
         world: World = MpiWorld()
     else:
-        os.environ.setdefault(RENDEZVOUS, str(runs / ".meet" / task.meeting_name()))
-        world = TorchWorld(place)
+        world = TorchWorld(place, rendezvous.meeting_file(runs / ".meet", place))
     folder = world.on_main(prepare)
     if not folder:
         world.close()

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -122,8 +121,7 @@ class Agreement:
     def __init__(self, world: World) -> None:
         self._group: dist.ProcessGroup | None = None
         if isinstance(world, TorchWorld):
-            # A group of its own, on CPUs: it must not queue behind gradients.
-            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=world.timeout_s))
+            self._group = world.new_group()
         self._posted = torch.zeros(2, dtype=torch.int64)
         self._pending: dist.Work | None = None
 
