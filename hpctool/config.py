@@ -249,7 +249,7 @@ def _explained(error: Exception, primary: str, overrides: Sequence[str]) -> Inpu
         return InputError(f"{where}: this is not YAML ({getattr(error, 'problem', None) or text}).")
     if text.startswith("Config group override must be"):
         for key, _, value in (override.partition("=") for override in overrides):
-            if key and group_choices(key) and not re.search("[a-zA-Z]", value):
+            if key and group_choices(key) and (not re.search("[a-zA-Z]", value) or value in ("null", "true", "false")):
                 return ConfigError(key, f"it takes one of {listing(group_choices(key))}, and got '{value}'.")
         return unreadable(next((o for o in overrides if o.startswith("=")), "?"), error)
     match = (

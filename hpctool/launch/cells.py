@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from hpctool import config, files
+from hpctool import files
 from hpctool.errors import InputError, NewerFormat, UnknownName
 from hpctool.launch.plan import Plan, record
 from hpctool.rundir import RunDir, create_run, now, who
@@ -51,11 +51,10 @@ def write_sweep(plan: Plan, code: dict[str, Any]) -> Sweep:
     bases: list[dict[str, Any]] = []
     cells = []
     for index, cell in enumerate(plan.cells):
-        plain = config.to_plain(cell.cfg)
-        number = _fitting_base(bases, plain)
+        number, own_values = _fitting_base(bases, cell.plain)
         own = record(plan, cell, code)
         shared = {key: own.pop(key) for key in ("job", "name", "varied", "sweep", "code", "cwd")}
-        own.update(index=index, run=cell.run_id, base=number, set=_difference(bases[number], plain))
+        own.update(index=index, run=cell.run_id, base=number, set=own_values)
         cells.append(own)
     body = {"format": SWEEP_FORMAT, "id": plan.sweep_id, "created": now(), "by": who()}
     body |= {"overrides": plan.request.overrides, **shared, "bases": bases, "cells": cells}
@@ -108,19 +107,37 @@ def open_cell(runs: Path, sweep_id: str, index: int) -> RunDir:
     return create_run(runs, {**shared, **cell}, texts)
 
 
-def _fitting_base(bases: list[dict[str, Any]], plain: dict[str, Any]) -> int:
-    """The number of a base with the same keys, added if there is none: other choices make other keys."""
-    keys = set(config.flatten(plain))
+def _fitting_base(bases: list[dict[str, Any]], plain: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The number of a base with the same keys, added if there is none, and the values in which `plain` differs."""
     for number, base in enumerate(bases):
-        if set(config.flatten(base)) == keys:
-            return number
+        own = _difference(base, plain)
+        if own is not None:
+            return number, own
+    # Other choices make other keys.
     bases.append(plain)
-    return len(bases) - 1
+    return len(bases) - 1, {}
 
 
-def _difference(base: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
-    before = config.flatten(base)
-    return {key: value for key, value in config.flatten(plain).items() if before[key] != value}
+def _difference(base: dict[str, Any], plain: dict[str, Any], prefix: str = "") -> dict[str, Any] | None:
+    """The values of `plain` that are not those of `base`, with dotted keys; None where the keys differ."""
+    if base.keys() != plain.keys():
+        return None
+    own: dict[str, Any] = {}
+    for key, value in plain.items():
+        before = base[key]
+        if before is value:
+            continue  # cells share what is alike
+        if isinstance(value, dict) and isinstance(before, dict):
+            inner = _difference(before, value, f"{prefix}{key}.")
+            if inner is None:
+                return None
+            own.update(inner)
+        elif isinstance(value, dict) or isinstance(before, dict):
+            return None
+        # 1, 1.0 and true are equal, but not the same.
+        elif repr(before) != repr(value):
+            own[f"{prefix}{key}"] = value
+    return own
 
 
 def _set(plain: dict[str, Any], key: str, value: Any) -> None:

@@ -1,23 +1,21 @@
 """Expanding Hydra's sweep grammar (`a=1,2`, `range(…)`, `choice(…)`, `glob(…)`) into cells.
 
-Composing takes 70 ms, setting a value 0.3 ms: a config is composed once for each combination of group choices, and
-value overrides are applied to copies.
+Composing takes 70 ms, so it is done once for each combination of group choices, with the first value of every other
+key; a cell then names its combination and its values. What the values change is the business of template.py.
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, QuotedString, ValueType
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from hpctool import config
 from hpctool.errors import ConfigError, InputError, UnknownName
@@ -27,47 +25,97 @@ MAX_CELLS = 100_000
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One point of a grid: its overrides as strings and the composed, not yet typed, config."""
+class Combination:
+    """What cells of the same group choices share: the composed config, and the keys in which they differ.
 
-    overrides: list[str]
-    cfg: DictConfig
-    choices: dict[str, str]
+    It is composed with the first value of each of `keys`, and neither typed nor resolved.
+    """
+
+    composed: config.Composed
+    keys: list[str]
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Cell:
+    """One point of a grid: its overrides as strings, its combination, and the values of the combination's keys."""
+
+    overrides: list[str]
+    combination: Combination
+    values: tuple[Any, ...]
+    #: the position of each value among its key's: a name for the value that can be compared and hashed
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One override: its key as typed (`+key`, `~key` too) and its values, as texts and, where cheap, as objects."""
+
     key: str
-    values: list[str]
-    is_group: bool
-    is_plain: bool  # `key=value` that changes what is there: cheap to apply to a copy
+    texts: list[str]
+    is_group: bool = False
+    #: None: these values need composing (a group, a dict, an interpolation)
+    values: list[Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """The key without the signs before it."""
+        return self.key.lstrip("+~")
 
 
-def expand(
-    job: str, overrides: Sequence[str], config_dirs: Sequence[Path] = (), primary: str = ""
-) -> tuple[list[Cell], list[str]]:
-    """All cells of a sweep in the order of the arguments (the last varies fastest), and the keys that vary.
+@dataclass(frozen=True)
+class Grid:
+    """A sweep as it was typed."""
 
-    Raises ConfigError, UnknownName, InputError.
-    """
+    axes: list[Axis]
+    job: str
+    config_dirs: Sequence[Path] = ()
+    primary: str = ""
+    _composed: dict[tuple[int, ...], Combination] = field(default_factory=dict)
+
+    @property
+    def varied(self) -> list[str]:
+        """The keys that have several values, as typed."""
+        return [axis.key for axis in self.axes if len(axis.texts) > 1]
+
+    def cells(self) -> Iterator[Cell]:
+        """All cells in the order of the arguments, the last varying fastest. Raises ConfigError, UnknownName."""
+        cheap = [number for number, axis in enumerate(self.axes) if axis.values is not None]
+        values = {number: axis.values or [] for number, axis in enumerate(self.axes)}
+        for point in itertools.product(*(range(len(axis.texts)) for axis in self.axes)):
+            first = tuple(0 if number in cheap else position for number, position in enumerate(point))
+            if first not in self._composed:
+                self._composed[first] = self._compose(first, cheap)
+            positions = tuple(point[number] for number in cheap)
+            chosen = tuple(values[number][point[number]] for number in cheap)
+            yield Cell(self._texts(point), self._composed[first], chosen, positions)
+
+    def _compose(self, point: tuple[int, ...], cheap: list[int]) -> Combination:
+        composed = config.compose(self.job, self._texts(point), self.config_dirs, self.primary)
+        return Combination(composed, [self.axes[number].name for number in cheap])
+
+    def _texts(self, point: Sequence[int]) -> list[str]:
+        return [_text(axis.key, axis.texts[position]) for axis, position in zip(self.axes, point, strict=True)]
+
+
+def expand(job: str, overrides: Sequence[str], config_dirs: Sequence[Path] = (), primary: str = "") -> Grid:
+    """Read what was typed. Raises ConfigError, UnknownName, InputError."""
     axes = _axes(overrides, config_dirs)
-    varied = [axis.key for axis in axes if len(axis.values) > 1]
     count = 1
     for axis in axes:
-        count *= len(axis.values)
+        count *= len(axis.texts)
     if count > MAX_CELLS:
         raise InputError(f"This sweep has {count:,} cells; {MAX_CELLS:,} are the most. Vary less at once.")
-    return list(_cells(job, axes, config_dirs, primary)), varied
+    return Grid([_cheapest(axis, axes) for axis in axes], job, config_dirs, primary)
 
 
 def refuse_sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> None:
     """Say that `-m` is missing where an override holds several values. Raises ConfigError."""
     for axis in _axes(overrides, config_dirs):
-        if len(axis.values) > 1:
-            raise ConfigError(axis.key, f"it has {len(axis.values)} values. Add -m for a sweep over them.")
+        if len(axis.texts) > 1:
+            raise ConfigError(axis.key, f"it has {len(axis.texts)} values. Add -m for a sweep over them.")
 
 
-def _axes(overrides: Sequence[str], config_dirs: Sequence[Path]) -> list[_Axis]:
+def _axes(overrides: Sequence[str], config_dirs: Sequence[Path]) -> list[Axis]:
     with config.hydra_context(config_dirs):
         loader = GlobalHydra.instance().config_loader()
         parser = OverridesParser.create(config_loader=loader)
@@ -75,15 +123,14 @@ def _axes(overrides: Sequence[str], config_dirs: Sequence[Path]) -> list[_Axis]:
         for text in overrides:
             try:
                 override = parser.parse_overrides([text])[0]
-                values = _values(override)
+                texts = _values(override)
             except OverrideParseException as error:
                 raise config.unreadable(text, error) from error
             except HydraException as error:
                 raise ConfigError(text, f"{str(error).splitlines()[0]}.") from error
-            key = override.get_key_element()
             is_group = bool(loader.get_group_options(override.key_or_group))
-            plain = not (override.is_add() or override.is_delete() or override.is_force_add() or is_group)
-            axes.append(_Axis(key, values, is_group, plain))
+            objects = None if is_group or override.is_delete() or override.package else _objects(override)
+            axes.append(Axis(override.get_key_element(), texts, is_group, objects))
     return axes
 
 
@@ -100,37 +147,38 @@ def _values(override: Override) -> list[str]:
     return values
 
 
-def _cells(job: str, axes: list[_Axis], config_dirs: Sequence[Path], primary: str) -> Iterator[Cell]:
-    composed: dict[tuple[str, ...], config.Composed] = {}
-    parser = OverridesParser.create()
-    for point in itertools.product(*(axis.values for axis in axes)):
-        texts = [_text(axis.key, value) for axis, value in zip(axes, point, strict=True)]
-        whole = tuple(text for axis, text in zip(axes, texts, strict=True) if not _cheap(axis))
-        if whole not in composed:
-            # The first point of a combination is composed with everything, so that Hydra checks every key once.
-            config.compose(job, texts, config_dirs, primary)
-            composed[whole] = config.compose(job, whole, config_dirs, primary)
-        base = composed[whole]
-        cfg = copy.deepcopy(base.cfg)
-        for axis, text in zip(axes, texts, strict=True):
-            if _cheap(axis):
-                _apply(cfg, axis.key, parser.parse_override(text))
-        yield Cell(texts, cfg, base.choices)
+def _objects(override: Override) -> list[Any] | None:
+    """The values of a sweep as Python objects, if each is a scalar or a list that stands for itself."""
+    kinds = (ValueType.CHOICE_SWEEP, ValueType.SIMPLE_CHOICE_SWEEP, ValueType.RANGE_SWEEP)
+    if override.value_type not in kinds or getattr(override.value(), "shuffle", False):
+        return None
+    values = [_unquoted(value) for value in override.sweep_iterator()]
+    return values if all(map(_stands_for_itself, values)) else None
 
 
-def _cheap(axis: _Axis) -> bool:
-    return axis.is_plain and len(axis.values) > 1
+def _unquoted(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unquoted(item) for item in value]
+    return value.text if isinstance(value, QuotedString) else value
+
+
+def _stands_for_itself(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_stands_for_itself, value))
+    if isinstance(value, str):
+        return "${" not in value and "\\" not in value and value != "???"
+    return value is None or isinstance(value, bool | int | float)
+
+
+def _cheapest(axis: Axis, axes: list[Axis]) -> Axis:
+    """The axis without its objects where there is one value, or another override touches the same key."""
+    alone = not any(other is not axis and not other.is_group and _overlap(axis.name, other.name) for other in axes)
+    return axis if len(axis.texts) > 1 and alone else Axis(axis.key, axis.texts, axis.is_group)
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
 
 
 def _text(key: str, value: str) -> str:
     return key if key.startswith("~") and not value else f"{key}={value}"
-
-
-def _apply(cfg: DictConfig, key: str, override: Override) -> None:
-    OmegaConf.set_struct(cfg, True)
-    try:
-        OmegaConf.update(cfg, key, override.value(), merge=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(key, f"{str(error).splitlines()[0]}.") from error
-    finally:
-        OmegaConf.set_struct(cfg, False)

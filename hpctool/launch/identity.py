@@ -21,8 +21,9 @@ def run_identity(job: str, config: Mapping[str, Any], inputs: Iterable[Input], v
     Raises ConfigError where the config holds what JSON has no word for.
     """
     chosen = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    flat = flatten(dict(config))
-    also = {key: flat[key] for key in varied if key.split(".")[0] in NOT_IDENTITY and key in flat}
+    elsewhere = [key for key in varied if key.split(".")[0] in NOT_IDENTITY]
+    flat = flatten({key: config[key] for key in NOT_IDENTITY if key in config}) if elsewhere else {}
+    also = {key: flat[key] for key in elsewhere if key in flat}
     made_from = sorted([one.kind, one.id] for one in inputs)
     try:
         return files.sha256_bytes(files.canonical_json([job, chosen, made_from, also]))

@@ -14,7 +14,7 @@ from hpctool.data.verify import check_readable
 from hpctool.data.version import Version, open_version
 from hpctool.errors import ConfigError, InputError, UnknownName, nearest
 from hpctool.launch.cells import find_sweep, list_sweep_ids
-from hpctool.launch.job import Input, Resolved
+from hpctool.launch.job import Input, Resolved, in_stages
 from hpctool.rundir import RunDir, find_run, list_run_ids
 from hpctool.train.schema import Loop
 
@@ -32,21 +32,33 @@ def resolve_train(cfg: DictConfig) -> Resolved:
 
     Raises UnknownName, ConfigError, TargetError, CorruptError.
     """
+    return in_stages(cfg, TRAIN_STAGES)
+
+
+def _dataset(cfg: DictConfig) -> Resolved:
     version = open_version(Path(cfg.paths.datasets), cfg.data.name)
     asked = version.ref
     pin_data(cfg, version)
     check_data(Path(cfg.paths.datasets), cfg.data.name, (cfg.data.feature, cfg.data.label))
     for key in ("train_split", "val_split"):
         check_split(version, f"data.{key}", cfg.data[key])
+    return Resolved([Input("dataset", asked, version.commit)])
+
+
+def _budget(cfg: DictConfig) -> None:
     if cfg.loop.max_steps is None and cfg.loop.max_epochs is None:
         set_value(cfg, "loop.max_epochs", cfg.loop.default_epochs)
+
+
+def _batch(cfg: DictConfig) -> None:
     check_loop(cfg.loop)
     check_layout(cfg.loop, cfg.resources.nodes * cfg.resources.tasks_per_node)
-    _check_schedule(cfg.schedule)
+
+
+def _targets(cfg: DictConfig) -> None:
     for key in ("model", "optim", "task"):
         check_target(key, cfg[key])
     check_target("augment", cfg.augment, required=False)
-    return Resolved([Input("dataset", asked, version.commit)])
 
 
 def resolve_evaluate(cfg: DictConfig) -> Resolved:
@@ -171,7 +183,8 @@ def check_layout(loop: Loop | DictConfig, num_ranks: int) -> None:
         )
 
 
-def _check_schedule(schedule: DictConfig) -> None:
+def _schedule(cfg: DictConfig) -> None:
+    schedule = cfg.schedule
     _one_of("schedule.kind", schedule.kind, ("cosine", "constant"))
     for key in ("warmup_fraction", "final_factor"):
         if not 0 <= schedule[key] <= 1:
@@ -190,3 +203,7 @@ def check_split(version: Version, key: str, split: str) -> None:
 def _one_of(key: str, value: Any, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ConfigError(key, f"'{value}' is not one of {', '.join(known)}.", nearest(str(value), known))
+
+
+#: The parts of `resolve_train`, for sweeps: hpctool/launch/job.py.
+TRAIN_STAGES = (_dataset, _budget, _batch, _schedule, _targets)

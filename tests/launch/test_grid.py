@@ -10,7 +10,7 @@ from hpctool.launch import grid
 
 
 def expanded(*overrides: str) -> list[list[str]]:
-    return [cell.overrides for cell in grid.expand("train", overrides)[0]]
+    return [cell.overrides for cell in grid.expand("train", overrides).cells()]
 
 
 def test_lists_ranges_choices_and_globs_expand_with_the_last_varying_fastest() -> None:
@@ -24,26 +24,40 @@ def test_lists_ranges_choices_and_globs_expand_with_the_last_varying_fastest() -
     assert [cell[0] for cell in expanded("model=glob(*)")] == ["model=cnn", "model=mlp", "model=transformer"]
 
 
-def test_a_cell_equals_what_composing_it_alone_would_give() -> None:
-    overrides = ["model=mlp,cnn", "optim.lr=1e-3,0.01", "loop.global_batch_size=32,64"]
-    cells, varied = grid.expand("train", overrides)
-    assert varied == ["model", "optim.lr", "loop.global_batch_size"]
+def test_cells_of_the_same_group_choices_share_one_composed_config() -> None:
+    whole = grid.expand("train", ["model=mlp,cnn", "optim.lr=1e-3,0.01", "+task.sizes=[1,2],[3]", "seed=3"])
+    assert whole.varied == ["model", "optim.lr", "+task.sizes"]
+    cells = list(whole.cells())
     assert len(cells) == 8
-    for cell in cells:
-        alone = config.compose("train", cell.overrides)
-        assert cell.cfg == alone.cfg
-        assert cell.choices == alone.choices
+    assert len({id(cell.combination) for cell in cells}) == 2
+    assert cells[0].combination.keys == ["optim.lr", "task.sizes"]
+    assert [cell.values for cell in cells[:4]] == [(1e-3, [1, 2]), (1e-3, [3]), (0.01, [1, 2]), (0.01, [3])]
+    for cell in (cells[0], cells[4]):
+        assert cell.combination.composed == config.compose("train", cell.overrides)
 
 
-def test_one_value_each_is_a_sweep_of_one_cell_over_nothing() -> None:
-    cells, varied = grid.expand("train", ["seed=3"])
-    assert (len(cells), varied) == (1, [])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optim.lr=1,${seed}"],
+        ["optim.lr=1,???"],
+        ["augment={a: 1},{a: 2}"],
+        ["~task=1,2"],
+        ["loop={keep_last: 3}", "loop.keep_last=2,4"],
+        ["optim.lr=1,2", "optim.lr=3,4"],
+    ],
+    ids=" ".join,
+)
+def test_values_that_depend_on_others_are_composed(overrides: list[str]) -> None:
+    axes = grid.expand("train", overrides).axes
+    assert all(axis.values is None for axis in axes)
 
 
 @pytest.mark.parametrize(
     ("override", "word"),
     [
         ("optim.lrr=1,2", "optim.lr"),
+        ("model=null,mlp", "model"),
         ("model=mlp,nothing", "nothing"),
         ("seed=interval(0,1)", "interval"),
         ("seed=1,,2", "cannot be read"),
@@ -52,7 +66,7 @@ def test_one_value_each_is_a_sweep_of_one_cell_over_nothing() -> None:
 )
 def test_a_bad_sweep_is_refused_in_one_sentence(override: str, word: str) -> None:
     with pytest.raises(HpctoolError) as caught:
-        grid.expand("train", [override])
+        list(grid.expand("train", [override]).cells())
     assert word in str(caught.value)
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
@@ -72,5 +86,5 @@ def test_several_values_without_m_say_that_m_is_missing() -> None:
 def test_a_users_folder_takes_part(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("_target_: mine.Net\n")
-    cells, _ = grid.expand("train", ["model=mlp,mine"], [tmp_path])
-    assert [cell.cfg.model._target_ for cell in cells] == ["hpctool.nets.MLP", "mine.Net"]
+    cells = grid.expand("train", ["model=mlp,mine"], [tmp_path]).cells()
+    assert [cell.combination.composed.cfg.model._target_ for cell in cells] == ["hpctool.nets.MLP", "mine.Net"]
