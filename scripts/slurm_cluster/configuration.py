@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 
 from slurm_cluster.place import NODES, Place, Settings, State
 from slurm_cluster.tools import write
@@ -99,12 +100,12 @@ def write_all(place: Place, state: State) -> None:
         place.scratch(host).chmod(0o1777)
     etc = place.slurm_conf.parent
     write_slurm_conf(place, state)
-    # A GPU is a file that can be seen: nothing opens it.
+    # Slurm wants a device, which nothing opens: these are as /dev/null.
     for number in range(2):
-        (place.folder / "gpus" / f"gpu{number}").touch()
+        os.mknod(place.folder / "gpus" / f"gpu{number}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     write(etc / "gres.conf", f"NodeName=n[1-{len(NODES)}] Name=gpu File={place.folder}/gpus/gpu[0-1]\n")
-    # All nodes share one /tmp, and PMIx wants a folder of its own on each.
-    write(etc / "mpi.conf", "PMIxCliTmpDirBase=/var/tmp/pmix\n")
+    # PMIx wants a folder that is each node's own, which /tmp is not.
+    write(etc / "mpi.conf", "PMIxCliTmpDirBase=/var/tmp\n")
     write(etc / "cgroup.conf", "CgroupAutomount=no\n")
     write(etc / "slurmdbd.conf", slurmdbd_conf(place, state), mode=0o600)
     write(etc / "hosts", hosts(state))

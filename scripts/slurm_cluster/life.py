@@ -23,7 +23,8 @@ PACKAGES = {
     "mariadb-server": "mariadbd",
     "iproute2": "ip",
 }
-PMIX = "libpmix2"
+#: Slurm loads libpmix.so by this name, which libpmix2 does not have.
+PMIX = "libpmix-dev"
 SERVICES = ("slurmctld", "slurmd", "slurmdbd", "munge", "mariadb")
 CONFIGURED = Path("/etc/slurm/slurm.conf")
 FORBID_SERVICES = Path("/usr/sbin/policy-rc.d")
@@ -63,7 +64,7 @@ def gecos(place: Place) -> str:
 def install() -> None:
     """Debian's packages, where they are missing; what they bring is neither started now nor at the next boot."""
     missing = [package for package, program in PACKAGES.items() if shutil.which(program) is None]
-    if not list(Path("/usr/lib").glob("*/libpmix.so.2")):
+    if not list(Path("/usr/lib").glob("*/pmix2/lib/libpmix.so")):
         missing.append(PMIX)
     if not missing:
         return
