@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hpctool import files
+from hpctool.launch.slurm import standing
+from hpctool.launch.slurm.queue import Queue
 from hpctool.rundir import RunDir, Story, now
 
 RESULT_FORMAT = 1
@@ -66,18 +69,34 @@ def is_alive(begun: dict[str, Any]) -> bool:
     return process_start(int(begun["pid"])) == str(begun["pid_start"])
 
 
-def current_story(rundir: RunDir) -> Story:
-    """The run's story, corrected where the process that should be running here is gone."""
-    story = rundir.story()
+def current_story(rundir: RunDir, queue: Queue | None = None) -> Story:
+    """The run's story, corrected where what should be running is gone: a process here, or a job of Slurm's.
+
+    Slurm is asked only for a run that is under way there; its answer is that of `queue`, else one that all share.
+    """
+    return current_stories([rundir], queue)[0]
+
+
+def current_stories(rundirs: Sequence[RunDir], queue: Queue | None = None) -> list[Story]:
+    """The stories of many runs, with one question to Slurm for all of them."""
+    stories = [rundir.story() for rundir in rundirs]
+    for story in stories:
+        if story.where != "slurm":
+            _correct_here(story)
+    standing.correct(rundirs, stories, queue)
+    return stories
+
+
+def _correct_here(story: Story) -> None:
     begun = story.of_kind("begun")
-    if story.state in ("running", "stopping") and begun and not is_alive(begun[-1]):
-        if story.state == "stopping":
-            story.state = "cancelled"
-        elif story.where == "local":
-            story.state, story.cause = "requeued", "its process is gone"
-        else:
-            story.state, story.cause = "failed", "its process is gone; run the same command again to go on"
-    return story
+    if story.state not in ("running", "stopping") or not begun or is_alive(begun[-1]):
+        return
+    if story.state == "stopping":
+        story.state = "cancelled"
+    elif story.where == "local":
+        story.state, story.cause = "requeued", "its process is gone"
+    else:
+        story.state, story.cause = "failed", "its process is gone; run the same command again to go on"
 
 
 def own_process() -> dict[str, Any]:

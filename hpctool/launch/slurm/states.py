@@ -25,7 +25,6 @@ STATES: dict[str, str] = {
     "STOPPED": "running",
     "SUSPENDED": "running",
     "UPDATE_DB": "stopping",
-    "UPDATING": "running",
     # is over
     "COMPLETED": "completed",
     "BOOT_FAIL": "failed",
@@ -37,7 +36,6 @@ STATES: dict[str, str] = {
     "PREEMPTED": "failed",
     "REVOKED": "cancelled",
     "TIMEOUT": "failed",
-    "POWER_DOWN_NODE": "failed",
 }
 
 #: squeue's compact states (%t) → the long ones
