@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import MISSING
+
+
+@dataclass
+class Container:
+    """A container that the ranks run in (`cluster.container`); the batch script itself stays outside."""
+
+    #: an image (`/images/torch.sif`, `/images/torch.sqsh`, `docker://…`); null: no container
+    image: str | None = MISSING
+    #: pyxis (options of srun, where the site has it) or apptainer (`apptainer exec --nv`)
+    kind: str = MISSING
+    #: further folders to see inside, `/data` or `/host:/inside:ro`; those of `paths` are there by themselves
+    mounts: list[str] = MISSING
+    #: the Python inside, which must have hpctool's dependencies
+    python: str = MISSING
+    #: further options, of srun for pyxis (`--container-writable`), of `apptainer exec` for apptainer (`--cleanenv`)
+    extra: list[str] = MISSING
 
 
 @dataclass
@@ -15,44 +32,81 @@ class Cluster:
     kind: str = MISSING
     #: how many cells of a sweep, or local runs, may run at once
     max_parallel: int = MISSING
+    #: how many small cells of a sweep share one Slurm allocation, side by side
+    cells_at_once: int = MISSING
     #: wait until everything submitted has ended, with a live table
     wait: bool = MISSING
     #: seconds before the time limit at which the job is told to save
     signal_delay_s: int = MISSING
     #: seconds between telling a local job to stop and killing it
     kill_wait_s: int = MISSING
-    #: how many small cells of a sweep share one Slurm allocation, side by side
-    cells_at_once: int = MISSING
     #: how often a run may come back after failures before it is given up; preemptions do not count
     max_failures: int = MISSING
     #: how often the time limit may come before a run is given up
     max_timeouts: int = MISSING
+    #: one partition, or several (`a,b`) of which the first that has room takes the job
     partition: str | None = MISSING
+    #: the account that pays, where the site keeps accounts
     account: str | None = MISSING
+    #: quality of service: a named set of limits and priorities
     qos: str | None = MISSING
+    #: features that the nodes must have: `a100`, `ib&ssd`, `a100|h100`
     constraint: str | None = MISSING
+    #: nodes not to run on: `n3`, `n[5-9]`
     exclude: str | None = MISSING
+    #: nodes that must be among the job's
+    nodelist: str | None = MISSING
+    reservation: str | None = MISSING
+    #: when Slurm writes a mail: `END`, `FAIL`, `REQUEUE`, `TIME_LIMIT` …, joined by commas
+    mail_type: str | None = MISSING
+    #: to whom; null is the user who submits
+    mail_user: str | None = MISSING
+    comment: str | None = MISSING
+    #: the network interface over which ranks meet: `ib0`, `eth0`; null leaves it to gloo, NCCL and MPI
+    interface: str | None = MISSING
+    #: the plugin for `srun --mpi=…` (`pmix`), if MPI joins the ranks; null: torch does. What there is: hpctool doctor
+    mpi: str | None = MISSING
+    container: Container = MISSING
     #: shell lines before the job's command: modules, conda, exports
     setup: list[str] = MISSING
-    #: further sbatch options, name → value (`mail-type: END`)
-    extra: dict[str, str] = MISSING
+    #: shell lines after it
+    teardown: list[str] = MISSING
+    #: further sbatch options, name → value (`dependency: singleton`); null for an option without a value
+    extra: dict[str, str | None] = MISSING
     #: further options for srun
     srun_args: list[str] = MISSING
 
 
 @dataclass
 class Resources:
-    """How much a job asks for (conf/resources/)."""
+    """How much a job asks for (conf/resources/). GPUs in one of four styles, whichever the site likes."""
 
     nodes: int = MISSING
     #: processes (ranks) on each node
     tasks_per_node: int = MISSING
-    gpus_per_node: int = MISSING
-    cpus_per_task: int = MISSING
+    #: `2`, or with a type `a100:2`; 0 is none
+    gpus_per_node: int | str | None = MISSING
+    #: each rank sees its own only
+    gpus_per_task: int | str | None = MISSING
+    #: in all, over all nodes
+    gpus: int | str | None = MISSING
+    #: generic resources of each node in Slurm's words, GPUs among them: `gpu:a100:2,nvme:1`
+    gres: str | None = MISSING
+    cpus_per_task: int | None = MISSING
+    #: instead of cpus_per_task
+    cpus_per_gpu: int | None = MISSING
     #: memory of a node in GB; null leaves it to the site
     mem_gb: float | None = MISSING
+    #: instead of mem_gb
+    mem_per_cpu_gb: float | None = MISSING
+    #: instead of mem_gb
+    mem_per_gpu_gb: float | None = MISSING
     #: the time limit: minutes, `4:00:00` or `2-00:00:00`
     time: str = MISSING
+    #: whole nodes, shared with nobody
+    exclusive: bool = MISSING
+    #: licences that the site counts: `matlab:2`, joined by commas
+    licenses: str | None = MISSING
 
 
 @dataclass
@@ -85,3 +139,25 @@ class JobConfig:
     cluster: Cluster = MISSING
     resources: Resources = MISSING
     paths: Paths = MISSING
+
+
+@dataclass
+class RunConfig(JobConfig):
+    """Somebody's own program (conf/run.yaml): a script or a module, and what it is called with."""
+
+    #: a Python script (`train.py`), an executable file (`./simulate`, `run.sh`) or an installed program (`mpi_bench`)
+    script: str | None = MISSING
+    #: instead of a script: a module that `python -m` runs
+    module: str | None = MISSING
+    #: arguments as they are; `$HPCTOOL_RUN` in them is the run's folder. `hpctool run … -- --lr 0.1` writes them here
+    args: list[str] = MISSING
+    #: arguments by name, to sweep over and to compare: +params.lr=0.1,0.01
+    params: dict[str, Any] = MISSING
+    #: how params reach the program: flags (`--lr 0.1`), assignments (`lr=0.1`) or environment (variables)
+    params_as: str = MISSING
+    #: where the program runs: a folder, or `run` for the run's own artifacts/
+    cwd: str = MISSING
+    #: run the code as it was at submission; false: as it lies there when the program starts
+    snapshot: bool = MISSING
+    #: what tells the program to stop; it has as long as the site gives, or cluster.kill_wait_s
+    stop_signal: str = MISSING

@@ -23,8 +23,12 @@ class Submitter(SlurmExecutor):
 
     def __init__(self, logs: Path, cfg: DictConfig, environment: dict[str, str]) -> None:
         super().__init__(logs, python=shlex.quote(sys.executable))
+        self.python_of_ranks = options.python(cfg)
+        # The job is told before its time limit; it compares when it asks why it was told.
+        environment = {**environment, "HPCTOOL_SIGNAL_DELAY_S": str(cfg.cluster.signal_delay_s)}
         parameters = options.parameters(cfg, environment)
         self.srun_args: list[str] = parameters.pop("srun_args")
+        self.teardown: list[str] = parameters.pop("teardown", [])
         self.update_parameters(**self._convert_parameters(parameters | {"use_srun": False}))
 
     @classmethod
@@ -37,8 +41,10 @@ class Submitter(SlurmExecutor):
         if num_tasks is not None:
             self.parameters["map_count"] = num_tasks
             self.parameters["array_parallelism"] = max_parallel
-        commands = body.Commands(self.python, self.python, self.srun_args, Path(self.folder), num_tasks is not None)
-        text: str = self._make_submission_file_text(body.whole(commands, work), "dry-run")
+        commands = body.Commands(
+            self.python_of_ranks, self.python, self.srun_args, Path(self.folder), num_tasks is not None
+        )
+        text: str = self._make_submission_file_text(body.whole(commands, "\n".join([work, *self.teardown])), "dry-run")
         return text
 
 
