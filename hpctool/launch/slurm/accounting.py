@@ -17,7 +17,7 @@ from hpctool import files
 from hpctool.errors import CorruptError, OperationError, SchedulerError
 from hpctool.launch.private import private_folder
 from hpctool.launch.slurm import ask, states
-from hpctool.launch.slurm.queue import cache_key, environment
+from hpctool.launch.slurm.queue import cache_key, cell_ids, environment
 
 CACHE_FORMAT = 1
 #: A job that accounting does not know yet is asked for again after so long; the database may lag behind.
@@ -115,7 +115,7 @@ def parse(text: str) -> dict[str, Ended]:
         if step and states.base(state) == "OUT_OF_MEMORY":
             out_of_memory.add(job_id)
         elif not step and states.is_over(state):
-            found[job_id.removesuffix("+0")] = Ended(states.base(state), _by(state), exit_code)
+            found |= dict.fromkeys(cell_ids(job_id), Ended(states.base(state), _by(state), exit_code))
     for job_id in out_of_memory & found.keys():
         found[job_id] = Ended("OUT_OF_MEMORY", "", found[job_id].exit_code)
     return found

@@ -31,9 +31,11 @@ CACHE_FORMAT = 1
 EVERY_S = 10.0
 #: … and for so many times as long as Slurm took to give it.
 SLOWNESS = 5.0
-#: While Slurm does not answer the pauses grow from `2 * EVERY_S` to this.
+#: While Slurm does not answer the pauses grow from `2 * EVERY_S` to this …
 LONGEST_S = 300.0
-TIMEOUT_S = 20.0
+#: … and so does the patience with it. (squeue itself gives a dead controller up after 18 s.)
+TIMEOUT_S = 10.0
+LONGEST_TIMEOUT_S = 60.0
 _DAY_S = 86_400.0
 
 #: `100_[3,5-9:2%4]`: the cells of an array that wait together.
@@ -156,10 +158,13 @@ def _is_good(kept: dict[str, Any]) -> bool:
 def _ask(kept: dict[str, Any]) -> dict[str, Any]:
     """The answer of Slurm, or the old one with what was wrong; how long to keep quiet grows with its trouble."""
     began_s = time.time()
+    patience_s = max(TIMEOUT_S, kept["pause_s"] / 2 if kept["problem"] else 0.0)
+    # Without --array-unique a cell that was requeued is said among those that wait together, with their reason.
+    options = ("--me", "--noheader", "--array-unique", "--states=all", f"--format={'|'.join(_FIELDS)}")
     try:
         text = ask.call(
-            *("squeue", "--me", "--noheader", "--states=all", f"--format={'|'.join(_FIELDS)}"),
-            timeout_s=TIMEOUT_S,
+            *("squeue", *options),
+            timeout_s=min(LONGEST_TIMEOUT_S, patience_s),
             env=environment(),
         )
     except SchedulerError as error:
@@ -220,11 +225,12 @@ def parse(text: str) -> dict[str, Job]:
             job = Job(
                 state.upper(), "" if reason == "None" else reason, nodes, moment_s(start), seconds(limit), seconds(used)
             )
-            jobs |= dict.fromkeys(_ids(name), job)
+            jobs |= dict.fromkeys(cell_ids(name), job)
     return jobs
 
 
-def _ids(name: str) -> Iterator[str]:
+def cell_ids(name: str) -> Iterator[str]:
+    """The ids behind a name as squeue and sacct print it: `7_[3,5-6%2]` is three cells of an array."""
     together = _TOGETHER.fullmatch(name)
     if together is None:
         # The first part of a heterogeneous job has the job's own number.

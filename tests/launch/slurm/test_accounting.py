@@ -45,6 +45,13 @@ def test_a_job_that_runs_has_not_ended() -> None:
     assert parse("42|RUNNING|0:0\n43|REQUEUED|0:0\nnonsense\n") == {}
 
 
+def test_cells_that_were_cancelled_together_are_taken_apart() -> None:
+    found = parse("7_[3-4,6%2]|CANCELLED by 0|0:0\n7_0|FAILED|1:0")
+    assert {job_id: ended.word for job_id, ended in found.items()} == {
+        **{"7_3": "cancelled", "7_4": "cancelled", "7_6": "cancelled", "7_0": "failed"},
+    }
+
+
 def test_a_step_that_ran_out_of_memory_tells_it_of_its_job() -> None:
     found = parse("42|FAILED|1:0\n42.batch|FAILED|1:0\n42.0|OUT_OF_MEMORY|0:125\n")
     assert found["42"].cause == "out of memory"

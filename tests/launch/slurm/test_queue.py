@@ -115,6 +115,7 @@ def test_it_is_asked_for_all_of_ones_own_jobs_whatever_the_environment_would_lea
     (call,) = slurm.calls()
     assert "--me" in call
     assert "--states=all" in call
+    assert "--array-unique" in call
     environ = slurm.environ()
     assert not {"SQUEUE_PARTITION", "SQUEUE_STATES", "SLURM_JOB_ID"} & set(environ)
     assert (environ["SLURM_BITSTR_LEN"], environ["SLURM_TIME_FORMAT"]) == ("0", "standard")
