@@ -199,9 +199,11 @@ class Stopped(HpctoolError):
 
     exit_code = EXIT_CONTINUE
 
-    def __init__(self, cause: str, step: int) -> None:
+    def __init__(self, cause: str, step: int, saved: bool = False) -> None:
         self.cause = cause
         self.step = step
+        #: work was saved that `step` does not count: somebody's own program says so
+        self.saved = saved
         super().__init__(f"Stopped at step {step} ({cause}); it continues there when it is started again.")
 
 

@@ -50,6 +50,12 @@ def meeting_file(folder: Path, place: Place) -> Path | None:
     return folder / f"meet-{job}-{step}-{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
 
 
+def torchrun_name() -> str:
+    """The name of a file where ranks of this start of torchrun may meet, for those who do not meet at its address."""
+    parts = (os.environ.get(f"MASTER_{part}", "") for part in ("ADDR", "PORT"))
+    return f"meet-{'-'.join(parts)}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}.json"
+
+
 def meet(place: Place, file: Path | None, timeout_s: float) -> Store:
     """The store through which ranks find each other; returned when all of them are there. Raises WorldError.
 

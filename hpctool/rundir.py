@@ -17,6 +17,7 @@ import getpass
 import json
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,22 @@ class RunDir:
     def story(self) -> Story:
         """The folded ledger. An entry that cannot be read is warned of and skipped."""
         return fold(self.ledger.entries())
+
+    def code(self) -> dict[str, Any]:
+        """The code that the next attempt runs: of the newest submission, which may have come after an edit."""
+        changed = self.story().of_kind("code")
+        found: dict[str, Any] = changed[-1]["code"] if changed else self.record()["code"]
+        return found
+
+    def begin(self, facts: Mapping[str, Any]) -> int:
+        """Begin the next attempt and give its number. From now on no older attempt can commit."""
+        while True:
+            ledger = self.ledger
+            # Taken before the entries are read: whatever comes later makes `cas` fail.
+            last = ledger.last()
+            number = 1 + max((e.body["attempt"] for e in ledger.entries() if e.body["kind"] == "begun"), default=0)
+            if ledger.cas({"kind": "begun", "attempt": number, "time": now(), **facts}, after=last):
+                return number
 
     # -- what an attempt writes
 

@@ -31,6 +31,13 @@ def why_not_importable(target: str) -> str:
         return f"its module cannot be read ({error})"
 
 
+def find_module(name: str) -> ModuleSpec | None:
+    """The spec of the module `package.module`, or None if there is none; nothing is imported."""
+    parts = name.split(".")
+    specs = _module_chain(parts)
+    return specs[-1] if len(specs) == len(parts) else None
+
+
 def _why_not(parts: list[str]) -> str:
     specs = _module_chain(parts)
     if not specs:

@@ -21,7 +21,7 @@ from hpctool.errors import (
     Stopped,
     WorldError,
 )
-from hpctool.launch import endings
+from hpctool.launch import endings, signals
 from hpctool.launch.result import first_error, rank_errors, write_ended
 from hpctool.launch.slurm import inside
 from hpctool.rundir import RunDir, now
@@ -52,22 +52,23 @@ def stopped(rundir: RunDir, where: str, world: World, stop: Stopped) -> int:
         return _stopped_in_slurm(rundir, stop) if world.is_main else EXIT_DONE
     code = EXIT_INTERRUPTED if by_hand else EXIT_CONTINUE
     if world.is_main:
-        end(rundir, "cancelled" if by_hand else "requeued", stop.cause, stop.step, code)
+        end(rundir, "cancelled" if by_hand else "requeued", stop.cause, stop.step, code, saved=stop.saved)
     return code
 
 
 def _stopped_in_slurm(rundir: RunDir, stop: Stopped) -> int:
     """Rank 0's part: write down why, and leave with 75 where the batch script is to ask for the requeue."""
-    found = inside.why(stop.cause)
+    # A program may ask to be continued although nobody told it to stop.
+    found = inside.why(stop.cause) if signals.stop_requested() else inside.Stop(stop.cause, "incomplete")
     if found.cause == "cancelled":
         write_ended(rundir, "cancelled", "cancelled in Slurm")
         end(rundir, "cancelled", "cancelled in Slurm", stop.step, EXIT_FAILED)
         return EXIT_FAILED
-    if found.cause == "timeout" and (over := endings.too_many_timeouts(rundir, stop.step, _max_timeouts(rundir))):
+    if found.cause == "timeout" and (over := endings.too_many_timeouts(rundir, stop, _max_timeouts(rundir))):
         write_ended(rundir, "failed", over)
         end(rundir, "failed", over, stop.step, EXIT_FAILED)
         return EXIT_FAILED
-    end(rundir, "requeued", found.cause, stop.step, EXIT_CONTINUE)
+    end(rundir, "requeued", found.cause, stop.step, EXIT_CONTINUE, saved=stop.saved)
     time.sleep(_OTHERS_LEAVE_S)
     if found.ask == "plain":
         with contextlib.suppress(SchedulerError):
@@ -138,9 +139,10 @@ def write_error(rundir: RunDir, world: World, error: Exception) -> None:
     files.write_json(path, story)
 
 
-def end(rundir: RunDir, state: str, cause: str, step: int, code: int) -> None:
+def end(rundir: RunDir, state: str, cause: str, step: int, code: int, *, saved: bool = False) -> None:
     """The ledger's entry: this attempt is over."""
-    body = {"kind": "ended", "attempt": rundir.attempt, "state": state, "cause": cause, "step": step}
+    body: dict[str, Any] = {"kind": "ended", "attempt": rundir.attempt, "state": state, "cause": cause, "step": step}
+    body |= {"saved": True} if saved else {}
     rundir.ledger.append({**body, "exit_code": code, "time": now()})
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from hpctool.errors import EXIT_CONTINUE, EXIT_FAILED, EXIT_INPUT
+from hpctool.errors import EXIT_CONTINUE, EXIT_FAILED, EXIT_INPUT, Stopped
+from hpctool.launch import output
 from hpctool.launch.job import job_names, load_job
 from hpctool.launch.ranks import Outcome, starting_log
 from hpctool.launch.result import first_error, is_alive, write_ended
@@ -140,15 +140,16 @@ def committed_step(story: Story) -> int:
 
 def _got_further(rundir: RunDir, story: Story, before: Story, said: dict[str, Any]) -> bool:
     """Whether an attempt that its time limit ended has saved anything new; a service has nothing to save."""
-    if committed_step(story) > committed_step(before) or int(said.get("step", 0)) > before.step:
+    if committed_step(story) > committed_step(before) or int(said.get("step", 0)) > before.step or said.get("saved"):
         return True
     return _is_service(rundir)
 
 
-def too_many_timeouts(rundir: RunDir, step: int, max_timeouts: int) -> str:
-    """Why a run that its time limit stops at `step` is given up; empty if it may come back.
+def too_many_timeouts(rundir: RunDir, stop: Stopped, max_timeouts: int) -> str:
+    """Why a run that its time limit stops is given up; empty if it may come back.
 
-    Counted since it was submitted: `max_timeouts` may pass, and not two in a row without a step between them.
+    Counted since it was submitted: `max_timeouts` may pass, and not two in a row without a step between them,
+    unless the job says itself that it has saved something.
     """
     story = rundir.story()
     ended = [body for body in _since_submitted(story, "ended") if body["state"] == "requeued"]
@@ -156,10 +157,11 @@ def too_many_timeouts(rundir: RunDir, step: int, max_timeouts: int) -> str:
     if len(timeouts) >= max_timeouts:
         return (
             f"the time limit came {len(timeouts) + 1} times, and cluster.max_timeouts={max_timeouts} may be requeued; "
-            f"everything up to step {step} is saved"
+            f"everything up to step {stop.step} is saved"
         )
-    if ended and ended[-1] in timeouts and step <= ended[-1]["step"] and not _is_service(rundir):
-        return f"the time limit came twice at step {step}, without progress between; ask for more resources.time"
+    in_vain = ended and ended[-1] in timeouts and stop.step <= ended[-1]["step"] and not stop.saved
+    if in_vain and not _is_service(rundir):
+        return f"the time limit came twice at step {stop.step}, without progress between; ask for more resources.time"
     return ""
 
 
@@ -195,15 +197,7 @@ def _why(rundir: RunDir, outcome: Outcome, attempt: int, before: Story) -> str:
         log = starting_log(rundir, outcome.first_rank or 0)
     words = {EXIT_FAILED: "failed", EXIT_INPUT: "found its input wrong"}
     what = words.get(outcome.first_code, f"ended with exit code {outcome.first_code}")
-    return f"rank {outcome.first_rank} {what}: {_last_line(log)} ({log.relative_to(rundir.path)})"
-
-
-def _last_line(log: Path) -> str:
-    try:
-        lines = log.read_text(errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    return lines[-1][:300] if lines else "it said nothing"
+    return f"rank {outcome.first_rank} {what}: {output.last_line(log)} ({log.relative_to(rundir.path)})"
 
 
 def _signal_name(number: int) -> str:

@@ -8,10 +8,9 @@ from pathlib import Path
 from hpctool import rendezvous
 from hpctool.errors import EXIT_DONE
 from hpctool.launch import signals, task
-from hpctool.launch.job import load_job
 from hpctool.place import Place
 from hpctool.rundir import RunDir
-from hpctool.world import MpiWorld, TorchWorld, World
+from hpctool.world import World
 
 
 def run_here(rundir: RunDir, place: Place) -> int:
@@ -26,12 +25,10 @@ def run_as_rank(runs: Path, job: str, place: Place, prepare: Callable[[], str]) 
     Collective: all ranks must call it. Raises WorldError, and rank 0's error on every rank.
     """
     signals.install()
-    if place.source in ("openmpi", "mpich") and not getattr(load_job(job), "NEEDS_TORCH", False):
-        world: World = MpiWorld()
-    else:
-        world = TorchWorld(place, rendezvous.meeting_file(runs / ".meet", place))
-    folder = world.on_main(prepare)
-    if not folder:
+    folder = runs / ".meet"
+    world = task.join(job, place, folder, rendezvous.meeting_file(folder, place))
+    run = world.on_main(prepare)
+    if not run:
         world.close()
         return EXIT_DONE
-    return task.run_attempt(RunDir(Path(folder)), "inline", place, world)
+    return task.run_attempt(RunDir(Path(run)), "inline", place, world)

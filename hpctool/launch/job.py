@@ -45,8 +45,10 @@ class Job(Protocol):
 
     It may also say `NEEDS_TORCH = True` (its ranks are joined by torch, even where MPI started them),
     `SERVICE = True` (a completed run of it is started again when it is asked for), and `STOPS = True` (its `run` asks
-    signals.stop_requested() and raises Stopped; any other job is ended where it is, and begins anew). If `run` returns
-    `outputs` with a `path`, a completed run counts as done only as long as that is there.
+    signals.stop_requested() and raises Stopped; any other job is ended where it is, and begins anew), `LIGHT = True`
+    (its ranks are joined by sockets, without torch and MPI, which it leaves to a program that it starts), and
+    `FILES = ("script",)` (keys whose values are files that belong to the snapshot of code). If `run` returns `outputs`
+    with a `path`, a completed run counts as done only as long as that is there.
 
     `STAGES` may name the parts that `resolve` consists of, in order. A part is a function of the config and of what
     lies on disk. A sweep runs it once for all cells in which the keys that it looks at have the same values: so what

@@ -29,6 +29,22 @@ class _Both:
         return getattr(self._terminal, name)
 
 
+def is_doubled() -> bool:
+    """Whether what is written here goes to a terminal and a log; a child's words must then be passed on by hand."""
+    return isinstance(sys.stdout, _Both) or isinstance(sys.stderr, _Both)
+
+
+def last_line(log: Path) -> str:
+    """The last words in a log, at most 300 characters; a log may be huge, so only its end is read."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 16_384))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1][:300] if lines else "it said nothing"
+
+
 @contextlib.contextmanager
 def to_log(path: Path, *, keep_terminal: bool) -> Iterator[None]:
     """Write stdout and stderr into a rank's log; without a terminal to keep, the words of C libraries too."""

@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +26,8 @@ from hpctool.rundir import RunDir
 SUFFIXES = {".py", ".pyi", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".sh", ".sbatch", ".html", ".js", ".css"}
 MAX_FILES = 5_000
 MAX_FILE_BYTES = 1 << 20
+#: a program that a run starts may be compiled
+MAX_PROGRAM_BYTES = 64 << 20
 _SKIPPED = {"runs", "datasets", "models", "node_modules", "__pycache__", "build", "dist", "site-packages"}
 
 
@@ -45,8 +47,11 @@ class Code:
         return {"commit": self.commit, "dirty": self.dirty, "snapshot": self.snapshot, "patch_sha256": patch}
 
 
-def take(runs: Path, project: Path) -> Code:
-    """Copy the code of `project` (the working folder) and of an editable hpctool below `runs`; reuse an equal copy."""
+def take(runs: Path, project: Path, also: Iterable[Path] = ()) -> Code:
+    """Copy the code of `project` (the working folder) and of an editable hpctool below `runs`; reuse an equal copy.
+
+    `also` are files that belong to it wherever they lie and whatever they are called.
+    """
     commit, patch = _git(project, "rev-parse", "HEAD").strip(), _git(project, "diff", "HEAD")
     parts = [("site", path, name) for path, name in _own_package()]
     found = list(_project_files(project))
@@ -54,18 +59,18 @@ def take(runs: Path, project: Path) -> Code:
     if len(found) > MAX_FILES:
         note = f"{project} holds more than {MAX_FILES} code files, so it is not copied: jobs run what lies there then."
         found = []
+        also = ()
     parts += [("project", path, name) for path, name in found]
-    digest = files.sha256_bytes(
-        files.canonical_json([[top, name, files.sha256_file(path)] for top, path, name in sorted(parts, key=str)])
-    )[:12]
+    parts = list(dict.fromkeys([*parts, *_further(project, also)]))
+    listed = [[top, name, files.sha256_file(path), os.access(path, os.X_OK)] for top, path, name in sorted(parts)]
+    digest = files.sha256_bytes(files.canonical_json(listed))[:12]
     _copy(runs / ".code" / digest, parts)
     return Code(digest, commit, bool(patch), patch, note)
 
 
 def environment(rundir: RunDir) -> dict[str, str]:
     """The variables with which a process runs a run's snapshot and nothing of the working folder."""
-    record = rundir.record()
-    return environment_of(rundir.path.parent, record["code"], record["cwd"])
+    return environment_of(rundir.path.parent, rundir.code(), rundir.record()["cwd"])
 
 
 def environment_of(runs: Path, code: dict[str, Any], cwd: str) -> dict[str, str]:
@@ -75,10 +80,27 @@ def environment_of(runs: Path, code: dict[str, Any], cwd: str) -> dict[str, str]
     paths = [str(folder / "site"), str(folder / "project"), str(folder / "project" / "src")]
     if not (folder / "project").is_dir():
         paths.append(cwd)
-    inherited = os.environ.get("PYTHONPATH", "")
-    kept = [p for p in inherited.split(os.pathsep) if p and not _is_snapshot(p)]
     # Without PYTHONSAFEPATH, `python -m` puts the working folder first and the edited checkout would win.
-    return {"PYTHONPATH": os.pathsep.join([*paths, *kept]), "PYTHONSAFEPATH": "1"}
+    return {"PYTHONPATH": os.pathsep.join([*paths, *inherited_paths()]), "PYTHONSAFEPATH": "1"}
+
+
+def find(runs: Path, code: dict[str, Any], cwd: str, path: Path) -> Path:
+    """The copy of a file in a submission's snapshot; the file itself where there is no copy."""
+    folder = runs / ".code" / code["snapshot"]
+    inside = [folder / "project" / path.relative_to(cwd)] if path.is_relative_to(cwd) else []
+    copies = [copy for copy in (*inside, folder / "elsewhere" / str(path).lstrip("/")) if copy.is_file()]
+    return copies[0].resolve() if copies else path
+
+
+def project(runs: Path, code: dict[str, Any], cwd: str) -> Path:
+    """The copy of the working folder's code; the working folder itself where there is no copy."""
+    copy = runs / ".code" / code["snapshot"] / "project"
+    return copy.resolve() if copy.is_dir() else Path(cwd)
+
+
+def inherited_paths() -> list[str]:
+    """What stands in this process's PYTHONPATH apart from snapshots."""
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and "/.code/" not in path]
 
 
 def installed_packages() -> str:
@@ -87,10 +109,6 @@ def installed_packages() -> str:
     modules = os.environ.get("LOADEDMODULES", "")
     head = [f"# Python {sys.version.split()[0]} at {sys.executable}", f"# modules: {modules or 'none'}"]
     return "\n".join([*head, *sorted(found, key=str.lower)]) + "\n"
-
-
-def _is_snapshot(path: str) -> bool:
-    return "/.code/" in path
 
 
 def _own_package() -> Iterator[tuple[Path, str]]:
@@ -110,6 +128,22 @@ def _project_files(project: Path) -> Iterator[tuple[Path, str]]:
     for path in paths[: MAX_FILES + 1]:
         if path.suffix in SUFFIXES and path.is_file() and path.stat().st_size <= MAX_FILE_BYTES:
             yield path, str(path.relative_to(project))
+
+
+def _further(project: Path, also: Iterable[Path]) -> Iterator[tuple[str, Path, str]]:
+    """Single files with what a script finds beside itself. Programs that are installed somewhere are left there."""
+    for path in also:
+        if not path.is_file() or path.stat().st_size > MAX_PROGRAM_BYTES:
+            continue
+        if path.is_relative_to(project):
+            yield "project", path, str(path.relative_to(project))
+            continue
+        with open(path, "rb") as file:
+            if file.read(4) == b"\x7fELF":
+                continue
+        beside = [other for other, _ in _project_files(path.parent)] if path.suffix == ".py" else []
+        for other in [path, *(beside if len(beside) <= MAX_FILES else [])]:
+            yield "elsewhere", other, str(other).lstrip("/")
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -136,7 +170,7 @@ def _copy(final: Path, parts: list[tuple[str, Path, str]]) -> None:
     for top, path, name in parts:
         target = temporary / top / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        shutil.copy(path, target)
     temporary.mkdir(exist_ok=True)
     try:
         os.rename(temporary, final)

@@ -81,7 +81,7 @@ def submit(request: Request, multirun: bool = False, *, say: Say) -> Submission:
         )
     for note in dict.fromkeys(note for cell in plan.cells for note in cell.notes):
         say(note)
-    code = snapshot.take(plan.runs, Path.cwd())
+    code = _snapshot(plan)
     if code.note:
         say(code.note)
     return _submit_sweep(plan, code, say) if plan.is_sweep else _submit_run(plan, code, say)
@@ -94,7 +94,7 @@ def _submit_run(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
     if rundir is not None and _reusable(rundir, cell, code, say):
         answer.reused = [cell.run_id]
         return _awaited(plan, answer, say)
-    rundir = rundir or _create(plan, cell, code)
+    rundir = _with_code(rundir, code, say) if rundir else _create(plan, cell, code)
     answer.submitted = [rundir.id]
     say(f"{plan.request.job}: run {rundir.id} in {short(rundir.path)}")
     answer.exit_code = start(rundir, cell.cfg, say)
@@ -158,11 +158,11 @@ def _submit_ranks(request: Request, multirun: bool, place: Place, say: Say) -> S
         )
 
     def prepare() -> str:
-        code = snapshot.take(plan.runs, Path.cwd())
+        code = _snapshot(plan)
         rundir = _existing(plan, cell)
         if rundir is not None and _reusable(rundir, cell, code, say):
             return ""
-        rundir = rundir or _create(plan, cell, code)
+        rundir = _with_code(rundir, code, say) if rundir else _create(plan, cell, code)
         say(f"{request.job}: run {rundir.id} in {short(rundir.path)} on {place.size} ranks")
         return str(rundir.path)
 
@@ -209,10 +209,24 @@ def _reusable(rundir: RunDir, cell: Planned, code: snapshot.Code, say: Say) -> b
     if published and not Path(published).exists():
         say(f"run {rundir.id} is completed, but what it made is gone ({published}); it runs again.")
         return False
-    changed = rundir.record()["code"]["snapshot"] != code.snapshot
+    changed = rundir.code()["snapshot"] != code.snapshot
     hint = " The code has changed since; code=rerun makes a new run." if changed else ""
     say(f"run {rundir.id} is completed already: {short(rundir.path)}.{hint}")
     return True
+
+
+def _snapshot(plan: Plan) -> snapshot.Code:
+    keys = getattr(load_job(plan.request.job), "FILES", ())
+    also = {str(cell.plain[key]) for cell in plan.cells for key in keys if cell.plain[key] is not None}
+    return snapshot.take(plan.runs, Path.cwd(), map(Path, sorted(also)))
+
+
+def _with_code(rundir: RunDir, code: snapshot.Code, say: Say) -> RunDir:
+    """A run that is there and goes on: with the code as it is now, which may have been repaired meanwhile."""
+    if rundir.code()["snapshot"] != code.snapshot:
+        rundir.ledger.append({"kind": "code", "code": code.record(), "time": now()})
+        say("The code has changed since then; it goes on with the code as it is now.")
+    return rundir
 
 
 def _create(plan: Plan, cell: Planned, code: snapshot.Code) -> RunDir:

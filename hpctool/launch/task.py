@@ -19,8 +19,9 @@ from hpctool.launch.guard import Guard
 from hpctool.launch.job import load_job
 from hpctool.launch.result import own_process
 from hpctool.launch.slurm import inside
+from hpctool.launch.sockets import SocketWorld
 from hpctool.place import Place, place_from_environment
-from hpctool.rundir import RunDir, now
+from hpctool.rundir import RunDir
 from hpctool.world import MpiWorld, TorchWorld, World
 
 
@@ -48,7 +49,7 @@ def run_attempt(rundir: RunDir, where: str, place: Place, world: World | None = 
     if place.rank == 0:
         rundir.attempt = begin(rundir, where, place)
     try:
-        world = world or join(rundir, place, meeting)
+        world = world or join(rundir.record()["job"], place, rundir.path / "logs", meeting)
         rundir.attempt = int(world.broadcast(rundir.attempt))
     except WorldError as error:
         print(f"hpctool: {error}", file=sys.stderr, flush=True)
@@ -61,33 +62,26 @@ def run_attempt(rundir: RunDir, where: str, place: Place, world: World | None = 
 
 def begin(rundir: RunDir, where: str, place: Place) -> int:
     """Begin the next attempt in the ledger and give its number. From now on no older attempt can commit."""
-    while True:
-        ledger = rundir.ledger
-        # Taken before the entries are read: whatever comes later makes `cas` fail.
-        last = ledger.last()
-        entries = ledger.entries()
-        number = 1 + max((e.body["attempt"] for e in entries if e.body["kind"] == "begun"), default=0)
-        body = {
-            "kind": "begun",
-            "attempt": number,
-            "where": where,
-            "time": now(),
-            "world_size": place.size,
-            "nodes": [os.environ.get("SLURM_STEP_NODELIST", socket.gethostname())],
-            "slurm_job_id": inside.slurm_job_id() if inside.is_job(where) else "",
-            "restart_count": inside.restart_count(),
-            "code": rundir.record()["code"],
-            **own_process(),
-        }
-        if ledger.cas(body, after=last):
-            return number
+    facts = {
+        "where": where,
+        "world_size": place.size,
+        "nodes": [os.environ.get("SLURM_STEP_NODELIST", socket.gethostname())],
+        "slurm_job_id": inside.slurm_job_id() if inside.is_job(where) else "",
+        "restart_count": inside.restart_count(),
+        "code": rundir.code(),
+    }
+    return rundir.begin({**facts, **own_process()})
 
 
-def join(rundir: RunDir, place: Place, meeting: Path | None) -> World:
-    """The world of the ranks of one job: alone, MPI where MPI started them and the job needs no torch, else torch."""
+def join(job_name: str, place: Place, folder: Path, meeting: Path | None) -> World:
+    """The world of the ranks of one job: alone, sockets where it is LIGHT, MPI where MPI started them and the job needs
+    no torch, else torch. They meet at a file in `folder`, or at `meeting`. Collective. Raises WorldError.
+    """
+    job = load_job(job_name)
     if place.size == 1:
         return World(place)
-    job = load_job(rundir.record()["job"])
+    if getattr(job, "LIGHT", False):
+        return SocketWorld(place, meeting or folder / rendezvous.torchrun_name())
     if place.source in ("openmpi", "mpich") and not getattr(job, "NEEDS_TORCH", False):
         return MpiWorld()
     return TorchWorld(place, meeting)

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from hpctool import config
-from hpctool.errors import EXIT_CONTINUE, EXIT_DONE, EXIT_FAILED, EXIT_INPUT, SchedulerError
+from hpctool.errors import EXIT_CONTINUE, EXIT_DONE, EXIT_FAILED, EXIT_INPUT, SchedulerError, Stopped
 from hpctool.launch import endings
 from hpctool.launch.endings import Verdict
 from hpctool.launch.ranks import Outcome
@@ -75,8 +75,8 @@ def _by_slurm(rundir: RunDir, stop: inside.Stop) -> Verdict | None:
         return Verdict("requeued", f"{stop.cause}; there was no time to save")
     if stop.cause == "timeout":
         cfg = config.load(rundir.config_yaml)
-        step = endings.committed_step(rundir.story())
-        if over := endings.too_many_timeouts(rundir, step, int(cfg.cluster.get("max_timeouts", 100))):
+        stopped = Stopped("timeout", endings.committed_step(rundir.story()))
+        if over := endings.too_many_timeouts(rundir, stopped, int(cfg.cluster.get("max_timeouts", 100))):
             return Verdict("failed", over)
         return Verdict("requeued", "timeout; there was no time to save")
     return None

@@ -1,0 +1,40 @@
+"""Run your own program, which need not know hpctool: with a run folder, snapshot, sweeps, logs, requeue.
+
+    hpctool run script=train.py -- --lr 0.1 --out '$HPCTOOL_RUN/artifacts'
+    hpctool run -m script=train.py +params.lr=0.1,0.01 cluster=slurm resources=gpu
+    hpctool run script=train.py 'args=[--lr,0.1]' cluster=slurm resources.nodes=2 resources.tasks_per_node=4
+    hpctool run script=./simulate.sh cwd=run stop_signal=SIGUSR1
+
+Told to stop, the program gets stop_signal; when it then ends, or whenever it exits with 75, the run is continued.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from hpctool.launch import program
+from hpctool.launch.job import Resolved
+from hpctool.launch.schema import RunConfig as Config
+from hpctool.rundir import RunDir
+from hpctool.world import World
+
+__all__ = ["FILES", "LIGHT", "STOPS", "Config", "resolve", "run"]
+
+#: torch and MPI are the program's
+LIGHT = True
+#: the program is told to stop, and has its time for it
+STOPS = True
+#: belongs to the snapshot whatever its name is
+FILES = ("script",)
+
+
+def resolve(cfg: DictConfig) -> Resolved:
+    """Find the program, and refuse what could not be started."""
+    return program.resolve(cfg)
+
+
+def run(rundir: RunDir, world: World) -> dict[str, Any]:
+    """Start the program and wait for its end. Collective: all ranks must call it."""
+    return program.run(rundir, world)
