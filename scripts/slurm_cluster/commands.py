@@ -66,7 +66,7 @@ def status(place: Place, asked: argparse.Namespace) -> int:
 
 
 def print_status(place: Place, shown: dict[str, object]) -> None:
-    nodes = services.node_states(place)
+    nodes = dict(shown["nodes"])  # type: ignore[call-overload]
     print(f"folder      {place.folder}\ncontroller  {'answers' if nodes else 'does not answer'}")
     for node in NODES:
         print(f"{node}          {nodes.get(node, 'unknown')}{', cut off' if node in hosts.cut_nodes() else ''}")

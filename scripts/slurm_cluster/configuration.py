@@ -64,6 +64,10 @@ SelectTypeParameters=CR_CPU_Memory
 DefMemPerCPU={MEMORY_PER_NODE_MB // CPUS_PER_NODE}
 SlurmdParameters=config_overrides
 {signal}\
+# The nodes go on with the file that they were started with.
+DebugFlags=NO_CONF_HASH
+# A step that ends while the controller is down would take its node out of service after a minute.
+UnkillableStepTimeout=300
 GresTypes=gpu
 Licenses=solver:2
 MpiDefault=none

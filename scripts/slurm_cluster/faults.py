@@ -36,11 +36,20 @@ def heal(place: Place, asked: argparse.Namespace) -> None:
 def heal_nodes(place: Place, nodes: list[str]) -> None:
     for node in nodes:
         hosts.set_cable(node, up=True)
-    for node in nodes:
+        # What it started bears its mark, and is to live: jobs run on, and zombies too until Slurm finds them.
+        marked = processes.daemons(place, f"slurmd-{node}")
+        processes.end(pid for pid in marked if processes.name(pid) == "slurmd")
         # slurmd registers when it starts: the controller would look for the node only after some time.
-        processes.end(processes.daemons(place, f"slurmd-{node}"))
         hosts.start_node(place, place.load(), node, place.environment())
-    if not until(lambda: not set(nodes) & set(lost(place)), timeout_s=60):
+
+    def taken_back() -> bool:
+        left = set(nodes) & set(lost(place))
+        for node in left:
+            # Of a node that was drained, too, as Slurm does when a job does not end: that it is healthy again.
+            run("scontrol", "update", f"nodename={node}", "State=RESUME", env=place.environment(), check=False)
+        return not left
+
+    if not until(taken_back, timeout_s=60, every_s=0.2):
         raise FailedError(f"Slurm does not take {' and '.join(nodes)} back; see {place.logs}.")
 
 

@@ -125,7 +125,9 @@ def make(place: Place, state: State) -> None:
     for node in NODES:
         hosts.start_node(place, state, node, env)
     if not until(lambda: services.idle(place), timeout_s=60):
-        raise FailedError(f"The nodes did not register within a minute. One said:\n{services.last_words(place, 'slurmd-n1')}")
+        raise FailedError(
+            f"The nodes did not register within a minute. One said:\n{services.last_words(place, 'slurmd-n1')}"
+        )
 
 
 def make_user(place: Place) -> None:
@@ -179,6 +181,8 @@ def clear(place: Place, state: State) -> None:
         remove_files_of(user.pw_uid)
         run("userdel", USER)
     shutil.rmtree(place.folder)
+    # Tests hold it, each for itself.
+    place.folder.with_name(f"{place.folder.name}.lock").unlink(missing_ok=True)
 
 
 def remove_files_of(uid: int) -> None:

@@ -85,6 +85,9 @@ def answers(place: Place, *command: str) -> bool:
 
 def node_states(place: Place) -> dict[str, str]:
     """As sinfo shows them, empty where the controller does not answer."""
+    # sinfo itself would ask a dead controller for nine seconds.
+    if not answers(place, "scontrol", "ping"):
+        return {}
     shown = run("sinfo", "-hN", "--partition=batch", "--format=%N %T", env=place.environment(), check=False)
     return dict(line.split() for line in shown.stdout.splitlines())  # type: ignore[misc]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import pwd
@@ -93,6 +95,7 @@ class Cluster:
 
     def wait_state(self, job_id: str, states: str | Collection[str], timeout_s: float = 60) -> str:
         """Wait until a job is in one of these states; fails with what Slurm says of the job instead."""
+        __tracebackhide__ = True
         wanted = {states} if isinstance(states, str) else set(states)
         end = time.monotonic() + timeout_s
         while (job := self.job(job_id))["JobState"] not in wanted:
@@ -112,6 +115,7 @@ class Cluster:
 
     def wait_node(self, node: str, state: str, timeout_s: float = 60) -> None:
         """Wait until a node's state begins with this."""
+        __tracebackhide__ = True
         end = time.monotonic() + timeout_s
         while not self.node_state(node).startswith(state):
             if time.monotonic() > end:
@@ -224,15 +228,28 @@ def cluster() -> Cluster:
             f"{(tried.stderr or tried.stdout).strip().splitlines()[-1]} "
             f"Bring the cluster up again with `scripts/cluster up --readable {sys.prefix} --readable {CHECKOUT}`."
         )
-    found.reset()
+    with alone(folder.with_name(f"{folder.name}.lock")):
+        found.reset()
     return found
 
 
 @pytest.fixture(autouse=True)
 def _between_tests(cluster: Cluster) -> Iterator[None]:
-    """What one test did to the cluster does not reach the next one."""
-    yield
-    cluster.reset()
+    """The cluster is this test's alone, and what it did there does not reach the next one."""
+    with alone(cluster.folder.with_name(f"{cluster.folder.name}.lock")):
+        yield
+        cluster.reset()
+
+
+@contextlib.contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Hold a lock for as long as it takes to get it; `flock {lock} pytest …` holds it for us."""
+    if any(os.path.realpath(descriptor) == str(lock) for descriptor in Path("/proc/self/fd").iterdir()):
+        yield
+        return
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture

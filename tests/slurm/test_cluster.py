@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,8 @@ def test_the_user_signal_comes_at_preemption_where_the_site_says_so(
     cluster: Cluster, user_folder: Path, signal: str
 ) -> None:
     cluster.policy("REQUEUE", 10, user_signal="on" if signal == "on" else "off")
-    step = "trap 'echo USR2 >> got; exit' USR2; trap 'echo TERM >> got; exit' TERM; touch ready; while :; do sleep .1; done"
+    traps = "".join(f"trap 'echo {name} >> got; exit' {name}; " for name in ("USR2", "TERM"))
+    step = f"{traps} touch ready; while :; do sleep .1; done"
     job = cluster.sbatch("--signal=USR2@60", wrap=f'srun bash -c "{step}"', cwd=user_folder)
     cluster.wait_state(job, "RUNNING")
     wait_for(user_folder / "ready")
@@ -104,10 +106,14 @@ def test_the_user_signal_comes_at_preemption_where_the_site_says_so(
     assert (user_folder / "got").read_text() == ("USR2\n" if signal == "on" else "TERM\n")
 
 
-def wait_for(path: Path, timeout_s: float = 30) -> None:
+def wait_for(path: Path) -> None:
+    wait_until(path.exists)
+
+
+def wait_until(true: Callable[[], bool], timeout_s: float = 30) -> None:
     end = time.monotonic() + timeout_s
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} does not appear"
+    while not true():
+        assert time.monotonic() < end
         time.sleep(0.1)
 
 
@@ -125,7 +131,11 @@ def test_a_node_that_is_cut_off_is_lost_and_comes_back(cluster: Cluster, user_fo
     time.sleep(1)
     assert (user_folder / "alive").stat().st_size > size
     cluster.heal("n1")
-    assert cluster.node_state("n1") == "idle"
+    # Once Slurm can reach it, it ends what should not run there.
+    wait_until(lambda: cluster.node_state("n1") == "idle")
+    size = (user_folder / "alive").stat().st_size
+    time.sleep(1)
+    assert (user_folder / "alive").stat().st_size == size
 
 
 def test_slurm_notices_by_itself_that_a_node_is_gone(cluster: Cluster) -> None:
@@ -143,25 +153,24 @@ def test_a_restarted_controller_loses_no_job(cluster: Cluster, user_folder: Path
     cluster.wait_state(running, "COMPLETED")
     assert (user_folder / "result").read_text() == "done\n"
     cluster.stop_controller()
-    assert "Unable to contact slurm controller" in cluster.run("squeue", check=False).stderr
+    assert "is DOWN" in cluster.run("scontrol", "ping", check=False).stdout
     cluster.start_controller()
     assert cluster.state(waiting) == "PENDING"
 
 
-def test_a_job_over_its_memory_is_killed(cluster: Cluster) -> None:
+def test_a_step_over_its_memory_is_killed(cluster: Cluster, user_folder: Path) -> None:
     code = "import time; held = bytearray(300_000_000); time.sleep(60)"
-    job = cluster.sbatch("--mem=100M", wrap=f"srun {sys.executable} -c '{code}'")
-    cluster.wait_state(job, {"OUT_OF_MEMORY", "FAILED", "CANCELLED"})
+    job = cluster.sbatch("--mem=100M", wrap=f"srun {sys.executable} -c '{code}'; exit $?", cwd=user_folder)
+    cluster.wait_state(job, "FAILED")
+    assert cluster.job(job)["ExitCode"] == "137:0"
+    assert "Exceeded job memory limit" in (user_folder / f"slurm-{job}.out").read_text()
 
 
 def test_accounting_answers(cluster: Cluster) -> None:
-    job = cluster.sbatch("--qos=short", wrap="exit 3")
+    job = cluster.sbatch("--qos=short", "--time=5", wrap="exit 3")
     cluster.wait_state(job, "FAILED")
     asked = ("sacct", "-X", "--noheader", "--parsable2", f"--jobs={job}", "--format=account,qos,state,exitcode")
-    end = time.monotonic() + 20
-    while (shown := cluster.run(*asked).stdout.strip()) != "lab|short|FAILED|3:0":
-        assert time.monotonic() < end, shown
-        time.sleep(0.2)
+    wait_until(lambda: cluster.run(*asked).stdout.strip() == "lab|short|FAILED|3:0")
 
 
 def test_limits_are_limits(cluster: Cluster) -> None:
@@ -196,7 +205,7 @@ def test_a_second_cluster_is_refused_and_nothing_is_made(cluster: Cluster, tmp_p
     assert refused.returncode == 2
     assert "Another Slurm runs here" in refused.stderr
     env = {**os.environ, "SLURM_CONF": "/etc/other/slurm.conf"}
-    command = [sys.executable, SCRIPT, "--folder", second, "up"]
+    command = [sys.executable, str(SCRIPT), "--folder", str(second), "up"]
     refused = subprocess.run(command, capture_output=True, text=True, env=env)
     assert "SLURM_CONF names another Slurm: /etc/other/slurm.conf" in refused.stderr
     assert not second.exists()
@@ -206,7 +215,7 @@ def test_status_tells_people_and_programs(cluster: Cluster, tmp_path: Path) -> N
     status = json.loads(cluster.change("status", "--json"))
     assert status["nodes"] == dict.fromkeys(NODES, "idle")
     assert "controller  answers" in cluster.change("status")
-    command = [sys.executable, SCRIPT, "--folder", tmp_path / "none", "status"]
+    command = [sys.executable, str(SCRIPT), "--folder", str(tmp_path / "none"), "status"]
     assert subprocess.run(command, capture_output=True).returncode == 3
 
 
