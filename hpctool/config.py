@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from importlib import metadata, resources
@@ -20,7 +20,7 @@ from hydra import initialize_config_module
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
@@ -59,7 +59,13 @@ def compose(job: str, overrides: Sequence[str] = (), config_dirs: Sequence[Path]
     """
     with hydra_context(config_dirs):
         try:
-            whole = hydra_compose(primary or job, list(overrides), return_hydra_config=True)
+            try:
+                whole = hydra_compose(primary or job, list(overrides), return_hydra_config=True)
+            except ConfigCompositionException:
+                added = _added(primary or job, overrides)
+                if added == list(overrides):
+                    raise
+                whole = hydra_compose(primary or job, added, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             raise _explained(error, primary or job, overrides) from error
         choices = {k: str(v) for k, v in whole.hydra.runtime.choices.items() if "hydra/" not in k and v is not None}
@@ -67,6 +73,18 @@ def compose(job: str, overrides: Sequence[str] = (), config_dirs: Sequence[Path]
     assert isinstance(nodes, dict)
     cfg = OmegaConf.create({key: node for key, node in nodes.items() if key != "hydra"})
     return Composed(cfg, choices, list(overrides))
+
+
+def _added(primary: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides with a `+` before keys of a mapping that is empty in conf (`params: {}`): it takes any key."""
+    cfg = hydra_compose(primary)
+    found = []
+    for override in overrides:
+        parts = override.partition("=")[0].split(".")
+        outer = (OmegaConf.select(cfg, ".".join(parts[:n]), throw_on_missing=False) for n in range(1, len(parts)))
+        is_open = any(isinstance(node, DictConfig) and not node for node in outer)
+        found.append(f"+{override}" if is_open else override)
+    return found
 
 
 def typed(cfg: DictConfig, schema: type) -> DictConfig:
@@ -135,6 +153,18 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         flat.update(flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
     return flat
+
+
+def overlaid(plain: dict[str, Any], own: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """A copy of nested dicts with other values at some places (paths of keys that are there); the rest is shared."""
+    copied: dict[tuple[str, ...], dict[str, Any]] = {(): dict(plain)}
+    for path, value in own.items():
+        for depth in range(1, len(path)):
+            if path[:depth] not in copied:
+                outer = copied[path[: depth - 1]]
+                outer[path[depth - 1]] = copied[path[:depth]] = dict(outer[path[depth - 1]])
+        copied[path[:-1]][path[-1]] = value
+    return copied[()]
 
 
 def set_value(cfg: DictConfig, key: str, value: Any) -> None:
@@ -314,8 +344,9 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 def _does_not_fit(schema: type, cfg: DictConfig, key: str) -> ConfigError:
     kind: Any = schema
-    for part in key.split("."):
-        kind = get_type_hints(kind).get(part) if is_dataclass(kind) else None
+    for part in re.split(r"\.|(?=\[)", key):
+        inner = get_args(kind)[-1:] if get_origin(kind) in (list, dict) else ()
+        kind = get_type_hints(kind).get(part) if is_dataclass(kind) else inner[0] if inner else None
     choices = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     words = " or ".join(
         "null" if one is types.NoneType else _WORDS.get(get_origin(one) or one, "keys") for one in choices

@@ -12,6 +12,7 @@ HpctoolError                          exit code 1
 │   ├── ConflictError                 somebody else changed the same thing meanwhile
 │   ├── FencedError                   a newer attempt of this run has begun; this one may not write
 │   ├── WorldError                    ranks that cannot find each other or do not agree
+│   ├── ProgramError                  somebody's own program ended with an error
 │   ├── SubmitError                   the scheduler refused
 │   ├── SchedulerError                the scheduler cannot be asked, or does not answer
 │   └── ParityError                   an exported model that does not answer like the original
@@ -167,6 +168,17 @@ class FencedError(OperationError):
 
 class WorldError(OperationError):
     """Ranks that cannot find each other, or that do not agree."""
+
+
+class ProgramError(OperationError):
+    """Somebody's own program ended with an error; `words` are the last that it said."""
+
+    def __init__(self, program: str, how: str, words: str) -> None:
+        self.program = program
+        self.how = how
+        self.words = words
+        last = words.strip().splitlines()[-1:] or ["it said nothing"]
+        super().__init__(f"{program} {how}: {last[0].strip()[:300]}")
 
 
 class SubmitError(OperationError):

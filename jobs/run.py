@@ -1,7 +1,7 @@
 """Run your own program, which need not know hpctool: with a run folder, snapshot, sweeps, logs, requeue.
 
     hpctool run script=train.py -- --lr 0.1 --out '$HPCTOOL_RUN/artifacts'
-    hpctool run -m script=train.py +params.lr=0.1,0.01 cluster=slurm resources=gpu
+    hpctool run -m script=train.py params.lr=0.1,0.01 cluster=slurm resources=gpu
     hpctool run script=train.py 'args=[--lr,0.1]' cluster=slurm resources.nodes=2 resources.tasks_per_node=4
     hpctool run script=./simulate.sh cwd=run stop_signal=SIGUSR1
 

@@ -11,10 +11,32 @@ import click
 from hpctool.cli.output import print_json, say
 
 
+class JobCommand(click.Command):
+    """A command whose words after `--` are the arguments of somebody's own program, as they are."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            position = args.index("--")
+            args, words = args[:position], args[position + 1 :]
+            # In Hydra's grammar, where commas and brackets would mean something.
+            args.append(f"args=[{','.join(map(_quoted, words))}]")
+        return super().parse_args(ctx, args)
+
+
+def _quoted(word: str) -> str:
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    from hpctool.errors import ConfigError
+
+    if "${" in word or word == "???":
+        raise ConfigError("args", f"'{word}' means something to the configuration, where arguments are kept.")
+    return str(QuotedString(word, Quote.double).with_quotes())
+
+
 def job_command(name: str, summary: str) -> click.Command:
     """The command of one job; its arguments are Hydra overrides."""
 
-    @click.command(name, short_help=summary, context_settings={"ignore_unknown_options": True})
+    @click.command(name, cls=JobCommand, short_help=summary, context_settings={"ignore_unknown_options": True})
     @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", type=click.UNPROCESSED)
     @click.option("-m", "--multirun", is_flag=True, help="Expand lists and ranges into a sweep of cells.")
     @click.option("--dry-run", is_flag=True, help="Print the resolved config and the script; submit nothing.")

@@ -197,7 +197,8 @@ def _why(rundir: RunDir, outcome: Outcome, attempt: int, before: Story) -> str:
         log = starting_log(rundir, outcome.first_rank or 0)
     words = {EXIT_FAILED: "failed", EXIT_INPUT: "found its input wrong"}
     what = words.get(outcome.first_code, f"ended with exit code {outcome.first_code}")
-    return f"rank {outcome.first_rank} {what}: {output.last_line(log)} ({log.relative_to(rundir.path)})"
+    said = output.last_lines(log)[:300] or "it said nothing"
+    return f"rank {outcome.first_rank} {what}: {said} ({log.relative_to(rundir.path)})"
 
 
 def _signal_name(number: int) -> str:

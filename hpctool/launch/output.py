@@ -34,15 +34,15 @@ def is_doubled() -> bool:
     return isinstance(sys.stdout, _Both) or isinstance(sys.stderr, _Both)
 
 
-def last_line(log: Path) -> str:
-    """The last words in a log, at most 300 characters; a log may be huge, so only its end is read."""
+def last_lines(log: Path, num_lines: int = 1) -> str:
+    """The last words in a log. It may be huge, so only the last 16 KB are looked at; empty where there is none."""
     try:
         with open(log, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 16_384))
-            lines = file.read().decode(errors="replace").strip().splitlines()
+            file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 14)))
+            text = file.read().decode(errors="replace")
     except OSError:
-        lines = []
-    return lines[-1][:300] if lines else "it said nothing"
+        return ""
+    return "\n".join(text.strip().splitlines()[-num_lines:])
 
 
 @contextlib.contextmanager

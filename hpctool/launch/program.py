@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig
 
 from hpctool import config
-from hpctool.errors import EXIT_CONTINUE, OperationError, Stopped
+from hpctool.errors import EXIT_CONTINUE, OperationError, ProgramError, Stopped
 from hpctool.launch import output, signals, snapshot
 from hpctool.launch.process import Ending, Program
 from hpctool.launch.program_check import resolve
@@ -35,6 +35,8 @@ __all__ = ["resolve", "run"]
 
 #: A rank whose program fails waits this long for its own signal: the others' programs may have been told first.
 _TOLD_TOO_S = 1.0
+#: As much of what a failed program said last is kept with the error.
+_LAST_LINES = 40
 _OWN_WISH = "it asked to be continued"
 #: What torchrun leaves for its own workers would lead the program astray: it gets a port of its own.
 _TORCHRUN = "TORCHELASTIC_"
@@ -43,7 +45,7 @@ _TORCHRUN = "TORCHELASTIC_"
 def run(rundir: RunDir, world: World) -> dict[str, Any]:
     """Start the program on every rank and wait for its end. Collective: all ranks must call it.
 
-    Raises Stopped where it was told to stop, or exits with 75; OperationError where it cannot start or fails.
+    Raises Stopped where it was told to stop, or exits with 75; OperationError where it cannot start, ProgramError.
     """
     if any(world.gather(signals.stop_requested())):
         raise Stopped(_first(world.gather(signals.stop_cause())), rundir.story().step)
@@ -183,9 +185,9 @@ def _watch(program: Program, cfg: DictConfig) -> tuple[Ending, str]:
 def _verdict(rundir: RunDir, world: World, cfg: DictConfig, ending: Ending, told: str) -> dict[str, Any]:
     """Why the program is to be continued (empty: it is done), and whether it says that it saved.
 
-    Raises OperationError if it failed; a program that was killed takes this rank with it.
+    Raises ProgramError if it failed; a program that was killed takes this rank with it.
     """
-    name, code = str(cfg.module or Path(cfg.script).name), ending.code
+    name, code, log = str(cfg.module or Path(cfg.script).name), ending.code, rundir.log(world.rank)
     if code == 0 and (not told or ending.ignored):
         return {"cause": ""}
     if told and code == 0:
@@ -195,9 +197,9 @@ def _verdict(rundir: RunDir, world: World, cfg: DictConfig, ending: Ending, told
     if told or code == EXIT_CONTINUE:
         return {"cause": told or _OWN_WISH, "saved": code == EXIT_CONTINUE}
     if code > 0:
-        raise OperationError(f"{name} ended with exit code {code}: {output.last_line(rundir.log(world.rank))}")
+        raise ProgramError(name, f"ended with exit code {code}", output.last_lines(log, _LAST_LINES))
     if rundir.story().where == "inline":
-        raise OperationError(f"{name} was killed by {_signal_name(-code)}.")
+        raise ProgramError(name, f"was killed by {_signal_name(-code)}", output.last_lines(log, _LAST_LINES))
     _say(f"{name} was killed by {_signal_name(-code)}.")
     return _die_of(-code)
 

@@ -46,11 +46,11 @@ def resolve(cfg: DictConfig) -> Resolved:
 
 def _check_words(cfg: DictConfig) -> None:
     for word in cfg.args:
-        if "\0" in word:
-            raise ConfigError("args", "an argument cannot hold the character NUL.")
+        if not isinstance(word, str) or "\0" in word:
+            raise ConfigError("args", f"{word!r} is no argument; it takes texts and numbers.")
     for key in cfg.params:
         if str(key).startswith("-"):
-            raise ConfigError(f"params.{key}", f"its name has no dashes: +params.{str(key).lstrip('-')}=…")
+            raise ConfigError(f"params.{key}", f"its name has no dashes: params.{str(key).lstrip('-')}=…")
 
 
 def _located(script: str) -> str:

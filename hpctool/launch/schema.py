@@ -151,7 +151,7 @@ class RunConfig(JobConfig):
     module: str | None = MISSING
     #: arguments as they are; `$HPCTOOL_RUN` in them is the run's folder. `hpctool run … -- --lr 0.1` writes them here
     args: list[str] = MISSING
-    #: arguments by name, to sweep over and to compare: +params.lr=0.1,0.01
+    #: arguments by name, to sweep over and to compare: params.lr=0.1,0.01
     params: dict[str, Any] = MISSING
     #: how params reach the program: flags (`--lr 0.1`), assignments (`lr=0.1`) or environment (variables)
     params_as: str = MISSING
