@@ -1,0 +1,61 @@
+"""A training task that takes its time, and dies in the ways that the tests on the cluster ask for.
+
+It changes nothing that is learnt: whatever it is asked to do, the parameters end the same.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from hpctool.train.task import Classify
+
+
+class Slow(Classify):
+    """Classify, with `step_s` of sleep in each pass and `eval_s` in each evaluated batch.
+
+    `fault` (kill, raise, memory, evaluate) happens once for each line that the file `faults` still holds, on rank
+    `rank`, in the pass number `at` of an attempt.
+    """
+
+    def __init__(self, run, step_s=0.0, eval_s=0.0, fault="", rank=0, at=0, faults="", label_smoothing=0.0):
+        super().__init__(label_smoothing)
+        self.step_s, self.eval_s = step_s, eval_s
+        self.fault, self.rank, self.at, self.faults = fault, rank, at, faults
+        self.run, self.passes = run, 0
+
+    def loss(self, model, batch):
+        self.passes += 1
+        self.note()
+        time.sleep(self.step_s)
+        if self.fault and self.passes == self.at and int(os.environ["SLURM_PROCID"]) == self.rank and self.is_due():
+            getattr(self, f"do_{self.fault}")()
+        return super().loss(model, batch)
+
+    def evaluate(self, model, batch):
+        time.sleep(self.eval_s)
+        return super().evaluate(model, batch)
+
+    def note(self):
+        """Write down how many passes this rank has begun in this attempt; attempts have a folder of logs each."""
+        log = os.readlink("/proc/self/fd/1")
+        attempt = Path(log).parent.name
+        Path("passes", f"{self.run}.{attempt}.{os.environ['SLURM_PROCID']}").write_text(str(self.passes))
+
+    def is_due(self):
+        """Take one line from the file of faults, if one is left."""
+        left = Path(self.faults).read_text().splitlines()
+        Path(self.faults).write_text("\n".join(left[1:]))
+        return bool(left)
+
+    def do_kill(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def do_raise(self):
+        raise ValueError("the label of row 7 is a banana")
+
+    def do_memory(self):
+        blocks = []
+        while True:
+            blocks.append(bytearray(64 << 20))
+            time.sleep(0.05)

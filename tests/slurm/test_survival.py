@@ -1,0 +1,291 @@
+"""Every row of the table of things that end a job: it comes back where it should, and ends with the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from tests.slurm.survive import STEP_S, STEPS, Lab, make_lab
+
+pytestmark = pytest.mark.timeout(300)
+
+Mode = Literal["REQUEUE", "CANCEL"]
+
+
+@pytest.fixture(scope="module")
+def lab(cluster: Any) -> Iterator[Lab]:
+    """A project of the ordinary user's, for all tests of this file."""
+    folder = Path(tempfile.mkdtemp(prefix="hpctool-lab-", dir="/tmp"))
+    user = pwd.getpwnam("hpctool")
+    os.chown(folder, user.pw_uid, user.pw_gid)
+    yield make_lab(cluster, folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lab: Lab) -> str:
+    """The digest of the parameters of a run that nothing happened to."""
+    run = lab.train("undisturbed")
+    lab.until_ended(run, attempts=1)
+    return lab.digest(run)
+
+
+# ------------------------------------------------------------------------------------------------------ preempted
+
+
+@pytest.mark.parametrize("user_signal", ["off", "on"])
+@pytest.mark.parametrize("mode", ["REQUEUE", "CANCEL"])
+def test_a_preempted_run_saves_in_its_grace_time_and_loses_no_step(
+    lab: Lab, undisturbed: str, mode: Mode, user_signal: Literal["on", "off"]
+) -> None:
+    lab.cluster.policy(mode, 10, user_signal)
+    run = lab.train(f"preempted-{mode}-{user_signal}")
+    lab.until_training(run)
+    lab.cluster.preempt()
+    story = lab.until_ended(run, attempts=2)
+    assert [body["cause"] for body in story.of_kind("ended")] == ["preempted", ""]
+    assert lab.steps_lost(run) == 0
+    assert lab.digest(run) == undisturbed
+
+
+@pytest.mark.parametrize("mode", ["REQUEUE", "CANCEL"])
+def test_without_grace_time_it_resumes_from_the_newest_verified_checkpoint(
+    lab: Lab, undisturbed: str, mode: Mode
+) -> None:
+    lab.cluster.policy(mode, 0)
+    run = lab.train(f"no-grace-{mode}")
+    lab.until_training(run, seconds=9 * STEP_S)
+    lab.cluster.preempt()
+    lab.until_ended(run, attempts=2)
+    assert lab.steps_lost(run) <= 8
+    assert lab.digest(run) == undisturbed
+
+
+def test_only_the_preempted_cell_of_an_array_is_requeued(lab: Lab) -> None:
+    lab.cluster.policy("REQUEUE", 10)
+    first, second = lab.sweep("cells", "loop.max_steps=16,24")
+    lab.until_training(first)
+    lab.until_training(second)
+    node = lab.node_of(first)
+    lab.cluster.preempt(nodes=node)
+    lab.until_ended(first, attempts=2)
+    assert lab.until_ended(second, attempts=1).state == "completed"
+    assert first.story().slurm_job_id.endswith("_0")
+
+
+# ------------------------------------------------------------------------------------------------- the time limit
+
+
+def test_at_its_time_limit_a_run_saves_and_comes_back(lab: Lab, undisturbed: str) -> None:
+    run = lab.train("limit", "resources.time=1", "cluster.signal_delay_s=45", "task.step_s=1.5")
+    story = lab.until(run, lambda story: story.of_kind("ended"), timeout_s=120)
+    assert story.of_kind("ended")[0]["cause"] == "timeout"
+    assert lab.until_ended(run, story.attempt + 1, timeout_s=200, at_least=True).state == "completed"
+    assert lab.steps_lost(run) == 0
+    assert lab.digest(run) == undisturbed
+
+
+def test_after_the_configured_number_of_time_limits_it_gives_up_and_says_so(lab: Lab) -> None:
+    slow = ["resources.time=1", "cluster.signal_delay_s=58", "task.step_s=3", "cluster.max_timeouts=1"]
+    run = lab.train("too-often", *slow)
+    story = lab.until_ended(run, attempts=2, timeout_s=200)
+    assert story.state == "failed"
+    assert "cluster.max_timeouts=1" in story.cause
+    assert lab.cluster.wait_state(story.slurm_job_id, {"FAILED"})
+
+
+# --------------------------------------------------------------------------------------------- people and admins
+
+
+def test_a_cancelled_run_saves_and_stays_cancelled(lab: Lab) -> None:
+    run = lab.train("cancelled")
+    lab.until_training(run)
+    lab.cluster.run("scancel", run.story().slurm_job_id)
+    story = lab.until_ended(run, attempts=1)
+    assert (story.state, story.cause) == ("cancelled", "cancelled in Slurm")
+    assert story.checkpoints, "there was time to save"
+    lab.stays_away(run)
+
+
+def test_a_run_cancelled_within_the_grace_time_of_a_preemption_stays_cancelled(lab: Lab) -> None:
+    lab.cluster.policy("REQUEUE", 30)
+    run = lab.train("cancelled-in-grace", "task.step_s=3")
+    lab.until_training(run, seconds=7)
+    lab.cluster.preempt()
+    lab.cluster.run("scancel", run.story().slurm_job_id)
+    assert lab.until_ended(run, attempts=1).state == "cancelled"
+    lab.stays_away(run)
+
+
+def test_hpctools_own_cancel_saves_and_retry_goes_on_from_there(lab: Lab, undisturbed: str) -> None:
+    run = lab.train("own-cancel")
+    lab.until_training(run)
+    lab.hpctool("runs", "cancel", run.id)
+    assert lab.until_ended(run, attempts=1).state == "cancelled"
+    lab.stays_away(run)
+    lab.hpctool("runs", "retry", run.id)
+    lab.until(run, lambda story: story.attempt == 2)
+    lab.until_ended(run, attempts=2)
+    assert lab.steps_lost(run) == 0
+    assert lab.digest(run) == undisturbed
+
+
+def test_an_admins_requeue_resumes(lab: Lab, undisturbed: str) -> None:
+    run = lab.train("requeued")
+    lab.until_training(run, seconds=9 * STEP_S)
+    lab.cluster.scontrol("requeue", run.story().slurm_job_id)
+    lab.until_ended(run, attempts=2)
+    assert lab.steps_lost(run) <= 8
+    assert lab.digest(run) == undisturbed
+
+
+def test_all_of_it_holds_where_the_cluster_says_jobrequeue_0(lab: Lab, undisturbed: str) -> None:
+    lab.cluster.limits(job_requeue=False)
+    lab.cluster.policy("CANCEL", 10)
+    run = lab.train("no-job-requeue")
+    lab.until_training(run)
+    lab.cluster.preempt()
+    lab.until_ended(run, attempts=2)
+    assert lab.digest(run) == undisturbed
+
+
+def test_a_suspended_run_goes_on(lab: Lab, undisturbed: str) -> None:
+    run = lab.train("suspended")
+    lab.until_training(run)
+    lab.cluster.scontrol("suspend", run.story().slurm_job_id)
+    time.sleep(8)
+    lab.cluster.scontrol("resume", run.story().slurm_job_id)
+    lab.until_ended(run, attempts=1)
+    assert lab.digest(run) == undisturbed
+
+
+def test_a_controller_that_restarts_loses_nothing(lab: Lab, undisturbed: str) -> None:
+    run = lab.train("controller", "task.step_s=0.5")
+    lab.until_training(run)
+    lab.cluster.stop_controller()
+    down = lab.hpctool("runs", "show", run.id, check=False)
+    assert "Traceback" not in down.stdout + down.stderr
+    assert run.id in down.stdout
+    lab.cluster.start_controller()
+    lab.until_ended(run, attempts=1)
+    assert lab.digest(run) == undisturbed
+
+
+# ----------------------------------------------------------------------------------------------- nodes and ranks
+
+
+def test_a_node_cut_off_and_healed_leaves_no_zombies_writing(lab: Lab, undisturbed: str) -> None:
+    run = lab.train("node-lost", "task.step_s=0.5")
+    lab.until_training(run, seconds=10 * 0.5)
+    lab.cluster.fail("n2")
+    story = lab.until(run, lambda story: story.attempt == 2, timeout_s=150, hurry=True)
+    lab.cluster.heal("n2")
+    story = lab.until_ended(run, attempts=2)
+    begun = [entry.number for entry in story.entries if entry.body["kind"] == "begun"]
+    late = [e for e in story.entries if e.number > begun[1] and e.body["attempt"] == 1 and e.body["kind"] != "ended"]
+    assert not late, "the zombie attempt has committed something"
+    assert lab.digest(run) == undisturbed
+
+
+def test_a_killed_rank_ends_the_job_at_once_and_it_is_tried_again(lab: Lab, undisturbed: str) -> None:
+    run = lab.faulty("killed", "kill", rank=2, at=12)
+    story = lab.until_ended(run, attempts=2)
+    first = story.of_kind("ended")[0]
+    assert (first["state"], first["cause"]) == ("requeued", "rank 2 was killed by SIGKILL")
+    assert lab.steps_lost(run) <= 8
+    assert lab.digest(run) == undisturbed
+
+
+def test_where_the_policy_says_so_a_killed_rank_is_a_failure(lab: Lab) -> None:
+    run = lab.faulty("killed-for-good", "kill", 3, 4, "cluster.max_failures=0")
+    began_s = time.monotonic()
+    story = lab.until_ended(run, attempts=1)
+    assert "rank 3 was killed by SIGKILL" in story.cause
+    assert lab.cluster.wait_state(story.slurm_job_id, {"FAILED"})
+    assert time.monotonic() - began_s < 60
+
+
+def test_the_same_death_at_the_same_step_stops_the_run_with_the_reason(lab: Lab) -> None:
+    run = lab.faulty("again", "kill", 1, 4, times=5)
+    story = lab.until_ended(run, attempts=2)
+    assert story.state == "failed"
+    assert "the same happened before at step 0" in story.cause
+
+
+def test_an_exception_on_one_rank_is_failed_in_slurm_and_its_traceback_is_shown(lab: Lab) -> None:
+    run = lab.faulty("raised", "raise", rank=3, at=5)
+    dependent = lab.cluster.sbatch(f"--dependency=afterok:{run.story().slurm_job_id}", wrap="true", cwd=lab.folder)
+    story = lab.until_ended(run, attempts=1)
+    assert story.cause == "rank 3: ValueError: the label of row 7 is a banana"
+    lab.cluster.wait_state(story.slurm_job_id, {"FAILED"})
+    assert lab.cluster.job(story.slurm_job_id)["ExitCode"] == "1:0"
+    assert lab.cluster.state(dependent) == "PENDING"
+    assert lab.cluster.job(dependent)["Reason"] == "DependencyNeverSatisfied"
+    shown = lab.hpctool("runs", "show", run.id).stdout
+    assert "rank 3" in shown
+    assert "in do_raise" in shown
+
+
+def test_out_of_memory_is_named_and_not_tried_again(lab: Lab) -> None:
+    run = lab.faulty("memory", "memory", 1, 4, "resources.mem_gb=3", times=5)
+    story = lab.until_ended(run, attempts=1)
+    assert story.state == "failed"
+    assert "ran out of memory" in story.cause
+
+
+# ------------------------------------------------------------------------------------------------ odd moments
+
+
+def test_a_signal_during_evaluation_loses_nothing(lab: Lab, undisturbed: str) -> None:
+    lab.cluster.policy("CANCEL", 10)
+    run = lab.train("evaluating", "+task.eval_s=4", "loop.eval_batch_size=42", "loop.eval_every_steps=6")
+    lab.until_training(run, seconds=3)
+    lab.cluster.preempt()
+    lab.until_ended(run, attempts=2)
+    assert lab.digest(run) == undisturbed
+
+
+def test_a_signal_during_start_up_only_repeats_the_attempt(lab: Lab, undisturbed: str) -> None:
+    lab.cluster.policy("CANCEL", 3)
+    run = lab.train("starting")
+    lab.until(run, lambda story: story.attempt == 1)
+    lab.cluster.preempt()
+    lab.until_ended(run, attempts=2)
+    assert lab.digest(run) == undisturbed
+
+
+@pytest.mark.parametrize("number", ["USR2", "TERM"])
+def test_a_signal_before_our_handlers_stand_kills_nobody(lab: Lab, undisturbed: str, number: str) -> None:
+    run = lab.train(f"imports-{number}")
+    job_id = run.story().slurm_job_id
+    lab.cluster.wait_state(job_id, {"RUNNING"})
+    step = f"{job_id}.0"
+    while lab.cluster.run("scancel", f"--signal={number}", step, check=False).stderr:
+        time.sleep(0.02)
+    lab.until_ended(run, attempts=2)
+    said = lab.words(run)
+    assert "User defined signal" not in said
+    assert lab.digest(run) == undisturbed
+
+
+def test_signals_in_a_row_during_saves_lose_nothing(lab: Lab, undisturbed: str) -> None:
+    run = lab.train("saving", "loop.checkpoint_every_steps=1")
+    lab.until_training(run)
+    job_id = run.story().slurm_job_id
+    for _ in range(8):
+        with contextlib.suppress(Exception):
+            lab.cluster.run("scancel", "--signal=USR2", f"{job_id}.0")
+        time.sleep(0.05)
+    story = lab.until_ended(run, attempts=2)
+    assert story.of_kind("ended")[0]["step"] < STEPS
+    assert lab.steps_lost(run) == 0
+    assert lab.digest(run) == undisturbed
