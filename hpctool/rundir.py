@@ -82,8 +82,8 @@ def fold(entries: list[files.Entry]) -> Story:
         kind, attempt = body["kind"], body.get("attempt", story.attempt)
         if kind == "submitted":
             job = body.get("slurm_job_id", "")
-            # A job may begin before the one who submitted it has written down its number.
-            if not (story.state in ("running", "stopping") and job and job == story.slurm_job_id):
+            # A job may begin, and end, before the one who submitted it has written down its number.
+            if not (story.attempt and _is_of(story.slurm_job_id, job, body.get("array", ""))):
                 story.state, story.cause = "queued", ""
             story.where = body["where"]
             story.slurm_job_id = job or story.slurm_job_id
@@ -102,6 +102,11 @@ def fold(entries: list[files.Entry]) -> Story:
             story.cause = story.cause if cancelled else body.get("cause", "")
             story.step = max(story.step, body.get("step", 0))
     return story
+
+
+def _is_of(job: str, submitted: str, array: str) -> bool:
+    """Whether a job that has begun is the one that was submitted, or a task of that array."""
+    return bool(job) and (job == submitted or (bool(array) and job.startswith(f"{array}_")))
 
 
 class RunDir:

@@ -1,19 +1,20 @@
 """A sweep's folder, and its cells: they live in sweep.json until they start, so ten thousand cost what ten cost.
 
 runs/sweeps/<name>-<8 hex>/sweep.json     bases (whole configs), cells (what differs from a base), ids, overrides
+                           log/ …         what was submitted and cancelled (sweeplog.py)
 """
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from hpctool import files
+from hpctool import config, files
 from hpctool.errors import InputError, NewerFormat, UnknownName
+from hpctool.launch import sweeplog
 from hpctool.launch.plan import Plan, record
 from hpctool.rundir import RunDir, create_run, now, who
 
@@ -90,18 +91,22 @@ def find_sweep(runs: Path, name: str) -> Sweep:
     return read_sweep(sweeps_folder(runs) / exact[0])
 
 
+def plain_config(sweep: Sweep, index: int) -> dict[str, Any]:
+    """A cell's configuration. It shares what is alike with other cells, so it is not to be changed."""
+    cell = sweep.body["cells"][index]
+    return config.overlaid(sweep.body["bases"][cell["base"]], {tuple(k.split(".")): v for k, v in cell["set"].items()})
+
+
 def open_cell(runs: Path, sweep_id: str, index: int) -> RunDir:
     """The run folder of a cell, made if it is not there yet. Raises UnknownName, OSError."""
     sweep = read_sweep(sweeps_folder(runs) / sweep_id)
-    cell = dict(sweep.body["cells"][index])
-    plain = copy.deepcopy(sweep.body["bases"][cell.pop("base")])
-    for key, value in cell.pop("set").items():
-        _set(plain, key, value)
+    cell = {key: value for key, value in sweep.body["cells"][index].items() if key not in ("base", "set", "run")}
     cell["cell"] = cell.pop("index")
-    cell.pop("run")
     shared = {key: sweep.body[key] for key in ("job", "name", "varied", "sweep", "code", "cwd")}
+    # Who submitted it last may have repaired the code.
+    shared["code"] = sweeplog.SweepLog(sweep.path).code() or shared["code"]
     texts = {
-        "config.yaml": OmegaConf.to_yaml(OmegaConf.create(plain)),
+        "config.yaml": OmegaConf.to_yaml(OmegaConf.create(plain_config(sweep, index))),
         "overrides.txt": "\n".join(cell["overrides"]) + "\n",
     }
     return create_run(runs, {**shared, **cell}, texts)
@@ -138,11 +143,3 @@ def _difference(base: dict[str, Any], plain: dict[str, Any], prefix: str = "") -
         elif repr(before) != repr(value):
             own[f"{prefix}{key}"] = value
     return own
-
-
-def _set(plain: dict[str, Any], key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    inner = plain
-    for part in path:
-        inner = inner[part]
-    inner[last] = value

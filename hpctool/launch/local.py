@@ -25,7 +25,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,10 @@ class Ticket:
     def name(self) -> str:
         """The run's id, or `<sweep>/<cell>` where that is not known yet."""
         return self.run or f"{self.sweep}/{self.cell}"
+
+    def of_cell(self, run: str, sweep: str, cell: int) -> Ticket:
+        """The same for another cell."""
+        return replace(self, run=run, sweep=sweep, cell=cell)
 
     def answers_to(self, name: str) -> bool:
         """Whether `name` means this ticket: its run, its sweep, or `<sweep>/<cell>`."""

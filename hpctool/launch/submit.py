@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpctool import config, files
+from hpctool import config
 from hpctool.errors import EXIT_DONE, InputError
-from hpctool.launch import cells, inline, limits, local, snapshot
+from hpctool.launch import arrays, cells, inline, limits, local, snapshot, sweeps
 from hpctool.launch.job import load_job
 from hpctool.launch.plan import Plan, Planned, Request, make_plan, record
 from hpctool.launch.result import current_story
 from hpctool.launch.slurm import script as slurm
-from hpctool.launch.start import short, start, ticket
+from hpctool.launch.start import short, start
 from hpctool.place import Place, place_from_environment
-from hpctool.rundir import RunDir, Story, create_run, now
+from hpctool.rundir import RunDir, create_run, now
 
 Say = Callable[[str], None]
-
-#: States in which a run needs nobody: it is done, or somebody is at it.
-UNDERWAY = ("queued", "running", "stopping", "requeued")
 
 __all__ = ["Request", "Submission", "dry_run", "show_config", "submit"]
 
@@ -36,6 +34,7 @@ class Submission:
     reused: list[str] = field(default_factory=list)
     submitted: list[str] = field(default_factory=list)
     slurm_job_id: str = ""
+    slurm_job_ids: list[str] = field(default_factory=list)
     exit_code: int = EXIT_DONE
 
     def to_json(self) -> dict[str, Any]:
@@ -61,7 +60,9 @@ def dry_run(request: Request, multirun: bool) -> str:
         environment = {"PYTHONPATH": f"{plan.runs}/.code/<snapshot>/…", "PYTHONSAFEPATH": "1"}
         if plan.is_sweep:
             submission = cells.sweeps_folder(plan.runs) / plan.sweep_id / "submissions" / "0001.json"
-            parts.append(slurm.array_script(submission, len(plan.cells), plan.cfg, environment))
+            parts += arrays.preview(
+                (cell.plain for cell in plan.cells), plan.cfg.cluster.max_parallel, submission, environment
+            )
         else:
             parts.append(slurm.run_script(folder, plan.cfg, environment))
     return "\n".join(parts)
@@ -81,6 +82,7 @@ def submit(request: Request, multirun: bool = False, *, say: Say) -> Submission:
         )
     for note in dict.fromkeys(note for cell in plan.cells for note in cell.notes):
         say(note)
+    check.before_submission(plan.runs, (cell.plain for cell in plan.cells), say)
     code = _snapshot(plan)
     if code.note:
         say(code.note)
@@ -91,6 +93,10 @@ def _submit_run(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
     cell = plan.cells[0]
     rundir = _existing(plan, cell)
     answer = Submission([cell.run_id], str(plan.runs / cell.run_id))
+    if rundir is None and (sweep := sweeps.queued_cells(plan.runs, [cell.run_id]).get(cell.run_id)):
+        say(f"run {cell.run_id} is queued already, as a cell of sweep {sweep}. hpctool sweep status {sweep}")
+        answer.reused = [cell.run_id]
+        return _awaited(plan, answer, say)
     if rundir is not None and _reusable(rundir, cell, code, say):
         answer.reused = [cell.run_id]
         return _awaited(plan, answer, say)
@@ -102,45 +108,32 @@ def _submit_run(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
 
 
 def _submit_sweep(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
-    sweep = cells.write_sweep(plan, code.record())
-    done = [c.run_id for c in plan.cells if (r := _existing(plan, c)) is not None and _is_settled(r)]
-    todo = [index for index, cell in enumerate(plan.cells) if cell.run_id not in set(done)]
-    what = f"submitting {len(todo)}" if todo else "nothing to submit"
-    say(f"sweep {sweep.id}: {len(done)} of {len(plan.cells)} done or under way, {what}, in {short(sweep.path)}")
-    answer = Submission([c.run_id for c in plan.cells], str(sweep.path), sweep.id, reused=done)
-    answer.submitted = [plan.cells[i].run_id for i in todo]
-    if not todo:
-        return _awaited(plan, answer, say)
     kind = plan.cfg.cluster.kind
-    if kind == "inline":
-        codes = [inline.run_here(cells.open_cell(plan.runs, sweep.id, index), Place()) for index in todo]
-        answer.exit_code = next((c for c in codes if c != EXIT_DONE), EXIT_DONE)
-    elif kind == "local":
-        local.enqueue(plan.runs, [ticket(plan.cells[i].cfg, plan.cells[i].run_id, sweep.id, i) for i in todo])
-        say(
-            f"The cells run in the background here, {plan.cfg.cluster.max_parallel} at once. "
-            f"hpctool sweep status {sweep.id}"
-        )
-    else:
-        answer.slurm_job_id = _submit_array(plan, sweep, todo)
-        say(f"Slurm array {answer.slurm_job_id} of {len(todo)} tasks. hpctool sweep status {sweep.id}")
+    if kind == "slurm":
+        arrays.require_slurm()
+    _check_names(plan)
+    sweep = cells.write_sweep(plan, code.record())
+    todo, counts = sweeps.left_to_do(sweep, plan.runs, say)
+    say(sweeps.progress(sweep, counts, len(todo)))
+    ids = [cell.run_id for cell in plan.cells]
+    answer = Submission(ids, str(sweep.path), sweep.id, submitted=[ids[index] for index in todo])
+    answer.reused = [run_id for run_id in ids if run_id not in set(answer.submitted)]
+    if todo and kind == "inline":
+        answer.exit_code = sweeps.run_here(sweep, plan.runs, todo, code.record())
+    elif todo:
+        # The resources are those that are asked for now; sweep.json has those of the first time.
+        parts = arrays.shapes((index, plan.cells[index].plain) for index in todo)
+        answer.slurm_job_ids = sweeps.start_cells(sweep, plan.runs, parts, code.record(), say)
+        answer.slurm_job_id = ",".join(answer.slurm_job_ids)
     return _awaited(plan, answer, say)
 
 
-def _submit_array(plan: Plan, sweep: cells.Sweep, todo: list[int]) -> str:
-    """One array over the cells still to do; which they are lies in a file, since array indices begin at 0."""
-    folder = sweep.path / "submissions"
-    folder.mkdir(exist_ok=True)
-    (folder / "logs").mkdir(exist_ok=True)
-    body = files.canonical_json({"format": 1, "runs": str(plan.runs), "sweep": sweep.id, "cells": todo, "time": now()})
-    number = 1
-    while not files.create(folder / f"{number:04d}.json", body):
-        number += 1
-    environment = snapshot.environment_of(plan.runs, sweep.body["code"], sweep.body["cwd"])
-    script = slurm.array_script(folder / f"{number:04d}.json", len(todo), plan.cfg, environment)
-    path = folder / f"{number:04d}.sh"
-    files.write_atomic(path, script, mode=0o755)
-    return slurm.submit_script(path)
+def _check_names(plan: Plan) -> None:
+    """Raises InputError where a cell's folder is there with another identity."""
+    there = set(os.listdir(plan.runs)) if plan.runs.is_dir() else set()
+    for cell in plan.cells:
+        if cell.run_id in there:
+            _existing(plan, cell)
 
 
 def _submit_ranks(request: Request, multirun: bool, place: Place, say: Say) -> Submission:
@@ -182,20 +175,10 @@ def _existing(plan: Plan, cell: Planned) -> RunDir | None:
     return rundir
 
 
-def _is_settled(rundir: RunDir) -> bool:
-    story = current_story(rundir)
-    return story.state == "completed" or _is_underway(story)
-
-
-def _is_underway(story: Story) -> bool:
-    # A folder without any entry is what a submission left that was killed half-way.
-    return story.state in UNDERWAY and bool(story.entries)
-
-
 def _reusable(rundir: RunDir, cell: Planned, code: snapshot.Code, say: Say) -> bool:
     """Whether the run that is there answers what was asked; says what it found."""
     story = current_story(rundir)
-    if _is_underway(story):
+    if story.state != "completed" and sweeps.is_settled(story):
         say(f"run {rundir.id} is {story.state} already. hpctool runs show {rundir.id}")
         if story.where == "local":
             local.ensure_running(rundir.path.parent)

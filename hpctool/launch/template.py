@@ -157,7 +157,7 @@ class Template:
         own = {path: values[slot] for path, slot in state.trace.direct}
         for path, known in state.trace.derived:
             own[path] = _derived(state.cfg, path, known, values, cell.positions)
-        return _overlaid(state.trace.plain, own), state.answer
+        return config.overlaid(state.trace.plain, own), state.answer
 
     def _convert(self, slot: int, position: int, value: Any) -> Any:
         """A value in the type of its key."""
@@ -221,15 +221,3 @@ def _put(plain: Plain, path: Keys, value: Any) -> None:
     for key in path[:-1]:
         plain = plain[key]
     plain[path[-1]] = value
-
-
-def _overlaid(plain: Plain, own: dict[Keys, Any]) -> Plain:
-    """A copy of nested dicts with other values at some places; what does not change is shared."""
-    copied: dict[Keys, Plain] = {(): dict(plain)}
-    for path, value in own.items():
-        for depth in range(1, len(path)):
-            if path[:depth] not in copied:
-                outer = copied[path[: depth - 1]]
-                outer[path[depth - 1]] = copied[path[:depth]] = dict(outer[path[depth - 1]])
-        copied[path[:-1]][path[-1]] = value
-    return copied[()]

@@ -54,18 +54,23 @@ def run_script(folder: Path, cfg: DictConfig, environment: dict[str, str]) -> st
     return Submitter(folder / "logs", cfg, environment).script(work)
 
 
-def array_script(submission: Path, num_cells: int, cfg: DictConfig, environment: dict[str, str]) -> str:
+def array_script(
+    submission: Path, num_cells: int, max_parallel: int, cfg: DictConfig, environment: dict[str, str]
+) -> str:
     """The batch script of an array over the cells that the file `submission` lists."""
     work = f'attempt --array {shlex.quote(str(submission))} "$SLURM_ARRAY_TASK_ID"\ncode=$?'
-    return Submitter(submission.parent / "logs", cfg, environment).script(work, num_cells, cfg.cluster.max_parallel)
+    return Submitter(submission.parent / "logs", cfg, environment).script(work, num_cells, max_parallel)
 
 
-def submit_script(path: Path) -> str:
-    """Hand a script to sbatch and give the job's id. Raises InputError where there is no Slurm, SubmitError."""
+def submit_script(path: Path, *options: str) -> str:
+    """Hand a script to sbatch, with further options, and give the job's id. Raises SubmitError.
+
+    Raises InputError where there is no Slurm.
+    """
     if not ask.have("sbatch"):
         raise InputError("cluster=slurm, but there is no sbatch here. Use cluster=local, or log in where Slurm is.")
     try:
-        answer = ask.call("sbatch", str(path), timeout_s=120, env=ask.outside())
+        answer = ask.call("sbatch", *options, str(path), timeout_s=120, env=ask.outside())
     except SchedulerError as error:
         raise SubmitError(path, f"{error.reason}.") from error
     try:

@@ -52,8 +52,8 @@ def test_a_run_script_asks_for_what_the_config_says_and_can_come_back(cfg: DictC
 
 
 def test_an_array_script_leaves_the_index_to_the_shell(cfg: DictConfig) -> None:
-    script = slurm.array_script(Path("/runs/sweeps/a/submissions/0001.json"), 36, cfg, {})
-    assert "#SBATCH --array=0-35%36" in script.splitlines()
+    script = slurm.array_script(Path("/runs/sweeps/a/submissions/0001.json"), 36, 8, cfg, {})
+    assert "#SBATCH --array=0-35%8" in script.splitlines()
     assert 'attempt --array /runs/sweeps/a/submissions/0001.json "$SLURM_ARRAY_TASK_ID"' in script
 
 

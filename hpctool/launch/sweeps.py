@@ -1,0 +1,186 @@
+"""Sweeps that are there: start what is left of one, try failed cells once more, cancel. From sweep.json alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from hpctool.errors import EXIT_DONE, ConflictError, InputError
+from hpctool.launch import arrays, cells, endings, inline, local, snapshot
+from hpctool.launch.cells import Sweep
+from hpctool.launch.overview import cell_stories
+from hpctool.launch.result import current_stories
+from hpctool.launch.slurm import ask
+from hpctool.launch.slurm.queue import QUEUE
+from hpctool.launch.start import short, ticket
+from hpctool.launch.sweeplog import ARRAY, LOCAL, Living, SweepLog, is_in_slurm, stories
+from hpctool.place import Place
+from hpctool.rundir import RunDir, Story, now, who
+
+Say = Callable[[str], None]
+
+#: States in which a cell needs nobody: it is done, or somebody is at it.
+UNDERWAY = ("queued", "running", "stopping", "requeued")
+
+
+def is_settled(story: Story) -> bool:
+    """Whether a run is done or under way."""
+    # A folder without any entry is what a submission left that was killed half-way.
+    return story.state == "completed" or (story.state in UNDERWAY and bool(story.entries))
+
+
+def left_to_do(sweep: Sweep, runs: Path, say: Say) -> tuple[list[int], Counter[str]]:
+    """The cells that nobody will run, and how many of the others are done, queued … Says it if Slurm does not answer.
+
+    Raises ConflictError while somebody else is submitting the sweep, SchedulerError if that cannot be known.
+    """
+    find_unknown(sweep)
+    standing = cell_stories(runs, sweep, current_stories)
+    open_ = [index for index, story in enumerate(standing) if not is_settled(story)]
+    elsewhere = queued_cells(runs, [sweep.run_ids[index] for index in open_], but=sweep.id)
+    todo = [index for index in open_ if sweep.run_ids[index] not in elsewhere]
+    counts = Counter("done" if story.state == "completed" else story.state for story in standing if is_settled(story))
+    if elsewhere:
+        counts["queued in another sweep"] = len(open_) - len(todo)
+    if QUEUE.problem:
+        say(f"{QUEUE.problem} Cells that Slurm had are taken to be there still.")
+    return todo, counts
+
+
+def queued_cells(runs: Path, run_ids: Iterable[str], but: str = "") -> dict[str, str]:
+    """Which of these runs, none of which has begun, will begin as a cell of some sweep: run id → sweep id.
+
+    A run may be a cell of several sweeps, and must not run for each of them. `but` is a sweep to leave out.
+    """
+    wanted = set(run_ids)
+    found = {row["run"]: row["sweep"] for row in local.status(runs) if row["run"] in wanted and row["sweep"]}
+    for sweep_id in cells.list_sweep_ids(runs):
+        log = SweepLog(cells.sweeps_folder(runs) / sweep_id)
+        if sweep_id == but or not is_in_slurm(log):
+            continue
+        ids = cells.read_sweep(log.folder).run_ids
+        standing = stories([index for index, run_id in enumerate(ids) if run_id in wanted], log)
+        found |= {ids[i]: sweep_id for i, story in standing.items() if story.entries and story.where == "slurm"}
+    return found
+
+
+def start_cells(sweep: Sweep, runs: Path, parts: list[arrays.Shape], code: dict[str, Any], say: Say) -> list[str]:
+    """Start cells where their config says: here, in the local queue or on Slurm. Gives the Slurm jobs' ids.
+
+    Raises SubmitError, SchedulerError, OSError.
+    """
+    todo = [index for part in parts for index in part.cells]
+    begun = _take_up(sweep, runs, todo, code)
+    cluster = parts[0].cfg.cluster
+    if cluster.kind == "local":
+        SweepLog(sweep.path).submitting(todo, LOCAL, code)
+        # All of one shape have the same ticket but for the names.
+        shaped = [(part, ticket(part.cfg, "")) for part in parts]
+        named = [(index, one) for part, one in shaped for index in part.cells]
+        local.enqueue(runs, [one.of_cell(sweep.run_ids[index], sweep.id, index) for index, one in sorted(named)])
+        say(f"The cells run in the background here, {cluster.max_parallel} at once. hpctool sweep status {sweep.id}")
+        return []
+    queued = arrays.submit(sweep, runs, parts, cluster.max_parallel, code, begun)
+    for array in queued:
+        how = "each a cell" if array.mode == ARRAY else f"which claim {len(array.cells)} cells one after the other"
+        say(f"Slurm array {array.slurm_job_id}: {array.num_tasks} tasks, {how}.")
+    say(f"hpctool sweep status {sweep.id}")
+    return [array.slurm_job_id for array in queued]
+
+
+def run_here(sweep: Sweep, runs: Path, todo: Collection[int], code: dict[str, Any]) -> int:
+    """Run cells in this process, one after the other; the first exit code that is not 0."""
+    _take_up(sweep, runs, todo, code)
+    codes = [inline.run_here(cells.open_cell(runs, sweep.id, index), Place()) for index in todo]
+    return next((code for code in codes if code != EXIT_DONE), EXIT_DONE)
+
+
+def resume(sweep: Sweep, runs: Path, say: Say, *, states: Collection[str] = (), code_now: bool = False) -> int:
+    """Start the cells of a sweep that nobody will run, or those of them that ended in `states`; the exit code.
+
+    The code is that of the last submission; `code_now`: as it is now in the folder that the sweep came from.
+    Raises InputError, SubmitError, SchedulerError.
+    """
+    todo, counts = left_to_do(sweep, runs, say)
+    if states:
+        standing = cell_stories(runs, sweep, current_stories)
+        todo = [index for index in todo if standing[index].state in states]
+    say(progress(sweep, counts, len(todo)))
+    if not todo:
+        return EXIT_DONE
+    code = SweepLog(sweep.path).code() or sweep.body["code"]
+    if code_now:
+        code = snapshot.take(runs, Path(sweep.body["cwd"])).record()
+    parts = arrays.shapes((index, cells.plain_config(sweep, index)) for index in todo)
+    if parts[0].cfg.cluster.kind == "inline":
+        return run_here(sweep, runs, todo, code)
+    start_cells(sweep, runs, parts, code, say)
+    return EXIT_DONE
+
+
+def progress(sweep: Sweep, counts: Counter[str], num_todo: int) -> str:
+    """`12 of 48 done, 4 queued, submitting 32`."""
+    done, total = counts["done"], len(sweep.run_ids)
+    others = [f"{number} {state}" for state, number in counts.items() if state != "done"]
+    what = f"submitting {num_todo}" if num_todo else "nothing to submit"
+    return f"sweep {sweep.id}: {', '.join([f'{done} of {total} done', *others, what])}, in {short(sweep.path)}"
+
+
+def cancel(sweep: Sweep, runs: Path, say: Say) -> None:
+    """End a sweep for good: what waits does not begin, what runs saves if it can. Raises InputError, SchedulerError."""
+    standing = cell_stories(runs, sweep, current_stories)
+    open_ = [index for index, story in enumerate(standing) if story.state not in endings.OVER]
+    if not open_:
+        raise InputError(f"Every cell of {sweep.id} has ended already; there is nothing to cancel.")
+    log = SweepLog(sweep.path)
+    # Said first: whoever sees the signal, or would begin meanwhile, must know that its user wants no more.
+    log.cancelled(index for index in open_ if standing[index].state not in ("running", "stopping"))
+    local.cancel(runs, sweep.id)
+    for index in open_:
+        rundir = RunDir(runs / sweep.run_ids[index])
+        if standing[index].entries and rundir.run_json.exists():
+            endings.record_cancel(rundir, who())
+    submissions = [one for one in log.submissions() if one.slurm_job_id]
+    if submissions:
+        lives = Living(QUEUE.answer(), log)
+        jobs = [one.slurm_job_id for one in submissions if lives.has(one)]
+        if jobs:
+            ask.call("scancel", *jobs, env=ask.outside())
+            say(f"Slurm jobs {', '.join(jobs)} are cancelled.")
+    num_running = sum(standing[index].state in ("running", "stopping") for index in open_)
+    what = f"; {num_running} run and are told to stop, they save if they can" if num_running else ""
+    say(f"sweep {sweep.id}: {len(open_) - num_running} cells that waited are cancelled{what}.")
+
+
+def find_unknown(sweep: Sweep) -> None:
+    """Ask Slurm about submissions whose submitter died before it knew. Raises ConflictError, SchedulerError."""
+    log = SweepLog(sweep.path)
+    unknown = [one for one in log.submissions() if one.is_unknown]
+    if not unknown:
+        return
+    listed = ask.call("squeue", "--me", "--noheader", "--format=%F|%o", env=ask.outside()).splitlines()
+    jobs = {command.strip(): job for job, _, command in (line.partition("|") for line in listed)}
+    for one in unknown:
+        script = str(sweep.path / "submissions" / f"{one.number:04d}.sh")
+        if script in jobs:
+            log.submitted(one.number, jobs[script].strip())
+        elif one.is_being_made():
+            raise ConflictError(f"Sweep {sweep.id}", "this submission", f"that of {one.by} since {one.time}")
+        else:
+            log.refused(one.number, "Slurm does not know it")
+
+
+def _take_up(sweep: Sweep, runs: Path, todo: Collection[int], code: dict[str, Any]) -> set[int]:
+    """Make folders that are there ready for another attempt with this code; gives the cells that have one."""
+    begun = set()
+    for index in todo:
+        rundir = RunDir(runs / sweep.run_ids[index])
+        if not rundir.run_json.exists():
+            continue
+        begun.add(index)
+        rundir.result_json.unlink(missing_ok=True)
+        if rundir.code()["snapshot"] != code["snapshot"]:
+            rundir.ledger.append({"kind": "code", "code": code, "time": now()})
+    return begun
