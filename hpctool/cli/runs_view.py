@@ -24,7 +24,7 @@ from hpctool.cli.tables import (
     state_text,
 )
 from hpctool.rundir import STATES
-from hpctool.track.compare import Comparison, differing, is_measured
+from hpctool.track.compare import Comparison, differing, is_measured, telling_metrics
 from hpctool.track.metrics import from_json
 from hpctool.track.runs import BROKEN, Row
 
@@ -79,17 +79,6 @@ def _differing_keys(rows: Sequence[Row]) -> list[str]:
     sides = [row.changed for row in rows]
     found = differing(sides) if len(sides) > 1 else sides[0]
     return [key for key in dict.fromkeys(key for side in sides for key in side) if key in found]
-
-
-def telling_metrics(sides: Iterable[dict[str, Any]]) -> list[str]:
-    """The names of metrics, the most telling first: of validation or test, no loss, had by many; times come last."""
-    counts = Counter(name for side in sides for name in side)
-
-    def rank(name: str) -> tuple[bool, int, bool, int, str]:
-        of_what = {"val": 0, "test": 0, "best": 1, "train": 2}.get(name.split("/")[0], 3)
-        return (is_measured(name), of_what, "loss" in name, -counts[name], name)
-
-    return sorted(counts, key=rank)
 
 
 def _one_line(text: str) -> str:

@@ -26,14 +26,14 @@ def begun(runs: Path) -> set[str]:
 
 def cell_stories(runs: Path, sweep: Sweep, stories: Stories, queue: Queue | None = None) -> list[Story]:
     """How all cells of a sweep stand, in order of index. One listing of the runs folder, one squeue at most."""
-    there = begun(runs)
-    with_folder = [index for index, run_id in enumerate(sweep.run_ids) if run_id in there]
-    told = stories([RunDir(runs / sweep.run_ids[index]) for index in with_folder])
+    there, ids = begun(runs), sweep.run_ids
+    with_folder = [index for index, run_id in enumerate(ids) if run_id in there]
+    told = stories([RunDir(runs / ids[index]) for index in with_folder])
     found = dict(zip(with_folder, told, strict=True))
     # A folder without any entry is that of a cell which begins right now, or of one that was killed doing so.
-    without = [i for i in range(len(sweep.run_ids)) if i not in found or not found[i].entries]
+    without = [index for index in range(len(ids)) if index not in found or not found[index].entries]
     found |= unbegun(runs, sweep, without, queue)
-    return [found[index] for index in range(len(sweep.run_ids))]
+    return [found[index] for index in range(len(ids))]
 
 
 def unbegun(runs: Path, sweep: Sweep, indices: list[int], queue: Queue | None = None) -> dict[int, Story]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +100,17 @@ def part(ours: Curves, theirs: Curves) -> Parting:
 def is_measured(name: str) -> bool:
     """Whether a metric is a time or an amount of the machine: `perf/…`, `time/…`, `system/…`, `…_s`, `…_mb` …"""
     return _MEASURED.search(name) is not None
+
+
+def telling_metrics(sides: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names of metrics, the most telling first: of validation or test, no loss, had by many; times come last."""
+    counts = Counter(name for side in sides for name in side)
+
+    def rank(name: str) -> tuple[bool, int, bool, int, str]:
+        of_what = {"val": 0, "test": 0, "best": 1, "train": 2}.get(name.split("/")[0], 3)
+        return (is_measured(name), of_what, "loss" in name, -counts[name], name)
+
+    return sorted(counts, key=rank)
 
 
 def _same(a: float, b: float) -> bool:

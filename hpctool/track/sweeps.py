@@ -1,0 +1,241 @@
+"""A sweep as a whole: how its cells stand and why, which is best, when it will be done, and what it has cost."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hpctool.config import flatten
+from hpctool.errors import HpctoolError
+from hpctool.launch import overview, sweeplog
+from hpctool.launch.cells import Sweep
+from hpctool.launch.result import current_stories
+from hpctool.launch.slurm.queue import Queue
+from hpctool.launch.slurm.standing import parse_time_s
+from hpctool.rundir import STATES, RunDir, Story
+from hpctool.track import hours
+from hpctool.track.compare import telling_metrics
+from hpctool.track.keys import typed_values
+from hpctool.track.metrics import from_json, read_last, to_json
+
+#: Metrics of which less is better, where no configuration says so.
+_LESS_IS_BETTER = re.compile(r"(^|[/_])(loss|error|err|perplexity|ppl|mse|mae|rmse|ece|nll|wer|cer)(_|$)")
+
+
+@dataclass
+class Cell:
+    """One cell: where it stands, what it has measured, and what it has cost."""
+
+    index: int
+    run: str
+    #: what the sweep varies, with this cell's values
+    values: dict[str, Any]
+    state: str = "queued"
+    cause: str = ""
+    attempts: int = 0
+    step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    hours: hours.Hours = field(default_factory=hours.Hours)
+    #: how long its attempts have run, without the time between them
+    used_s: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        plain = {key: value for key, value in vars(self).items() if key not in ("hours", "metrics", "used_s")}
+        metrics = {name: to_json(value) for name, value in self.metrics.items()}
+        return plain | {"metrics": metrics, "hours": self.hours.to_json()}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that stand alike for the same reason; `cause` is that of the first, others may differ in numbers."""
+
+    state: str
+    cause: str
+    cells: list[int]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {"state": self.state, "cause": self.cause, "count": len(self.cells), "cells": self.cells}
+
+
+@dataclass
+class Overview:
+    """All cells of a sweep at one moment."""
+
+    sweep: Sweep
+    cells: list[Cell]
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """How many cells are in which state; states that none is in are left out."""
+        found = Counter(cell.state for cell in self.cells)
+        return {state: found[state] for state in STATES if found[state]}
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The cells that say a cause, by state and cause, the largest group of a state first."""
+        found: dict[tuple[str, str], list[Cell]] = {}
+        for cell in self.cells:
+            if cell.cause:
+                # `loss is nan at step 812` and `… at step 40` are one cause.
+                found.setdefault((cell.state, re.sub(r"\d+", "#", cell.cause)), []).append(cell)
+        order = ("failed", "cancelled", "requeued", "stopping", "running", "queued", "completed")
+        ranked = sorted(found.items(), key=lambda item: (order.index(item[0][0]), -len(item[1])))
+        return [Group(state, cells[0].cause, [cell.index for cell in cells]) for (state, _), cells in ranked]
+
+    @cached_property
+    def metric(self) -> tuple[str, bool]:
+        """The metric that says which cell is best, and whether more of it is better; empty if there is none."""
+        base = (self.sweep.body.get("bases") or [{}])[0]
+        loop = base.get("loop") or {}
+        if name := loop.get("best_metric"):
+            return str(name), loop.get("best_mode", "max") == "max"
+        names = telling_metrics(cell.metrics for cell in self.cells)
+        return (names[0], not _LESS_IS_BETTER.search(names[0])) if names else ("", True)
+
+    @cached_property
+    def ranked(self) -> list[Cell]:
+        """The cells that have measured the metric, the best first."""
+        name, more_is_better = self.metric
+        has = [cell for cell in self.cells if name in cell.metrics and not math.isnan(cell.metrics[name])]
+        return sorted(has, key=lambda cell: -cell.metrics[name] if more_is_better else cell.metrics[name])
+
+    @cached_property
+    def hours(self) -> hours.Hours:
+        """What all cells have cost so far."""
+        return sum((cell.hours for cell in self.cells), hours.Hours())
+
+    @cached_property
+    def max_parallel(self) -> int:
+        """How many cells may run at once."""
+        base = (self.sweep.body.get("bases") or [{}])[0]
+        return int((base.get("cluster") or {}).get("max_parallel") or 1)
+
+    @cached_property
+    def typical_s(self) -> float | None:
+        """How long a cell takes: the median of those that are done; None before one is."""
+        done = [cell.used_s for cell in self.cells if cell.state == "completed" and cell.used_s]
+        return statistics.median(done) if done else None
+
+    @cached_property
+    def eta_s(self) -> float | None:
+        """For how long the sweep will go on, if as many cells run at once as now; None if nobody knows, 0 if done."""
+        left = [cell for cell in self.cells if cell.state in ("queued", "running", "stopping", "requeued")]
+        if not left:
+            return 0.0
+        if self.typical_s is None:
+            return None
+        rest = sorted((max(0.0, self.typical_s - cell.used_s) for cell in left), reverse=True)
+        at_once = self.counts.get("running", 0) or self.max_parallel
+        return max(rest[0], sum(rest) / at_once)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        body, (name, more_is_better) = self.sweep.body, self.metric
+        best = self.ranked[0] if self.ranked else None
+        return {
+            **{"id": self.sweep.id, "job": body["job"], "cells": len(self.cells), "states": self.counts},
+            **{"varied": body["varied"], "created": body["created"], "folder": str(self.sweep.path)},
+            "metric": name,
+            "more_is_better": more_is_better,
+            "best": best and {"cell": best.index, "run": best.run, "value": best.metrics[name], "values": best.values},
+            "eta_s": self.eta_s,
+            "hours": self.hours.to_json(),
+            "causes": [group.to_json() for group in self.groups],
+        }
+
+
+def look(runs: Path, sweep: Sweep, queue: Queue | None = None) -> Overview:
+    """How a sweep stands now: one listing, one result or ledger for each cell that has begun, one squeue at most."""
+    results: dict[str, dict[str, Any]] = {}
+    stories = overview.cell_stories(runs, sweep, lambda rundirs: quick_stories(rundirs, results, queue), queue)
+    sizes = _Sizes(sweep.body)
+    now_s = time.time()
+    cells = []
+    for body, story in zip(sweep.body["cells"], stories, strict=True):
+        cell = Cell(body["index"], body["run"], _values(body, sweep.body["varied"]), story.state, story.cause)
+        cell.attempts, cell.step = story.attempt, story.step
+        if story.attempt:
+            _take_begun(cell, RunDir(runs / cell.run), story, results.get(cell.run, {}), sizes.of(body), now_s)
+        cells.append(cell)
+    return Overview(sweep, cells)
+
+
+def quick_stories(rundirs: list[RunDir], results: dict[str, dict[str, Any]], queue: Queue | None = None) -> list[Story]:
+    """Like `current_stories`; a run that completed in its first attempt is known from its result and one entry.
+
+    `results` is filled with what result.json says, by run.
+    """
+    found: dict[int, Story] = {}
+    for index, rundir in enumerate(rundirs):
+        result = _result(rundir)
+        results[rundir.id] = result
+        if result.get("state") == "completed" and result.get("attempts") == 1:
+            newest = rundir.ledger.newest()
+            if newest and newest.body["kind"] == "ended" and newest.body["state"] == "completed":
+                found[index] = Story("completed", "", 1, newest.body["step"], entries=[newest])
+    slow = [index for index in range(len(rundirs)) if index not in found]
+    found |= zip(slow, current_stories([rundirs[index] for index in slow], queue), strict=True)
+    return [found[index] for index in range(len(rundirs))]
+
+
+def _result(rundir: RunDir) -> dict[str, Any]:
+    try:
+        return rundir.result() or {}
+    except (HpctoolError, OSError):  # `runs list` says what is damaged
+        return {}
+
+
+def _take_begun(
+    cell: Cell, rundir: RunDir, story: Story, result: Mapping[str, Any], size: hours.Size, now_s: float
+) -> None:
+    """What a cell that has begun has measured, and how long it ran."""
+    if story.of_kind("begun"):
+        spans = hours.spans(rundir, story, now_s)
+    else:
+        spans = [hours.Span(max(0.0, parse_time_s(result.get("ended")) - parse_time_s(result.get("started"))))]
+    cell.hours, cell.used_s = size.hours(spans), sum(span.used_s for span in spans)
+    if result.get("state") == story.state and "metrics" in result:
+        cell.metrics = {name: from_json(value) for name, value in (result["metrics"] or {}).items()}
+        cell.step = int(result.get("step", cell.step))
+    elif story.state in ("running", "stopping", "requeued"):
+        last = read_last(rundir, story)
+        cell.metrics = {name: value for name, (_, value) in last.items()}
+        if story.state != "requeued":
+            cell.step = max([cell.step, *(step for step, _ in last.values())])
+
+
+def _values(body: Mapping[str, Any], varied: list[str]) -> dict[str, Any]:
+    typed = typed_values(body["overrides"])
+    return {key: typed[key] for key in varied if key in typed}
+
+
+class _Sizes:
+    """What each cell of a sweep holds while it runs; most are alike."""
+
+    def __init__(self, body: Mapping[str, Any]) -> None:
+        bases = body.get("bases") or [{}]
+        self._resources = [flatten(base.get("resources") or {}) for base in bases]
+        self._known: dict[tuple[int, str], hours.Size] = {}
+
+    def of(self, cell: Mapping[str, Any]) -> hours.Size:
+        own = {key[10:]: value for key, value in (cell.get("set") or {}).items() if key.startswith("resources.")}
+        number = int(cell.get("base", 0))
+        key = (number, repr(own))
+        if key not in self._known:
+            self._known[key] = hours.size_of(self._resources[number] | own)
+        return self._known[key]
+
+
+def ranges(indices: Iterable[int]) -> str:
+    """`0-99,103`: which cells."""
+    return sweeplog.to_ranges(sorted(indices))
