@@ -82,7 +82,9 @@ def join(job_name: str, place: Place, folder: Path, meeting: Path | None) -> Wor
         return World(place)
     if getattr(job, "LIGHT", False):
         return SocketWorld(place, meeting or folder / rendezvous.torchrun_name())
-    if place.source in ("openmpi", "mpich") and not getattr(job, "NEEDS_TORCH", False):
+    # srun --mpi=… leaves no trace of its own that all versions share; our script says what it asked for.
+    by_mpi = place.source in ("openmpi", "mpich") or os.environ.get("HPCTOOL_WORLD") == "mpi"
+    if by_mpi and not getattr(job, "NEEDS_TORCH", False):
         return MpiWorld()
     return TorchWorld(place, meeting)
 

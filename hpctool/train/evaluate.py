@@ -5,6 +5,7 @@ N rows, K classes
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -61,7 +62,7 @@ def evaluate(rundir: RunDir, world: World) -> dict[str, Any]:
         if world.is_main:
             print(report.text(table), flush=True)
     else:
-        measured = measure(model, task, samples, world, cfg.batch_size)
+        measured = measure(model, task, samples, world, cfg.batch_size) or {}
     metrics = {f"{cfg.data.split}/{name}": value for name, value in measured.items()}
     if world.is_main:
         print(" · ".join(f"{name} {value:.4f}" for name, value in metrics.items()), flush=True)
@@ -70,11 +71,26 @@ def evaluate(rundir: RunDir, world: World) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def measure(model: nn.Module, task: Task, samples: Samples, world: World, batch_size: int) -> dict[str, float]:
-    """The task's own metrics over a split; the model is in eval mode. Collective: all ranks must call it."""
-    meter = Meter()
+def measure(
+    model: nn.Module,
+    task: Task,
+    samples: Samples,
+    world: World,
+    batch_size: int,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """The task's own metrics over a split; the model is in eval mode. Collective: all ranks must call it.
+
+    Each rank asks `stopped` before each batch; None on all ranks where any of them was.
+    """
+    meter, given_up = Meter(), False
     for batch in samples.share(world.rank, world.size, batch_size):
+        given_up = stopped()
+        if given_up:
+            break
         meter.add(task.evaluate(model, to_device(batch, device_of(world))))
+    if world.reduce(np.array([given_up], np.int64), "max")[0]:
+        return None
     return task.metrics(meter.total(world))
 
 

@@ -82,6 +82,7 @@ class Trainer:
         self.meter = Meter()  # since the last line of metrics
         self.metrics: dict[str, float] = {}  # the newest value of each
         self.best: dict[str, Any] = {"step": 0, "metrics": {}, "params": None}
+        self.validated = 0  # the newest step that was measured on the validation split
 
         self.checkpoints = Checkpointer(rundir, world, cfg.loop.keep_last)
         self.saved_s = time.monotonic()
@@ -92,11 +93,16 @@ class Trainer:
 
     def run(self, writer: MetricWriter) -> None:
         """Take steps until the budget is reached. Raises Stopped, OperationError."""
-        if self.step == self.max_steps:
+        if self.step == self.max_steps == self.validated:
             return
         with parallel.peers(self.world):
             self.warm_up()
             self.progress.begin()
+            if self.validated != self.step:
+                # The attempt before was stopped in the middle of it.
+                self.validate(writer)
+                if self.step == self.max_steps:
+                    self.save(writer)
             while self.step < self.max_steps:
                 grad_norm = self.train_step()
                 self.log(writer, grad_norm)
@@ -166,13 +172,18 @@ class Trainer:
         writer.log(self.step, values | others)
 
     def validate(self, writer: MetricWriter) -> None:
-        """Measure on the validation split, if that is due, and keep what was best. Collective."""
+        """Measure on the validation split, if that is due, and keep what was best. Collective. Raises Stopped."""
         if self.step % self.eval_every and self.step != self.max_steps:
             return
         self.share_buffers()
-        model = self.trained.eval()
-        found = measure(model, self.task, self.val_samples, self.world, self.cfg.loop.eval_batch_size)
+        model, batch_size = self.trained.eval(), self.cfg.loop.eval_batch_size
+        found = measure(model, self.task, self.val_samples, self.world, batch_size, signals.stop_requested)
         model.train()
+        if found is None:
+            # A validation may take longer than a grace time; the next attempt begins with it.
+            self.save_and_stop(writer)
+            return
+        self.validated = self.step
         values = {f"val/{name}": value for name, value in found.items()}
         self.metrics |= values
         writer.log(self.step, values)
@@ -197,12 +208,16 @@ class Trainer:
         if self.step == self.max_steps:
             self.save(writer)
         elif agreed.stop:
-            self.save(writer)
-            self.agreement.finish()
-            cause = next(cause for cause in self.world.gather(signals.stop_cause()) if cause)
-            raise Stopped(cause, self.step)
+            self.save_and_stop(writer)
         elif agreed.save or (every_steps and self.step % every_steps == 0):
             self.save(writer)
+
+    def save_and_stop(self, writer: MetricWriter) -> None:
+        """Commit a checkpoint and raise Stopped. Collective: all ranks have agreed on it."""
+        self.save(writer)
+        self.agreement.finish()
+        cause = next(cause for cause in self.world.gather(signals.stop_cause()) if cause)
+        raise Stopped(cause, self.step)
 
     # ------------------------------------------------------------------------------------------ to disk and back
 
@@ -216,6 +231,7 @@ class Trainer:
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "metrics": self.metrics,
             "best": self.best,
+            "validated": self.validated,
         }
 
     def save(self, writer: MetricWriter) -> None:
@@ -245,6 +261,7 @@ class Trainer:
         state = restored.state
         self.step, self.consumed = state["step"], state["consumed"]
         self.metrics, self.best = state["metrics"], state["best"]
+        self.validated = state.get("validated", self.step)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:

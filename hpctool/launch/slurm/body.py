@@ -33,7 +33,7 @@ attempt() {{
     {srun} \\
         {python} -ISc "$hold" -u -m hpctool.launch.task "$@" 2> "$said"
     code=$?
-    cat "$said" >&2
+    [ -s "$said" ] && cat "$said" >&2 || rm -f "$said"
     # 0: done. 75: saved, and to be continued. Anything else is looked into.
     if [ $code != 0 ] && [ $code != 75 ]; then
         {outside} -m hpctool.launch.slurm.settle --code $code --said "$said" "$@"
