@@ -92,6 +92,10 @@ def said(ask: Callable[[], object]) -> str:
         ("clustre=local", "Config 'clustre': there is no such key. Did you mean cluster?"),
         ("model=mlp", "Config 'model': mine does not use this config group."),
         (
+            "hydra/launcher=slurm",
+            "There is no choice of the config group 'hydra/launcher' called 'slurm'; there is: basic.",
+        ),
+        (
             "cluster=slrum",
             "There is no choice of the config group 'cluster' called 'slrum'; there is: inline, local, slurm. "
             "Did you mean slurm?",
