@@ -17,6 +17,7 @@ from hpctool import config, files
 from hpctool.errors import EXIT_DONE, InputError, OperationError
 from hpctool.launch import inline, limits, local, snapshot
 from hpctool.launch.result import current_story, is_alive
+from hpctool.launch.slurm import check
 from hpctool.launch.slurm import script as slurm
 from hpctool.launch.wait import ENDED
 from hpctool.place import Place
@@ -50,9 +51,11 @@ def retry(rundir: RunDir, say: Say) -> int:
     story = current_story(rundir)
     if story.state not in ("failed", "cancelled"):
         raise InputError(f"Run {rundir.id} is {story.state}; only a failed or cancelled run can be tried again.")
+    cfg = config.load(rundir.config_yaml)
+    check.before_submission(rundir.path.parent, [config.to_plain(cfg)], say)
     rundir.result_json.unlink(missing_ok=True)
     say(f"run {rundir.id} ended {story.state} at step {story.step}; it goes on from there.")
-    return start(rundir, config.load(rundir.config_yaml), say)
+    return start(rundir, cfg, say)
 
 
 def cancel(rundir: RunDir) -> str:

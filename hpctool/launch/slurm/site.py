@@ -21,6 +21,15 @@ from hpctool.launch.slurm import ask
 #: A cluster that does not answer within this is not waited for: sbatch will say what it thinks.
 TIMEOUT_S = 20.0
 _NO_LIMIT = ("", "UNLIMITED", "INFINITE", "NONE", "N/A", "(NULL)", "NO")
+# What sacctmgr is asked for, in the order of the fields that are made of it.
+_QOS_FIELDS = (
+    *("Name", "MaxWall", "GraceTime", "PreemptMode", "Preempt"),
+    *("MaxTRES", "MaxSubmitPU", "MaxJobsPU", "Flags"),
+)
+_USER_FIELDS = (
+    *("DefaultAccount", "Account", "Partition", "QOS", "DefaultQOS"),
+    *("MaxSubmitJobs", "MaxJobs", "MaxWall"),
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,8 @@ class Qos:
     max_of_a_job: Mapping[str, int]
     max_submit_jobs: int | None
     max_jobs: int | None
+    #: `PartitionTimeLimit` and others by which it is above a partition's limits
+    flags: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -124,19 +135,17 @@ class Site:
     @functools.cached_property
     def qos(self) -> dict[str, Qos]:
         """Every QOS by name; empty without accounting. Raises SchedulerError."""
-        fields = ("Name", "MaxWall", "GraceTime", "PreemptMode", "Preempt", "MaxTRES", "MaxSubmitPU", "MaxJobsPU")
-        return {row[0]: _qos(row) for row in self._accounting("qos", (), fields)}
+        return {row[0]: _qos(row) for row in self._accounting("qos", (), _QOS_FIELDS)}
 
     @functools.cached_property
     def associations(self) -> list[Association]:
         """What this user may charge; empty without accounting. Raises SchedulerError."""
-        fields = ("DefaultAccount", "Account", "Partition", "QOS", "DefaultQOS", "MaxSubmitJobs", "MaxJobs", "MaxWall")
         which = (user_name(), "withassoc", f"cluster={self.config.get('ClusterName', '')}")
-        return [_association(row) for row in self._accounting("user", which, fields)]
+        return [_association(row) for row in self._accounting("user", which, _USER_FIELDS)]
 
     def association(self, account: str | None, partition: str = "") -> Association | None:
         """The one that a job with this account (None: the default one) is under, if any. Raises SchedulerError."""
-        fitting = [a for a in self.associations if (a.is_default if account is None else a.account == account)]
+        fitting = [a for a in self.associations if (a.is_default if account is None else a.account == account.lower())]
         own = [a for a in fitting if a.partition == partition] or [a for a in fitting if not a.partition]
         return own[0] if own else None
 
@@ -235,10 +244,13 @@ def _shape(line: str) -> Shape:
 
 
 def _qos(row: list[str]) -> Qos:
-    name, wall, grace, mode, preempt, tres, submit, jobs = row
+    name, wall, grace, mode, preempt, tres, submit, jobs, flags = row
     most = {kind: number(count) for kind, _, count in (part.partition("=") for part in _names(tres))}
     kept = {kind: count for kind, count in most.items() if count is not None}
-    return Qos(name, seconds(wall), seconds(grace) or 0, mode, _names(preempt), kept, number(submit), number(jobs))
+    return Qos(
+        *(name, seconds(wall), seconds(grace) or 0, mode, _names(preempt)),
+        *(kept, number(submit), number(jobs), _names(flags)),
+    )
 
 
 def _association(row: list[str]) -> Association:

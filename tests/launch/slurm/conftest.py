@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.slurm.sites import ToySite
 from tests.launch.slurm.stand_ins import StandIns
 
 
@@ -16,3 +17,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIns]
     programs = StandIns(tmp_path / "programs", monkeypatch)
     yield programs
     programs.forget()
+
+
+@pytest.fixture
+def toy_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToySite:
+    """scontrol, sinfo and sacctmgr of a cluster that the test describes."""
+    return ToySite(tmp_path / "site", monkeypatch)
