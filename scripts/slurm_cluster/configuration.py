@@ -110,7 +110,8 @@ def write_all(place: Place, state: State) -> None:
     write(etc / "gres.conf", f"NodeName=n[1-{len(NODES)}] Name=gpu File={place.folder}/gpus/gpu[0-1]\n")
     # PMIx wants a folder that is each node's own, which /tmp is not.
     write(etc / "mpi.conf", "PMIxCliTmpDirBase=/var/tmp\n")
-    write(etc / "cgroup.conf", "CgroupAutomount=no\n")
+    # Nothing here uses cgroups, and of v1 Slurm asks no more than this, whatever the machine has.
+    write(etc / "cgroup.conf", "CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
     write(etc / "slurmdbd.conf", slurmdbd_conf(place, state), mode=0o600)
     write(etc / "hosts", hosts(state))
     key = place.folder / "munge" / "key"

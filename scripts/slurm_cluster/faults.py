@@ -17,7 +17,8 @@ def as_user(place: Place, folder: str) -> list[str]:
     login = processes.daemons(place, "login")
     if not login:
         raise RefusedError("This cluster is not whole; take it down and up again.")
-    command = ["nsenter", f"--mount=/proc/{login[0]}/ns/mnt", f"--setuid={user.pw_uid}", f"--setgid={user.pw_gid}"]
+    command = ["nsenter", f"--mount=/proc/{login[0]}/ns/mnt", f"--root=/proc/{login[0]}/root"]
+    command += [f"--setuid={user.pw_uid}", f"--setgid={user.pw_gid}"]
     command += [f"--wdns={folder}"] if folder else []
     own = {"HOME": place.home, "USER": USER, "LOGNAME": USER, "SHELL": user.pw_shell, "SLURM_CONF": place.slurm_conf}
     return [*command, "env", *(f"{name}={value}" for name, value in own.items())]

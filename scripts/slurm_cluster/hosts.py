@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from slurm_cluster.place import NODES, USER, Place, State
 from slurm_cluster.tools import RefusedError, run
 
 NAMESPACES = Path("/run/netns")
+NAMES = Path("/etc/hosts")
 #: The bridge has a namespace to itself, where no firewall of this machine looks at what the nodes tell each other.
 SWITCH = "hpctool-net"
 #: the controller's end of its cable, in this machine's own namespace
@@ -37,13 +39,24 @@ def free_network() -> str:
 
 def check_allowed() -> None:
     """Raises RefusedError where no namespaces may be made, as in most containers."""
-    unshare = ("unshare", "--net", "--mount", "--uts", "sh", "-c", "hostname n1 && ip link add type veth")
-    done = subprocess.run(unshare, capture_output=True, text=True)
+    trial = [*unshare("--net", "--uts"), "sh", "-c", "hostname n1 && ip link add type veth && mount --bind /tmp /mnt"]
+    done = subprocess.run(trial, capture_output=True, text=True)
     if done.returncode:
         raise RefusedError(
             "This machine does not let root make network namespaces; a container needs the capabilities "
-            f"SYS_ADMIN and NET_ADMIN (unshare said: {done.stderr.strip()})."
+            f"SYS_ADMIN and NET_ADMIN ({done.stderr.strip().splitlines()[-1]})."
         )
+
+
+def unshare(*namespaces: str) -> list[str]:
+    """The beginning of a command whose mounts are its own."""
+    own_mounts = Path(__file__).with_name("own_mounts.py")
+    return ["unshare", "--mount", *namespaces, "--propagation", "unchanged", sys.executable, str(own_mounts)]
+
+
+def within(name: str) -> list[str]:
+    """The beginning of a command in that network namespace; `ip -n` would not do in a chroot."""
+    return ["nsenter", f"--net={NAMESPACES / name}"]
 
 
 def connect(state: State) -> None:
@@ -56,12 +69,12 @@ def connect(state: State) -> None:
             f"link add {node} type veth peer name eth0 netns {namespace(node)}",
             f"link set {node} master bridge up",
         ]
-    run("ip", "-n", SWITCH, "-batch", "-", text="\n".join(lines))
+    run(*within(SWITCH), "ip", "-batch", "-", text="\n".join(lines))
     run("ip", "link", "add", CABLE, "type", "veth", "peer", "name", "controller", "netns", SWITCH)
-    run("ip", "-n", SWITCH, "link", "set", "controller", "up", "master", "bridge")
+    run(*within(SWITCH), "ip", "link", "set", "controller", "up", "master", "bridge")
     for node in NODES:
         inside = ["link set lo up", f"address add {state.address(node)}/24 dev eth0", "link set eth0 up"]
-        run("ip", "-n", namespace(node), "-batch", "-", text="\n".join(inside))
+        run(*within(namespace(node)), "ip", "-batch", "-", text="\n".join(inside))
     outside = [f"address add {state.controller_address}/24 dev {CABLE}", f"link set {CABLE} up"]
     run("ip", "-batch", "-", text="\n".join(outside))
 
@@ -102,7 +115,7 @@ def view(place: Place, state: State, host: str) -> str:
     """Shell lines that make a new mount namespace look like that host."""
     lines = [
         "set -e",
-        f"mount --bind {place.slurm_conf.parent}/hosts /etc/hosts",
+        f"mount --bind {place.slurm_conf.parent}/hosts {NAMES}",
         f"mount --bind {shlex.quote(str(place.scratch(host)))} /var/tmp",
     ]
     # A closed folder such as /root is covered by an empty one that holds only what is to be seen.
@@ -123,24 +136,22 @@ def view(place: Place, state: State, host: str) -> str:
 
 def start_login(place: Place, state: State, env: dict[str, str]) -> None:
     """A process that holds the file systems which the ordinary user sees on this machine itself."""
-    command = ["unshare", "--mount", "--propagation", "slave", "sh", "-c"]
-    script = f"{view(place, state, 'login')}\n: > {place.folder}/run/login\nexec sleep infinity"
-    processes.start(place, "login", [*command, script], env)
+    script = f"{view(place, state, 'login')}\nexec sleep infinity"
+    processes.start(place, "login", [*unshare(), "sh", "-c", script], env)
 
 
-def start_node(place: Place, state: State, node: str, env: dict[str, str]) -> None:
+def start_node(place: Place, state: State, node: str, env: dict[str, str]) -> subprocess.Popen[bytes]:
     # `ip netns exec` would mount another /sys, in which slurmd finds no cgroups.
-    command = ["nsenter", f"--net={NAMESPACES / namespace(node)}"]
-    command += ["unshare", "--mount", "--uts", "--propagation", "slave", "sh", "-c"]
     script = f"{view(place, state, node)}\nhostname {node}\nexec slurmd -D -N {node}"
-    processes.start(place, f"slurmd-{node}", [*command, script], env)
+    command = [*within(namespace(node)), *unshare("--uts"), "sh", "-c", script]
+    return processes.start(place, f"slurmd-{node}", command, env)
 
 
 def set_cable(node: str, up: bool) -> None:
-    run("ip", "-n", SWITCH, "link", "set", node, "up" if up else "down")
+    run(*within(SWITCH), "ip", "link", "set", node, "up" if up else "down")
 
 
 def cut_nodes() -> list[str]:
     """Nodes whose cable is cut."""
-    shown = run("ip", "-n", SWITCH, "-oneline", "link", "show").stdout.splitlines()
+    shown = run(*within(SWITCH), "ip", "-oneline", "link", "show").stdout.splitlines()
     return [node for node in NODES for line in shown if f" {node}@" in line and "UP" not in line.split("<")[1]]

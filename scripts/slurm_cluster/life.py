@@ -25,7 +25,8 @@ PACKAGES = {
 }
 #: Slurm loads libpmix.so by this name, which libpmix2 does not have.
 PMIX = "libpmix-dev"
-SERVICES = ("slurmctld", "slurmd", "slurmdbd", "munge", "mariadb")
+#: what the packages would have this machine start at every boot
+SERVICES = {name: name for name in ("slurmctld", "slurmd", "slurmdbd", "munge")} | {"mariadb-server": "mariadb"}
 CONFIGURED = Path("/etc/slurm/slurm.conf")
 FORBID_SERVICES = Path("/usr/sbin/policy-rc.d")
 
@@ -73,10 +74,8 @@ def install() -> None:
     run("apt-get", "update", "-qq", env=env)
     with services_forbidden():
         run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing, env=env)
-    if shutil.which("systemctl"):
-        for service in SERVICES:
-            if service in missing or (service == "mariadb" and "mariadb-server" in missing):
-                run("systemctl", "disable", service, check=False)
+    for service in {SERVICES[package] for package in missing if package in SERVICES}:
+        run("update-rc.d", service, "disable", check=False)
 
 
 @contextlib.contextmanager
@@ -99,8 +98,7 @@ def up(place: Place, settings: Settings, readable: Sequence[Path]) -> State:
     hosts.check_allowed()
     state = State(network=hosts.free_network(), default=settings, now=Settings(**vars(settings)))
     state.opened = hosts.to_open(readable)
-    if not hosts.NAMESPACES.exists():
-        state.made.append(str(hosts.NAMESPACES))
+    state.made = [str(path) for path in (hosts.NAMESPACES, hosts.NAMES) if not path.exists()]
     place.save(state)
     try:
         make(place, state)
@@ -116,18 +114,22 @@ def make(place: Place, state: State) -> None:
     configuration.write_all(place, state)
     database = services.create_database(place, env) if state.now.accounting else None
     make_user(place)
+    # Each host covers it with its own.
+    hosts.NAMES.touch()
     hosts.connect(state)
     services.start_munge(place, env)
     hosts.start_login(place, state, env)
     if database is not None:
         services.start_accounting(place, env, database)
     services.start_controller(place)
-    for node in NODES:
-        hosts.start_node(place, state, node, env)
-    if not until(lambda: services.idle(place), timeout_s=60):
-        raise FailedError(
-            f"The nodes did not register within a minute. One said:\n{services.last_words(place, 'slurmd-n1')}"
-        )
+    started = {node: hosts.start_node(place, state, node, env) for node in NODES}
+
+    def ended() -> list[str]:
+        return [node for node, process in started.items() if process.poll() is not None]
+
+    if not until(lambda: bool(ended()) or services.idle(place), timeout_s=60) or ended():
+        node = (ended() or list(NODES))[0]
+        raise FailedError(f"{node} did not register. It said:\n{services.last_words(place, f'slurmd-{node}')}")
 
 
 def make_user(place: Place) -> None:
@@ -156,7 +158,7 @@ def down(place: Place) -> None:
     if place.state_json.exists():
         clear(place, place.load())
     elif [path.name for path in place.folder.iterdir()] == ["lock"]:
-        shutil.rmtree(place.folder)
+        remove(place.folder)
 
 
 def clear(place: Place, state: State) -> None:
@@ -173,14 +175,14 @@ def clear(place: Place, state: State) -> None:
     if not until(lambda: processes.end(rest(), timeout_s=5) and not rest(), timeout_s=30):
         raise FailedError(f"Some processes do not end: {sorted(rest())}.")
     hosts.disconnect()
-    for folder in map(Path, state.made):
-        run("umount", folder, check=False)
+    for made in map(Path, state.made):
+        run("umount", made, check=False)
         with contextlib.suppress(OSError):
-            folder.rmdir()
+            made.rmdir() if made.is_dir() else made.unlink()
     if user is not None:
         remove_files_of(user.pw_uid)
         run("userdel", USER)
-    shutil.rmtree(place.folder)
+    remove(place.folder)
     # Tests hold it, each for itself.
     place.folder.with_name(f"{place.folder.name}.lock").unlink(missing_ok=True)
 
@@ -192,3 +194,11 @@ def remove_files_of(uid: int) -> None:
             with contextlib.suppress(FileNotFoundError):
                 if path.lstat().st_uid == uid:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def remove(folder: Path) -> None:
+    """Raises FailedError if something is mounted there, which is not ours to remove."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if Path(line.split()[4]).is_relative_to(folder):
+            raise FailedError(f"{line.split()[4]} is a mount; unmount it, and then take the cluster down again.")
+    shutil.rmtree(folder)

@@ -44,7 +44,7 @@ class State:
     now: Settings
     #: paths that only root can reach, and which are shown to everybody within the cluster
     opened: list[str] = field(default_factory=list)
-    #: folders that `ip netns` or a package script made, to be removed
+    #: what was not there before, beside the folder
     made: list[str] = field(default_factory=list)
 
     @property

@@ -42,7 +42,13 @@ def create_database(place: Place, env: dict[str, str]) -> subprocess.Popen[bytes
     folder = place.database_socket.parent
     folder.mkdir(mode=0o711)
     run("chown", "mysql:mysql", folder)
-    command = ["mariadb-install-db", *configuration.database_options(place), "--skip-test-db"]
+    command = [
+        "mariadb-install-db",
+        *configuration.database_options(place),
+        "--skip-test-db",
+        "--skip-name-resolve",
+        "--force",
+    ]
     command += ["--auth-root-authentication-method=socket", "--auth-root-socket-user=root"]
     return processes.start(place, "installer", command, env)
 
