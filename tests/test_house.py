@@ -50,8 +50,9 @@ EVERYTHING = sources(PACKAGE, ROOT / "jobs", ROOT / "tests", ROOT / "scripts")
 
 
 @functools.cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_bytes())
+def nodes(path: Path) -> list[ast.AST]:
+    """Everything in the syntax tree of a file."""
+    return list(ast.walk(ast.parse(path.read_bytes())))
 
 
 def shown(path: Path, line: int | None = None) -> str:
@@ -68,7 +69,7 @@ def room_of(path: Path) -> str:
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
     """Line and absolute dotted name of everything a file imports, also inside functions and for type checkers."""
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -150,7 +151,7 @@ def test_functions_fit_on_a_screen() -> None:
     report([
         f"{shown(path, node.lineno)}: {node.name} has {length} lines; aim at 30, {MAX_FUNCTION_LINES} is the limit"
         for path in EVERYTHING
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (length := (node.end_lineno or 0) - node.lineno + 1) > MAX_FUNCTION_LINES
     ])  # fmt: skip
@@ -187,7 +188,7 @@ def test_nothing_that_was_read_is_run() -> None:
             for line, name in imports(path)
             if name.partition(".")[0] in FORBIDDEN_MODULES
         ]
-        found = ((node, forbidden(node)) for node in ast.walk(tree(path)))
+        found = ((node, forbidden(node)) for node in nodes(path))
         problems += [f"{shown(path, getattr(node, 'lineno', 0))}: {why}" for node, why in found if why]
     report(problems)
 
@@ -201,7 +202,7 @@ def test_the_lower_floors_do_not_print() -> None:
         f"{shown(path, getattr(node, 'lineno', 0))}: {room_of(path)} returns, raises or warns; the caller prints"
         for path in CODE
         if room_of(path) in SILENT
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if is_print(node)
     ])  # fmt: skip
 

@@ -28,8 +28,11 @@ def planned(root: Path, *overrides: str, multirun: bool = True) -> Plan:
     "overrides",
     [
         ["seed=range(0,1000)"],
-        ["optim.lr=1e-3,1e-2", "loop.max_steps=range(1,501)"],
-        ["model=mlp,cnn", "+task.sizes=[1,2],[3],[4]", "name=run-${seed}", "seed=range(0,200)"],
+        pytest.param(["optim.lr=1e-3,1e-2", "loop.max_steps=range(1,501)"], marks=pytest.mark.slow),
+        pytest.param(
+            ["model=mlp,cnn", "+task.sizes=[1,2],[3],[4]", "name=run-${seed}", "seed=range(0,200)"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=" ".join,
 )

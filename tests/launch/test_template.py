@@ -40,23 +40,29 @@ def check_against_alone(overrides: list[str]) -> None:
         assert cell.combination.composed.choices == expected.choices
 
 
-QUICK = [
+SWEEPS = [
+    ["optim.lr=1e-3,1e-2", "optim.weight_decay=${optim.lr}", "name=run-${seed}", "seed=3,4"],
+    ["+task.label_smoothing=0.1,0.2", "++optim.lr=1,2", "~optim.weight_decay"],
+    ["augment=null,'{_target_: hpctool.train.augment.RandomShift, pixels: 1}'", "seed=1,2"],
+    ["seed=1,2", "seed=3,4"],
+]
+LONGER_SWEEPS = [
     ["model=mlp,cnn", "optim.lr=1e-3,0.01,1", "seed=range(0,2)"],
     ["name=a,b", "resources.nodes=1,2", "loop.global_batch_size=32,64"],
     ["model.hidden_sizes=[64],[128,128],[]", "loop.grad_clip=null,1,2.5", "cluster.setup=['module load a'],[]"],
-    ["optim.lr=1e-3,1e-2", "optim.weight_decay=${optim.lr}", "name=run-${seed}", "seed=3,4"],
-    ["+task.label_smoothing=0.1,0.2", "++optim.lr=1,2", "~optim.weight_decay"],
     ["+cluster.extra.begin=now,'b, c'", "resources.time=60,'2:00:00'", "resources.mem_gb=1,2.5,null"],
     ["data.name=stripes,bars,stripes@main", "data.train_split=train,val", "seed=1,2"],
     ["loop.max_steps=null,5,7", "seed=1,2"],
     ["+optim.betas=[0.9,0.99],[0.8,0.9]", "+optim.note=null,true,1,1.0,'1',abc"],
-    ["augment=null,'{_target_: hpctool.train.augment.RandomShift, pixels: 1}'", "seed=1,2"],
     ["experiment=digits_mlp,digits_cnn", "optim=sgd,adamw", "optim.lr=1,2"],
-    ["seed=1,2", "seed=3,4"],
 ]
 
 
-@pytest.mark.parametrize("overrides", QUICK, ids=" ".join)
+@pytest.mark.parametrize(
+    "overrides",
+    [*SWEEPS, *(pytest.param(overrides, marks=pytest.mark.slow) for overrides in LONGER_SWEEPS)],
+    ids=" ".join,
+)
 def test_a_cell_of_a_sweep_is_what_it_would_have_been_alone(root: Path, overrides: list[str]) -> None:
     data = [] if overrides[0].startswith("data.name") else ["data.name=stripes"]
     check_against_alone([f"paths.root={root}", *data, *overrides])

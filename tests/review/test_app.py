@@ -35,14 +35,15 @@ def fact(queue: Queue, client_id: str = "1", **values: Any) -> dict[str, Any]:
     return {"item": queue.items[0].prediction, "label": 3, "who": "ann", "client": client_id} | values
 
 
-@pytest.mark.parametrize("path", ["/", "/page.js", "/page.css", "/queue", "/image/0.png", "/nowhere"])
 @pytest.mark.parametrize("token", [None, "", "b-token", "ä"])
-def test_without_the_token_nothing_is_seen(queue: Queue, url: str, path: str, token: str | None) -> None:
-    reply = httpx.get(url + path, params=None if token is None else {"token": token})
-    assert reply.status_code == 401
-    assert "hpctool review serve" in reply.text
-    assert "set-cookie" not in reply.headers
-    assert httpx.post(url + "/answers", json=fact(queue)).status_code == 401
+def test_without_the_token_nothing_is_seen(queue: Queue, url: str, token: str | None) -> None:
+    with httpx.Client(base_url=url, params=None if token is None else {"token": token}) as stranger:
+        for path in ("/", "/page.js", "/page.css", "/queue", "/image/0.png", "/nowhere"):
+            reply = stranger.get(path)
+            assert reply.status_code == 401, path
+            assert "hpctool review serve" in reply.text
+            assert "set-cookie" not in reply.headers
+        assert stranger.post("/answers", json=fact(queue)).status_code == 401
     assert queue.answers() == {}
 
 
