@@ -31,8 +31,11 @@ def committed(rundir: RunDir, ledger: files.Log | None = None) -> list[Commit]:
     return [Commit(b["step"], b["attempt"], rundir.path / b["path"], b["digest"]) for b in story.checkpoints]
 
 
-def commit(rundir: RunDir, ledger: files.Log, made: Commit) -> None:
-    """Write the ledger entry. Raises FencedError where a newer attempt has begun, OSError where the disk is full."""
+def commit(rundir: RunDir, ledger: files.Log, made: Commit, save_s: float) -> None:
+    """Write the ledger entry; `save_s` is how long the save took, in seconds.
+
+    Raises FencedError where a newer attempt has begun, OSError where the disk is full.
+    """
     body = {
         "kind": "checkpoint",
         "time": now(),
@@ -40,6 +43,7 @@ def commit(rundir: RunDir, ledger: files.Log, made: Commit) -> None:
         "attempt": made.attempt,
         "path": str(made.path.relative_to(rundir.path)),
         "digest": made.digest,
+        "save_s": save_s,
     }
     while True:
         # Taken before the entries are read: whatever comes later makes `cas` fail.

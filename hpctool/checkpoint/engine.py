@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,14 @@ class Checkpointer:
         Raises InputError (state that cannot be stored), FencedError, OSError (disk full, …) or OperationError, on all
         ranks alike; nothing of this save is left then and the checkpoint before it stays.
         """
+        began_s = time.monotonic()
         final = self.rundir.checkpoint(step)
         name = self.world.on_main(lambda: self._begin(final))
         if name is None:
             return final
         try:
             reports = self.world.together(lambda: self._write(final.parent / name, state, per_rank))
-            self.world.on_main(lambda: self._commit(final.parent / name, final, step, info, reports))
+            self.world.on_main(lambda: self._commit(final.parent / name, final, step, info, reports, began_s))
         except Exception as error:
             if self.world.is_main:
                 self._undo(final.parent / name, final)
@@ -119,7 +121,13 @@ class Checkpointer:
         return {"files": entries, "table": taken.table_digest}
 
     def _commit(
-        self, folder: Path, final: Path, step: int, info: Mapping[str, Any] | None, reports: list[dict[str, Any]]
+        self,
+        folder: Path,
+        final: Path,
+        step: int,
+        info: Mapping[str, Any] | None,
+        reports: list[dict[str, Any]],
+        began_s: float,
     ) -> None:
         """Rank 0: from files that are written to a checkpoint that counts."""
         differing = [rank for rank, report in enumerate(reports) if report["table"] != reports[0]["table"]]
@@ -140,7 +148,8 @@ class Checkpointer:
             if not final.exists():
                 raise
         files.fsync_dir(final.parent)
-        commit(self.rundir, self._ledger, Commit(step, attempt, final, made.digest))
+        save_s = round(time.monotonic() - began_s, 3)
+        commit(self.rundir, self._ledger, Commit(step, attempt, final, made.digest), save_s)
 
     def _undo(self, folder: Path, final: Path) -> None:
         """Rank 0: leave nothing of a save that failed, unless its entry stands after all."""

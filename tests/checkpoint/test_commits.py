@@ -24,10 +24,11 @@ Spawn = Callable[..., "subprocess.Popen[str]"]
 
 def test_a_commit_is_a_ledger_entry(run: RunDir) -> None:
     made = Commit(3, 1, run.checkpoint(3), "d" * 64)
-    commit(run, run.ledger, made)
+    commit(run, run.ledger, made, 0.25)
     assert committed(run) == [made]
     body = run.story().checkpoints[0]
     assert body["path"] == "checkpoints/step-00000003.a1"
+    assert body["save_s"] == 0.25
     assert run.story().step == 3
 
 
@@ -35,7 +36,7 @@ def test_other_facts_in_the_ledger_do_not_fence(run: RunDir) -> None:
     stale = run.ledger
     stale.entries()
     run.ledger.append({"kind": "cancel", "by": "somebody"})
-    commit(run, stale, Commit(1, 1, run.checkpoint(1), ""))
+    commit(run, stale, Commit(1, 1, run.checkpoint(1), ""), 0.0)
     assert len(committed(run)) == 1
 
 
@@ -60,7 +61,7 @@ def test_an_attempt_replaced_between_looking_and_writing_is_fenced(run: RunDir, 
             return found
 
     with pytest.raises(FencedError):
-        commit(run, SlowLog(run.ledger.folder), Commit(1, 1, run.checkpoint(1), ""))
+        commit(run, SlowLog(run.ledger.folder), Commit(1, 1, run.checkpoint(1), ""), 0.0)
     assert committed(run) == []
 
 
@@ -88,7 +89,7 @@ for path in sys.argv[1:]:
     ledger = run.ledger
     try:
         for step in range(1, 100_000):
-            commit(run, ledger, Commit(step, 1, run.checkpoint(step), ""))
+            commit(run, ledger, Commit(step, 1, run.checkpoint(step), ""), 0.0)
     except FencedError:
         print(step, flush=True)
 """
