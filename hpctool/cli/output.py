@@ -57,6 +57,14 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def say_if_slurm_is_silent() -> None:
+    """One sentence if Slurm had to be asked and did not answer: what was shown is from the run folders alone."""
+    from hpctool.launch.slurm.queue import QUEUE
+
+    if QUEUE.problem:
+        say(f"hpctool: {QUEUE.problem}")
+
+
 def console(stderr: bool = False) -> Any:
     """A rich console that fits the terminal, and is wide and without colour where there is none."""
     from rich.console import Console

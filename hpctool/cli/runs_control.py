@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hpctool.cli.output import paths_option, resolve_paths, say
 from hpctool.errors import EXIT_DONE, UnknownName
 from hpctool.rundir import RunDir, find_run, list_run_ids
+
+if TYPE_CHECKING:
+    from hpctool.launch.cells import Sweep
 
 
 @click.command()
@@ -58,18 +62,33 @@ def retry(names: tuple[str, ...], root: Path | None) -> None:
 @paths_option
 def watch(names: tuple[str, ...], root: Path | None) -> None:
     """Watch runs until they have ended; without names, those that have not ended now."""
-    from hpctool.launch.result import current_story
-    from hpctool.launch.wait import ENDED, wait_for
+    from hpctool.launch import cells
+    from hpctool.launch.wait import wait_for
 
     runs = resolve_paths(root).runs
-    ids = [run_id for name in names for run_id in _found(runs, name)[1]]
-    if not names:
-        ids = [run_id for run_id in list_run_ids(runs) if current_story(RunDir(runs / run_id)).state not in ENDED]
+    sweeps = [cells.find_sweep(runs, sweep_id) for sweep_id in cells.list_sweep_ids(runs)]
+    ids = [run_id for name in names for run_id in _found(runs, name)[1]] if names else _underway(runs, sweeps)
     if not ids:
         say("Nothing runs and nothing waits.")
         return
-    if code := wait_for(runs, ids, say):
+    if code := wait_for(runs, ids, say, sweeps):
         raise SystemExit(code)
+
+
+def _underway(runs: Path, sweeps: list[Sweep]) -> list[str]:
+    """The runs that have not ended, and the cells that wait."""
+    from hpctool.launch.overview import unbegun
+    from hpctool.launch.result import current_stories
+    from hpctool.launch.wait import ENDED
+
+    ids = list_run_ids(runs)
+    stories = current_stories([RunDir(runs / run_id) for run_id in ids])
+    open_ = [run_id for run_id, story in zip(ids, stories, strict=True) if story.state not in ENDED]
+    there = set(ids)
+    for sweep in sweeps:
+        waiting = unbegun(runs, sweep, [i for i, run_id in enumerate(sweep.run_ids) if run_id not in there])
+        open_ += [sweep.run_ids[i] for i, story in waiting.items() if story.state == "queued" and story.entries]
+    return open_
 
 
 def _found(runs: Path, name: str) -> tuple[str, list[str]]:

@@ -16,19 +16,20 @@ from hpctool.cli.output import cell_text, say
 from hpctool.cli.tables import (
     Column,
     age_text,
-    duration_text,
     print_columns,
     print_whole,
     settings_text,
     size_text,
     state_text,
 )
+from hpctool.launch.progress import duration_text
 from hpctool.rundir import STATES
 from hpctool.track.compare import Comparison, differing, is_measured, telling_metrics
 from hpctool.track.metrics import from_json
 from hpctool.track.runs import BROKEN, Row
 
 _NUM_METRICS = 3
+_NUM_ARTIFACTS = 20
 _SHORT_HEX = 12
 
 
@@ -98,6 +99,7 @@ def print_run(found: dict[str, Any]) -> None:
     _print_history(found["history"])
     _print_metrics(found["summary"], found["metrics"])
     _print_checkpoints(found["checkpoints"])
+    _print_artifacts(found["artifacts"])
     if found["failure"] and found["state"] in ("failed", "requeued"):
         _print_failure(found["failure"])
     print_whole(_section("paths", _grid((name, Text(path)) for name, path in found["paths"].items())))
@@ -171,6 +173,14 @@ def _print_checkpoints(checkpoints: list[dict[str, Any]]) -> None:
         return
     rows = [(f"step {one['step']}", Text(f"{one['path']}  {size_text(one['size_bytes'])}")) for one in kept]
     print_whole(_section(f"checkpoints: {len(checkpoints)} committed, {len(kept)} kept", _grid(rows)))
+
+
+def _print_artifacts(artifacts: list[dict[str, Any]]) -> None:
+    if not artifacts:
+        return
+    more = f", the first {_NUM_ARTIFACTS} of them" if len(artifacts) > _NUM_ARTIFACTS else ""
+    rows = [(one["name"], Text(size_text(one["size_bytes"]))) for one in artifacts[:_NUM_ARTIFACTS]]
+    print_whole(_section(f"artifacts: {len(artifacts)} file{'s' if len(artifacts) > 1 else ''}{more}", _grid(rows)))
 
 
 def _print_failure(failure: dict[str, Any]) -> None:

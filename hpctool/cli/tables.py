@@ -110,23 +110,6 @@ def age_text(created: str) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def duration_text(seconds: float | None) -> str:
-    """A duration in one or two units: `4.2 s`, `3 min 12 s`, `5 h 2 min`, `4 d`."""
-    if seconds is None:
-        return ""
-    if seconds < 10:
-        return f"{max(seconds, 0):.1f} s"
-    minutes, rest_s = divmod(round(seconds), 60)
-    hours, rest_min = divmod(minutes, 60)
-    if minutes == 0:
-        return f"{rest_s} s"
-    if hours == 0:
-        return f"{minutes} min {rest_s} s" if minutes < 10 else f"{minutes} min"
-    if hours < 48:
-        return f"{hours} h {rest_min} min" if hours < 10 else f"{hours} h"
-    return f"{hours // 24} d"
-
-
 def size_text(size_bytes: float) -> str:
     """A size in bytes, kB, MB …, three places."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -80,11 +80,16 @@ def current_story(rundir: RunDir, queue: Queue | None = None) -> Story:
 def current_stories(rundirs: Sequence[RunDir], queue: Queue | None = None) -> list[Story]:
     """The stories of many runs, with one question to Slurm for all of them."""
     stories = [rundir.story() for rundir in rundirs]
+    correct(rundirs, stories, queue)
+    return stories
+
+
+def correct(rundirs: Sequence[RunDir], stories: list[Story], queue: Queue | None = None) -> None:
+    """Correct stories as their ledgers tell them, in place, where what should be running is gone."""
     for story in stories:
         if story.where != "slurm":
             _correct_here(story)
     standing.correct(rundirs, stories, queue)
-    return stories
 
 
 def _correct_here(story: Story) -> None:

@@ -14,6 +14,7 @@ from hpctool.launch import arrays, cells, inline, limits, local, snapshot, sweep
 from hpctool.launch.job import load_job
 from hpctool.launch.plan import Plan, Planned, Request, make_plan, record
 from hpctool.launch.result import current_story
+from hpctool.launch.slurm import check
 from hpctool.launch.slurm import script as slurm
 from hpctool.launch.start import short, start
 from hpctool.place import Place, place_from_environment
@@ -228,5 +229,6 @@ def _awaited(plan: Plan, answer: Submission, say: Say) -> Submission:
         return answer
     from hpctool.launch.wait import wait_for
 
-    answer.exit_code = wait_for(plan.runs, answer.runs, say, queued_here=plan.cfg.cluster.kind == "local")
+    sweeps = [cells.find_sweep(plan.runs, answer.sweep)] if answer.sweep else []
+    answer.exit_code = wait_for(plan.runs, answer.runs, say, sweeps)
     return answer

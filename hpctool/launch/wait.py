@@ -10,43 +10,87 @@ from pathlib import Path
 from typing import Any
 
 from hpctool.errors import EXIT_DONE, EXIT_FAILED
-from hpctool.launch import local
-from hpctool.launch.result import current_story
+from hpctool.launch import local, overview
+from hpctool.launch.cells import Sweep
+from hpctool.launch.progress import Progress, duration_text, progress
+from hpctool.launch.result import current_stories
+from hpctool.launch.slurm.queue import QUEUE
 from hpctool.rundir import RunDir, Story
 
 ENDED = ("completed", "failed", "cancelled")
 _POLL_S = 0.5
+#: Looking at ten thousand runs takes a while: most of the time is spent waiting all the same.
+_REST = 4.0
 _SHOWN_RUNS = 20
 
 
-def wait_for(runs: Path, ids: Sequence[str], say: Callable[[str], None], *, queued_here: bool = False) -> int:
+def wait_for(runs: Path, ids: Sequence[str], say: Callable[[str], None], sweeps: Sequence[Sweep] = ()) -> int:
     """Block until all runs have ended; 0 where all completed, else 1.
 
-    A cell without a folder waits for its turn; with `queued_here`, only as long as the local queue knows it.
+    Those that are cells of `sweeps` need no folder yet: they wait for their turn, as long as anybody will run them.
     """
-    stories: dict[str, Story] = {}
+    watched = Watched(runs, ids, sweeps)
     with _shown(say) as show:
         while True:
-            waiting = [run_id for run_id in ids if run_id not in stories or stories[run_id].state not in ENDED]
-            stories |= {run_id: current_story(RunDir(runs / run_id)) for run_id in waiting}
-            if queued_here:
-                stories |= _dropped(runs, [run_id for run_id in waiting if not stories[run_id].entries])
-            show(stories)
-            if all(story.state in ENDED for story in stories.values()):
+            began_s = time.monotonic()
+            watched.look()
+            show(watched)
+            if watched.is_over:
                 break
             # Somebody may have killed the local queue's supervisor while we wait.
             local.ensure_running(runs)
-            time.sleep(_POLL_S)
-    return EXIT_DONE if all(story.state == "completed" for story in stories.values()) else EXIT_FAILED
+            time.sleep(max(_POLL_S, _REST * (time.monotonic() - began_s)))
+    return EXIT_DONE if all(story.state == "completed" for story in watched.stories.values()) else EXIT_FAILED
 
 
-def _dropped(runs: Path, ids: Sequence[str]) -> dict[str, Story]:
-    """Those of the runs without a folder that the local queue does not know any more: cancelled before they began."""
-    if not ids:
-        return {}
-    queued = {row["run"] for row in local.status(runs)}
-    gone = [run_id for run_id in ids if run_id not in queued and not RunDir(runs / run_id).run_json.exists()]
-    return {run_id: Story(state="cancelled", cause="cancelled before it began") for run_id in gone}
+class Watched:
+    """Runs that are looked at again and again: only those that may have changed."""
+
+    def __init__(self, runs: Path, ids: Sequence[str], sweeps: Sequence[Sweep] = ()) -> None:
+        self.runs = runs
+        self.ids = list(dict.fromkeys(ids))
+        self.stories: dict[str, Story] = {}
+        #: run id → the sweeps that it is a cell of, with its index there
+        self._cells: dict[str, list[tuple[Sweep, int]]] = {}
+        for sweep in sweeps:
+            for index, run_id in enumerate(sweep.run_ids):
+                self._cells.setdefault(run_id, []).append((sweep, index))
+
+    def look(self) -> None:
+        """Bring the stories up to date: one listing, one squeue at most."""
+        there = overview.begun(self.runs)
+        open_ = [i for i in self.ids if i not in self.stories or self.stories[i].state not in ENDED]
+        begun = [run_id for run_id in open_ if run_id in there or run_id not in self._cells]
+        told = current_stories([RunDir(self.runs / run_id) for run_id in begun])
+        self.stories |= dict(zip(begun, told, strict=True))
+        # A folder without any entry is that of a cell which begins right now, or of one that was killed doing so.
+        waiting = [i for i in open_ if i in self._cells and (i not in there or not self.stories[i].entries)]
+        self.stories |= self._unbegun(waiting)
+
+    def _unbegun(self, waiting: Sequence[str]) -> dict[str, Story]:
+        """How cells stand that have not begun; of several sweeps, one that will run the cell counts."""
+        sweeps = {sweep.id: sweep for run_id in waiting for sweep, _ in self._cells[run_id]}
+        found: dict[str, Story] = {}
+        for sweep in sweeps.values():
+            ids = sweep.run_ids
+            indices = [index for run_id in waiting for one, index in self._cells[run_id] if one.id == sweep.id]
+            for index, story in overview.unbegun(self.runs, sweep, indices).items():
+                run_id = ids[index]
+                if run_id not in found or story.entries:
+                    found[run_id] = story
+        return found
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all have ended, or will never begin."""
+        return all(
+            story.state in ENDED or (run_id in self._cells and not story.entries)
+            for run_id, story in self.stories.items()
+        )
+
+    def progress(self, run_id: str) -> Progress:
+        """How far one of them is."""
+        return progress(RunDir(self.runs / run_id), self.stories[run_id], time.time())
 
 
 class _Lines:
@@ -56,14 +100,14 @@ class _Lines:
         self.say = say
         self.before: dict[str, str] = {}
 
-    def __enter__(self) -> Callable[[dict[str, Story]], None]:
+    def __enter__(self) -> Callable[[Watched], None]:
         return self.show
 
     def __exit__(self, *_: object) -> None:
         pass
 
-    def show(self, stories: dict[str, Story]) -> None:
-        for run_id, story in stories.items():
+    def show(self, watched: Watched) -> None:
+        for run_id, story in watched.stories.items():
             if self.before.get(run_id) != story.state and story.state != "queued":
                 why = f" ({story.cause})" if story.cause else ""
                 step = f" at step {story.step}" if story.step else ""
@@ -74,7 +118,7 @@ class _Lines:
 class _Live:
     """A table that is drawn anew, with a line of counts under it."""
 
-    def __enter__(self) -> Callable[[dict[str, Story]], None]:
+    def __enter__(self) -> Callable[[Watched], None]:
         from rich.console import Console
         from rich.live import Live
 
@@ -85,31 +129,42 @@ class _Live:
     def __exit__(self, *error: Any) -> None:
         self.live.__exit__(*error)
 
-    def show(self, stories: dict[str, Story]) -> None:
-        self.live.update(state_table(stories))
+    def show(self, watched: Watched) -> None:
+        self.live.update(state_table(watched))
 
 
-def state_table(stories: dict[str, Story]) -> Any:
+#: Those that are at work first, then those that want a person's attention.
+_ORDER = ("running", "stopping", "requeued", "failed", "cancelled", "queued", "completed")
+
+
+def state_table(watched: Watched) -> Any:
     """A rich table of runs, those that are at work first, and the counts of all."""
     from rich import box
     from rich.table import Table
 
-    counts = Counter(story.state for story in stories.values())
-    caption = " · ".join(f"{number} {state}" for state, number in sorted(counts.items()))
-    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
-    for name, justify in (
-        ("run", "left"),
-        ("state", "left"),
-        ("attempt", "right"),
-        ("step", "right"),
-        ("cause", "left"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    order = ["running", "stopping", "requeued", "failed", "cancelled", "queued", "completed"]
-    ranked = sorted(stories.items(), key=lambda item: order.index(item[1].state))
-    for run_id, story in ranked[:_SHOWN_RUNS]:
-        table.add_row(run_id, story.state, str(story.attempt or ""), str(story.step or ""), story.cause)
+    stories = watched.stories
+    ranked = sorted(stories.items(), key=lambda item: _ORDER.index(item[1].state))
+    shown = ranked[:_SHOWN_RUNS]
+    caption = " · ".join(f"{number} {state}" for state, number in _counts(stories).items())
+    more = f" · {len(ranked) - len(shown)} not shown" if len(ranked) > len(shown) else ""
+    silent = f"\n{QUEUE.problem}" if QUEUE.problem else ""
+    table = Table(box=box.SIMPLE_HEAD, caption=f"{caption}{more}{silent}", caption_justify="left", pad_edge=False)
+    table.add_column("run", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for name in ("attempt", "step", "left"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("why", no_wrap=True, overflow="ellipsis", ratio=1)
+    for run_id, story in shown:
+        how_far = watched.progress(run_id)
+        why = " ".join(story.cause.split())
+        left = duration_text(how_far.eta_s)
+        table.add_row(run_id, story.state, str(story.attempt or ""), str(how_far), left, why)
     return table
+
+
+def _counts(stories: dict[str, Story]) -> dict[str, int]:
+    found = Counter(story.state for story in stories.values())
+    return {state: found[state] for state in _ORDER if found[state]}
 
 
 def _shown(say: Callable[[str], None]) -> _Lines | _Live:

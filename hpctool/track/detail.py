@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import time
 from pathlib import Path
 from typing import Any
 
 from hpctool.launch.result import current_story, rank_errors
+from hpctool.launch.slurm.queue import QUEUE
+from hpctool.launch.slurm.standing import is_open
 from hpctool.rundir import RunDir, Story
+from hpctool.track import hours
 from hpctool.track.metrics import read_metrics, summary
-from hpctool.track.runs import noting, read_row
+from hpctool.track.runs import noting, read_config, read_row
 
 
 def describe(rundir: RunDir) -> dict[str, Any]:
@@ -28,15 +32,18 @@ def describe(rundir: RunDir) -> dict[str, Any]:
         "inputs": record.get("inputs") or [],
         "choices": record.get("choices") or {},
         "overrides": record.get("overrides") or [],
-        "code": record.get("code") or {},
+        "code": (story.of_kind("code") or [record])[-1].get("code") or {},
         "where": story.where,
         "started": None,
         "ended": None,
         "history": [],
         "checkpoints": [],
+        "artifacts": [],
         "summary": {},
         "failure": None,
         "outputs": {},
+        "hours": None,
+        "queue": _queue(story),
         "paths": _paths(rundir),
     }
     problems: list[str] = found["problems"]
@@ -48,7 +55,11 @@ def describe(rundir: RunDir) -> dict[str, Any]:
     with noting(problems):
         found["checkpoints"] = [_checkpoint(rundir, body) for body in story.checkpoints]
     with noting(problems):
+        found["artifacts"] = artifacts(rundir)
+    with noting(problems):
         found["failure"] = first_failure(rundir, story.attempt)
+    with noting(problems):
+        found["hours"] = hours.of_run(rundir, story, _resources(rundir), time.time()).to_json()
     with noting([]):  # said by the row already
         result = rundir.result() or {}
         if result.get("state") == row.state:
@@ -94,6 +105,24 @@ def first_failure(rundir: RunDir, attempt: int) -> dict[str, Any] | None:
         return None
     errors = rank_errors(rundir, attempt)
     return {**errors[0], "attempt": attempt, "num_ranks_failed": len(errors)} if errors else None
+
+
+def artifacts(rundir: RunDir) -> list[dict[str, Any]]:
+    """The files that the job has left in artifacts/, in order of name: name, size_bytes."""
+    folder = rundir.path / "artifacts"
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [{"name": str(path.relative_to(folder)), "size_bytes": path.stat().st_size} for path in found]
+
+
+def _resources(rundir: RunDir) -> dict[str, Any]:
+    plain = read_config(rundir)
+    return {key.removeprefix("resources."): value for key, value in plain.items() if key.startswith("resources.")}
+
+
+def _queue(story: Story) -> dict[str, Any] | None:
+    """What squeue says of the run's job, while there is one: state and reason in Slurm's words, nodes, times."""
+    job = QUEUE.answer().jobs.get(story.slurm_job_id) if is_open(story) else None
+    return None if job is None else vars(job) | {"slurm_job_id": story.slurm_job_id}
 
 
 def _checkpoint(rundir: RunDir, body: dict[str, Any]) -> dict[str, Any]:

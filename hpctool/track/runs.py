@@ -16,7 +16,9 @@ from hpctool import files
 from hpctool.config import flatten
 from hpctool.errors import HpctoolError, NewerFormat, UnknownName
 from hpctool.launch import cells
-from hpctool.launch.result import RESULT_FORMAT, current_story
+from hpctool.launch.overview import unbegun
+from hpctool.launch.result import RESULT_FORMAT, correct
+from hpctool.launch.slurm.queue import Queue
 from hpctool.rundir import RunDir, Story, list_run_ids
 from hpctool.track.keys import changed_values, typed_values
 from hpctool.track.metrics import from_json, read_last, to_json
@@ -95,14 +97,16 @@ class Row:
         return {**fields, "metrics": metrics, "changed": self.changed, "problems": self.problems}
 
 
-def list_rows(runs: Path) -> list[Row]:
-    """All runs below a folder, and the cells of its sweeps that have not started; newest first."""
-    rows = {name: read_row(RunDir(runs / name)) for name in list_run_ids(runs)}
+def list_rows(runs: Path, queue: Queue | None = None) -> list[Row]:
+    """All runs below a folder, and the cells of its sweeps that have not started; newest first.
+
+    Slurm is asked once at most, and only if some run or cell is under way there.
+    """
+    rows = {row.id: row for row in read_rows([RunDir(runs / name) for name in list_run_ids(runs)], queue)}
     for sweep_id in cells.list_sweep_ids(runs):
         problems: list[str] = []
         with noting(problems):
-            for cell in _cell_rows(runs, sweep_id):
-                row = rows.setdefault(cell.id, cell)
+            for row in _cell_rows(runs, sweep_id, rows, queue):
                 row.sweep = row.sweep or sweep_id
         if problems:
             rows[sweep_id] = Row(sweep_id, cause="sweep.json cannot be read", problems=problems, sweep=sweep_id)
@@ -113,27 +117,51 @@ def list_rows(runs: Path) -> list[Row]:
 
 def read_row(rundir: RunDir) -> Row:
     """One run's row; what cannot be read is said in `problems`. Never raises for a damaged file."""
-    row = Row(rundir.id, rundir=rundir)
-    result: dict[str, Any] = {}
-    with noting(row.problems):
-        _take_record(row, rundir.record())
-        row.state = ""
-    if row.problems:
-        row.cause = "run.json cannot be read"
-        return row
-    with noting(row.problems):
-        result = _checked_result(rundir)
-    story = Story(state=BROKEN)
-    with noting(row.problems):
-        story = _story(rundir, result)
-    row.state, row.cause, row.attempts, row.step = story.state, story.cause, story.attempt, story.step
-    row.slurm_job_id = story.slurm_job_id
-    with noting(row.problems):
-        if result.get("state") == story.state and "metrics" in result:
-            _take_result(row, result)
-        else:
-            _take_metrics(row, rundir, story)
-    return row
+    return read_rows([rundir])[0]
+
+
+def read_rows(rundirs: Sequence[RunDir], queue: Queue | None = None) -> list[Row]:
+    """The rows of many runs, with one question to Slurm for all of them."""
+    drafts = [_Draft(rundir) for rundir in rundirs]
+    known = [draft for draft in drafts if draft.story is not None]
+    stories = [draft.story for draft in known if draft.story is not None]
+    with noting([]):  # said by the row already
+        correct([draft.rundir for draft in known], stories, queue)
+    for draft, story in zip(known, stories, strict=True):
+        draft.finish(story)
+    return [draft.row for draft in drafts]
+
+
+class _Draft:
+    """A row on its way: what the run's own files say, before Slurm is asked. `story` is None if run.json is broken."""
+
+    def __init__(self, rundir: RunDir) -> None:
+        self.rundir = rundir
+        self.row = Row(rundir.id, rundir=rundir)
+        self.result: dict[str, Any] = {}
+        self.story: Story | None = None
+        with noting(self.row.problems):
+            _take_record(self.row, rundir.record())
+            self.row.state = ""
+        if self.row.problems:
+            self.row.cause = "run.json cannot be read"
+            return
+        with noting(self.row.problems):
+            self.result = _checked_result(rundir)
+        self.story = Story(state=BROKEN)
+        with noting(self.row.problems):
+            self.story = _story(rundir, self.result)
+
+    def finish(self, story: Story) -> None:
+        """Fill the row in."""
+        row = self.row
+        row.state, row.cause, row.attempts, row.step = story.state, story.cause, story.attempt, story.step
+        row.slurm_job_id = story.slurm_job_id
+        with noting(row.problems):
+            if self.result.get("state") == story.state and "metrics" in self.result:
+                _take_result(row, self.result)
+            else:
+                _take_metrics(row, self.rundir, story)
 
 
 def read_config(rundir: RunDir) -> dict[str, Any]:
@@ -229,14 +257,14 @@ def _checked_result(rundir: RunDir) -> dict[str, Any]:
 
 
 def _story(rundir: RunDir, result: dict[str, Any]) -> Story:
-    """How the run stands. One that completed in its first attempt is known from two entries of its ledger."""
+    """What the ledger says. One that completed in its first attempt is known from two entries of it."""
     ledger = rundir.ledger
     if result.get("state") == "completed" and result.get("attempts") == 1:
         newest = ledger.newest()
         if newest and newest.body["kind"] == "ended" and newest.body["state"] == "completed":
             first = files.decode_entry(ledger.path(1), ledger.path(1).read_bytes())
             return Story("completed", "", 1, newest.body["step"], first.get("slurm_job_id", ""))
-    return current_story(rundir)
+    return rundir.story()
 
 
 def _take_result(row: Row, result: dict[str, Any]) -> None:
@@ -257,14 +285,17 @@ def _dataset(inputs: list[dict[str, Any]]) -> str | None:
     return next((one["id"] for one in inputs if one["kind"] == "dataset"), None)
 
 
-def _cell_rows(runs: Path, sweep_id: str) -> list[Row]:
-    body = cells.read_sweep(cells.sweeps_folder(runs) / sweep_id).body
+def _cell_rows(runs: Path, sweep_id: str, rows: dict[str, Row], queue: Queue | None) -> list[Row]:
+    """The rows of a sweep's cells; those of cells that have not started are made and added."""
+    sweep = cells.read_sweep(cells.sweeps_folder(runs) / sweep_id)
+    body = sweep.body
     shared = {key: body.get(key) for key in ("name", "job", "created", "by", "varied")}
-    rows = []
-    for cell in body["cells"]:
-        row = Row(cell["run"], state="queued", plain={})
-        _take_record(row, {**shared, **cell, "sweep": sweep_id, "cell": cell["index"]})
+    waiting = {cell["index"]: cell for cell in body["cells"] if cell["run"] not in rows}
+    for index, story in unbegun(runs, sweep, sorted(waiting), queue).items():
+        cell = waiting[index]
+        row = Row(cell["run"], state=story.state, cause=story.cause, slurm_job_id=story.slurm_job_id, plain={})
+        _take_record(row, {**shared, **cell, "sweep": sweep_id, "cell": index})
         if "base" in cell:
             row.plain = flatten(body["bases"][cell["base"]]) | cell["set"]
-        rows.append(row)
-    return rows
+        rows[row.id] = row
+    return [rows[cell["run"]] for cell in body["cells"]]

@@ -254,7 +254,8 @@ class Trainer:
         if restored is not None:
             self.adopt(restored)
         if self.world.is_main:
-            self.rundir.ledger.append({"kind": "resumed", "attempt": self.rundir.attempt, "step": self.step})
+            facts = {"kind": "resumed", "attempt": self.rundir.attempt, "step": self.step}
+            self.rundir.ledger.append({**facts, "max_steps": self.max_steps})
 
     def adopt(self, restored: Restored) -> None:
         """Take over a checkpoint's state. With another number of ranks, random streams begin anew at its step."""
