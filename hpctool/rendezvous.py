@@ -149,17 +149,18 @@ def _tcp_store(
 
 def _address_of(interface: str) -> str:
     """The IPv4 address of a network interface of this machine. Raises WorldError, which lists those that have one."""
-    addresses = _addresses()
-    if interface not in addresses:
-        there = listing(f"{name} ({address})" for name, address in addresses.items())
+    known = addresses()
+    if interface not in known:
+        there = listing(f"{name} ({address})" for name, address in known.items())
         raise WorldError(
             f"{INTERFACE}={interface}: {socket.gethostname()} has no such network interface with an IPv4 address; "
             f"there is {there}. Set cluster.interface to one of them, or to null."
         )
-    return addresses[interface]
+    return known[interface]
 
 
-def _addresses() -> dict[str, str]:
+def addresses() -> dict[str, str]:
+    """This machine's network interfaces that have an IPv4 address, with it."""
     found = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         for _, name in socket.if_nameindex():

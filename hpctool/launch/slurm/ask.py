@@ -30,7 +30,9 @@ def outside() -> dict[str, str]:
     return kept | {k: v for k, v in os.environ.items() if k in ("SLURM_CONF", "SLURM_CLUSTERS")}
 
 
-def call(*command: str, timeout_s: float = TIMEOUT_S, env: Mapping[str, str] | None = None) -> str:
+def call(
+    *command: str, timeout_s: float = TIMEOUT_S, env: Mapping[str, str] | None = None, with_stderr: bool = False
+) -> str:
     """What a Slurm program prints. Raises SchedulerError where it is missing, does not answer or refuses."""
     try:
         done = subprocess.run(
@@ -42,7 +44,7 @@ def call(*command: str, timeout_s: float = TIMEOUT_S, env: Mapping[str, str] | N
         raise SchedulerError(command, f"no answer within {timeout_s:.0f} s") from error
     if done.returncode != 0:
         raise SchedulerError(command, plain(done.stderr or done.stdout) or f"exit code {done.returncode}")
-    return done.stdout
+    return done.stdout + done.stderr if with_stderr else done.stdout
 
 
 def show(kind: str, name: str = "", timeout_s: float = TIMEOUT_S) -> list[dict[str, str]]:
