@@ -45,14 +45,14 @@ def completed(rundir: RunDir, world: World, outcome: dict[str, Any]) -> int:
     return EXIT_DONE
 
 
-def stopped(rundir: RunDir, where: str, world: World, stop: Stopped) -> int:
+def stopped(rundir: RunDir, where: str, is_main: bool, stop: Stopped) -> int:
     """The job has stopped on request and saved; under Slurm, find out why and what brings it back."""
     print(f"hpctool: {stop}", file=sys.stderr, flush=True)
     by_hand = where == "inline" and stop.cause == "interrupted"
     if inside.is_job(where) and not by_hand:
-        return _stopped_in_slurm(rundir, stop) if world.is_main else EXIT_DONE
+        return _stopped_in_slurm(rundir, stop) if is_main else EXIT_DONE
     code = EXIT_INTERRUPTED if by_hand else EXIT_CONTINUE
-    if world.is_main:
+    if is_main:
         end(rundir, "cancelled" if by_hand else "requeued", stop.cause, stop.step, code, saved=stop.saved)
     return code
 
@@ -86,9 +86,9 @@ def last_moment(rundir: RunDir, found: inside.Stop) -> None:
     inside.requeue(found.ask)
 
 
-def leave(rundir: RunDir, where: str, world: World, cause: str) -> None:
+def leave(rundir: RunDir, where: str, is_main: bool, cause: str) -> None:
     """End this process, whose job has no boundary to stop at: the next attempt does it again from the beginning."""
-    code = stopped(rundir, where, world, Stopped(cause, endings.committed_step(rundir.story())))
+    code = stopped(rundir, where, is_main, Stopped(cause, endings.committed_step(rundir.story())))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

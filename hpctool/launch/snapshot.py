@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hpctool import files
+from hpctool.errors import listing
 from hpctool.rundir import RunDir
 
 #: What code consists of; data and results that lie in a checkout are not copied.
@@ -109,6 +110,29 @@ def installed_packages() -> str:
     modules = os.environ.get("LOADEDMODULES", "")
     head = [f"# Python {sys.version.split()[0]} at {sys.executable}", f"# modules: {modules or 'none'}"]
     return "\n".join([*head, *sorted(found, key=str.lower)]) + "\n"
+
+
+def say_changes(rundir: RunDir) -> None:
+    """Print what has changed in the environment since the run was submitted: another Python, module or package."""
+    if not rundir.environment_txt.exists():
+        return
+    before, after = (_by_name(text) for text in (rundir.environment_txt.read_text(), installed_packages()))
+    changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    words = [f"{name} {before.get(name, 'absent')} → {after.get(name, 'absent')}" for name in changed]
+    if words:
+        print(f"hpctool: the environment is not that of the submission: {listing(words)}.", flush=True)
+
+
+def _by_name(text: str) -> dict[str, str]:
+    """`numpy==2.1` → numpy: 2.1, and the comment lines at the top as Python and modules."""
+    found = {}
+    for line in text.splitlines():
+        head, version = line.removeprefix("# Python ").partition(" at ")[0], line.partition("==")[2]
+        if line.startswith("# modules: "):
+            found["modules"] = line.removeprefix("# modules: ")
+        else:
+            found["Python" if line.startswith("# Python ") else line.partition("==")[0]] = version or head
+    return found
 
 
 def _own_package() -> Iterator[tuple[Path, str]]:

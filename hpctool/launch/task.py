@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hpctool import files, rendezvous
 from hpctool.errors import EXIT_FAILED, FencedError, Stopped, WorldError
-from hpctool.launch import cells, closing, output, signals
+from hpctool.launch import cells, closing, output, signals, snapshot
 from hpctool.launch.guard import Guard
 from hpctool.launch.job import load_job
 from hpctool.launch.result import own_process
@@ -48,16 +48,18 @@ def run_attempt(rundir: RunDir, where: str, place: Place, world: World | None = 
     meeting = rendezvous.meeting_file(rundir.path / "logs", place)
     if place.rank == 0:
         rundir.attempt = begin(rundir, where, place)
+    guard = _guard(rundir, where, place.rank == 0)
     try:
         world = world or join(rundir.record()["job"], place, rundir.path / "logs", meeting)
         rundir.attempt = int(world.broadcast(rundir.attempt))
     except WorldError as error:
+        guard.dismiss()
         print(f"hpctool: {error}", file=sys.stderr, flush=True)
         return EXIT_FAILED
-    stops = getattr(load_job(rundir.record()["job"]), "STOPS", False)
-    signals.expect(boundaries=stops)
     with output.to_log(rundir.log(world.rank), keep_terminal=where == "inline"), world:
-        return _work(rundir, where, world, stops)
+        if world.is_main and where != "inline":
+            snapshot.say_changes(rundir)
+        return _work(rundir, where, world, guard)
 
 
 def begin(rundir: RunDir, where: str, place: Place) -> int:
@@ -89,23 +91,21 @@ def join(job_name: str, place: Place, folder: Path, meeting: Path | None) -> Wor
     return TorchWorld(place, meeting)
 
 
-def _work(rundir: RunDir, where: str, world: World, stops: bool) -> int:
-    job = load_job(rundir.record()["job"])
-    guard = _guard(rundir, where, world, stops)
+def _work(rundir: RunDir, where: str, world: World, guard: Guard) -> int:
     try:
-        outcome = job.run(rundir, world)
+        outcome = load_job(rundir.record()["job"]).run(rundir, world)
         # Nobody is done before everybody is.
         world.barrier()
     except Stopped as stop:
         guard.dismiss()
-        return closing.stopped(rundir, where, world, stop)
+        return closing.stopped(rundir, where, world.is_main, stop)
     except FencedError as error:
         guard.dismiss()
         print(f"hpctool: {error}", file=sys.stderr, flush=True)
         return EXIT_FAILED
     except KeyboardInterrupt:
         guard.dismiss()
-        return closing.stopped(rundir, where, world, Stopped("interrupted", rundir.story().step))
+        return closing.stopped(rundir, where, world.is_main, Stopped("interrupted", rundir.story().step))
     except Exception as error:
         guard.dismiss()
         return closing.failed(rundir, where, world, error)
@@ -113,12 +113,14 @@ def _work(rundir: RunDir, where: str, world: World, stops: bool) -> int:
     return closing.completed(rundir, world, outcome)
 
 
-def _guard(rundir: RunDir, where: str, world: World, stops: bool) -> Guard:
-    """The thread that acts on a stop where the job cannot; at a terminal Ctrl-C is enough."""
+def _guard(rundir: RunDir, where: str, is_main: bool) -> Guard:
+    """Start the thread that acts on a stop where the job cannot; at a terminal Ctrl-C is enough."""
+    stops = getattr(load_job(rundir.record()["job"]), "STOPS", False)
+    signals.expect(boundaries=stops)
     in_slurm = inside.is_job(where)
     alone = stops or (where == "inline" and not in_slurm)
-    leave = None if alone else partial(closing.leave, rundir, where, world)
-    last_moment = partial(closing.last_moment, rundir) if in_slurm and world.is_main else None
+    leave = None if alone else partial(closing.leave, rundir, where, is_main)
+    last_moment = partial(closing.last_moment, rundir) if in_slurm and is_main else None
     guard = Guard(leave, last_moment)
     guard.start()
     return guard

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpctool.launch import snapshot
+from hpctool.rundir import RunDir
 
 
 @pytest.fixture
@@ -92,3 +93,19 @@ def test_the_environment_is_one_line_a_package() -> None:
     lines = snapshot.installed_packages().splitlines()
     assert lines[0].startswith("# Python 3.")
     assert any(line.startswith("numpy==") for line in lines)
+
+
+def test_an_environment_that_changed_since_the_submission_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(tmp_path)
+    text = snapshot.installed_packages()
+    run.environment_txt.write_text(text)
+    snapshot.say_changes(run)
+    assert capsys.readouterr().out == ""
+    torch = next(line for line in text.splitlines() if line.startswith("torch=="))
+    changed = text.replace(torch, "torch==1.0").replace("# modules: none", "# modules: cuda/12") + "gone==3\n"
+    run.environment_txt.write_text(changed)
+    snapshot.say_changes(run)
+    said = capsys.readouterr().out
+    assert "gone 3 → absent, modules cuda/12 → none, torch 1.0 →" in said
