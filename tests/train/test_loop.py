@@ -17,6 +17,7 @@ from hpctool.launch import signals
 from hpctool.rundir import RunDir
 from hpctool.track.metrics import read_metrics
 from hpctool.train.params import load_params
+from hpctool.train.task import Classify
 from tests.train.conftest import MakeRun
 
 TrainHere = Callable[[RunDir], dict[str, Any]]
@@ -108,6 +109,39 @@ def test_a_stop_saves_and_says_where(make_run: MakeRun, train_here: TrainHere) -
     assert run.story().checkpoints[-1]["step"] == 2
     assert train_here(run)["step"] == 10
     assert [e["step"] for e in run.story().of_kind("resumed")] == [0, 2]
+
+
+class StopsWhileValidating(Classify):
+    """Is told to stop by the second batch of its first validation at `step`; evaluates as ever otherwise."""
+
+    told_at: list[int] = []
+
+    def evaluate(self, model: Any, batch: Any) -> Any:
+        if len(self.told_at) == 1:
+            signals.request_stop("preempted")
+        self.told_at.append(len(batch["y"]))
+        return super().evaluate(model, batch)
+
+
+@pytest.mark.parametrize("max_steps", [10, 5], ids=["in the middle", "at the end"])
+def test_a_stop_during_a_validation_saves_at_once_and_validates_first_when_it_goes_on(
+    make_run: MakeRun, train_here: TrainHere, max_steps: int
+) -> None:
+    loop = f"loop={{max_steps: {max_steps}, global_batch_size: 24, eval_every_steps: 5, eval_batch_size: 4}}"
+    undisturbed = make_run(loop, "name=undisturbed")
+    expected = train_here(undisturbed)
+    run = make_run(loop, f"task._target_={__name__}.StopsWhileValidating")
+    StopsWhileValidating.told_at.clear()
+    try:
+        with pytest.raises(Stopped) as stopped:
+            train_here(run)
+    finally:
+        signals.clear()
+    assert stopped.value.step == 5
+    assert len(StopsWhileValidating.told_at) == 2, "it did not wait for the end of the validation"
+    result = train_here(run)
+    assert (result["param_digest"], result["metrics"]) == (expected["param_digest"], expected["metrics"])
+    assert read_metrics(run)["val/accuracy"] == read_metrics(undisturbed)["val/accuracy"]
 
 
 def test_what_is_not_like_when_it_was_saved_is_said(
