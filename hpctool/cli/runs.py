@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from hpctool.cli import runs_control
-from hpctool.cli.output import json_option, paths_option, print_json, resolve_paths, say
+from hpctool.cli.output import json_option, paths_option, print_json, resolve_paths, say, say_if_slurm_is_silent
 from hpctool.errors import InputError
 from hpctool.rundir import STATES, find_run
 
@@ -55,6 +55,7 @@ def list_command(
     folder = resolve_paths(root).runs
     found = track.list_rows(folder)
     _say_problems(found)
+    say_if_slurm_is_silent()
     rows = track.select(found, states=states, job=job, sweep=sweep)
     wanted = [name.strip() for name in cols.split(",") if name.strip()]
     track.check_columns(rows, wanted)
@@ -84,6 +85,7 @@ def show(run: str, as_json: bool, root: Path | None) -> None:
     found = describe(find_run(resolve_paths(root).runs, run))
     for problem in found["problems"]:
         say(f"hpctool: {problem}")
+    say_if_slurm_is_silent()
     if as_json:
         print_json(found)
         return

@@ -77,12 +77,11 @@ def watch(names: tuple[str, ...], root: Path | None) -> None:
 
 def _underway(runs: Path, sweeps: list[Sweep]) -> list[str]:
     """The runs that have not ended, and the cells that wait."""
-    from hpctool.launch.overview import unbegun
-    from hpctool.launch.result import current_stories
+    from hpctool.launch.overview import quick_stories, unbegun
     from hpctool.launch.wait import ENDED
 
     ids = list_run_ids(runs)
-    stories = current_stories([RunDir(runs / run_id) for run_id in ids])
+    stories = quick_stories([RunDir(runs / run_id) for run_id in ids])
     open_ = [run_id for run_id, story in zip(ids, stories, strict=True) if story.state not in ENDED]
     there = set(ids)
     for sweep in sweeps:

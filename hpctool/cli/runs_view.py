@@ -25,6 +25,7 @@ from hpctool.cli.tables import (
 from hpctool.launch.progress import duration_text
 from hpctool.rundir import STATES
 from hpctool.track.compare import Comparison, differing, is_measured, telling_metrics
+from hpctool.track.hours import Hours
 from hpctool.track.metrics import from_json
 from hpctool.track.runs import BROKEN, Row
 
@@ -117,10 +118,17 @@ def _facts(found: dict[str, Any]) -> Padding:
         ("inputs", "\n".join(f"{one['name']}  {one['id'][:_SHORT_HEX]}" for one in found["inputs"])),
         ("data", (found["data_commit"] or "")[:_SHORT_HEX] if not found["inputs"] else None),
         ("code", code_text(code)),
+        ("cost", _cost(found["hours"])),
         ("parameters", (found["param_digest"] or "")[:_SHORT_HEX]),
         ("outputs", "\n".join(f"{key} = {cell_text(value)}" for key, value in found["outputs"].items())),
     ]
     return Padding(_grid((name, Text(cell_text(value))) for name, value in facts if value), (1, 0, 0, 2), expand=False)
+
+
+def _cost(hours: dict[str, Any] | None) -> str:
+    from hpctool.cli.sweep_view import hours_text
+
+    return hours_text(Hours.from_json(hours)) if hours else ""
 
 
 def code_text(code: dict[str, Any]) -> str:

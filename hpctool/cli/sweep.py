@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import click
 
-from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
-from hpctool.launch import cells
-from hpctool.launch.result import current_story
-from hpctool.rundir import RunDir, Story
+from hpctool.cli.output import json_option, paths_option, print_json, resolve_paths, say, say_if_slurm_is_silent
 
 
 @click.group(name="sweep", help=__doc__)
 def group() -> None:
-    """Sweeps: list, status."""
+    """Sweeps: list, status, report."""
 
 
 @group.command("list")
@@ -24,69 +19,64 @@ def group() -> None:
 @json_option
 def list_sweeps(root: Path | None, as_json: bool) -> None:
     """All sweeps, with how many of their cells have come how far."""
+    from hpctool.launch import cells
+    from hpctool.track import sweeps
+
     runs = resolve_paths(root).runs
-    rows = [_row(cells.find_sweep(runs, sweep_id), runs) for sweep_id in cells.list_sweep_ids(runs)]
+    found = [sweeps.look(runs, cells.find_sweep(runs, sweep_id)) for sweep_id in cells.list_sweep_ids(runs)]
+    found.sort(key=lambda one: str(one.sweep.body["created"]), reverse=True)
     if as_json:
-        print_json(rows)
-        return
-    print_table(
-        ["sweep", "job", "cells", "states", "varied", "created"],
-        [[r["id"], r["job"], r["cells"], _counts(r["states"]), ", ".join(r["varied"]), r["created"]] for r in rows],
-        title="Sweeps",
-    )
+        print_json([one.to_json() for one in found])
+    elif found:
+        from hpctool.cli.sweep_view import print_list
+
+        print_list(found)
+    else:
+        say(f"There are no sweeps in {runs}.")
+    say_if_slurm_is_silent()
+
+
+@group.command()
+@click.argument("sweep")
+@click.option("--cells", "all_cells", is_flag=True, help="Show every cell, however many there are.")
+@paths_option
+@json_option
+def status(sweep: str, all_cells: bool, root: Path | None, as_json: bool) -> None:
+    """How far one sweep is, why cells wait or failed, which is best, when it will be done, what it cost."""
+    from hpctool.launch import cells
+    from hpctool.track import sweeps
+
+    runs = resolve_paths(root).runs
+    found = sweeps.look(runs, cells.find_sweep(runs, sweep))
+    if as_json:
+        print_json(found.to_json() | {"rows": [cell.to_json() for cell in found.cells]})
+    else:
+        from hpctool.cli.sweep_view import print_status
+
+        print_status(found, all_cells)
+    say_if_slurm_is_silent()
 
 
 @group.command()
 @click.argument("sweep")
 @paths_option
 @json_option
-def status(sweep: str, root: Path | None, as_json: bool) -> None:
-    """The cells of one sweep: what varies, how far each has come, and why it ended."""
+def report(sweep: str, root: Path | None, as_json: bool) -> None:
+    """What each value of each varied key came to: its cells, their metric, GPU- and CPU-hours."""
+    from hpctool.cli.sweep_view import axes, axis_row, print_report
+    from hpctool.launch import cells
+    from hpctool.track import sweeps
+
     runs = resolve_paths(root).runs
-    found = cells.find_sweep(runs, sweep)
-    stories = {run_id: current_story(RunDir(runs / run_id)) for run_id in found.run_ids}
-    rows = [_cell(cell, found, RunDir(runs / cell["run"]), stories[cell["run"]]) for cell in found.body["cells"]]
+    found = sweeps.look(runs, cells.find_sweep(runs, sweep))
     if as_json:
-        print_json({**_row(found, runs), "rows": rows})
-        return
-    varied = found.body["varied"]
-    names = sorted({name for row in rows for name in row["metrics"] if name.startswith("val/")})
-    print_table(
-        ["run", *varied, "state", "step", *names, "cause"],
-        [
-            [r["run"], *(r["values"].get(k, "") for k in varied), r["state"], r["step"] or None]
-            + [r["metrics"].get(name) for name in names]
-            + [r["cause"]]
-            for r in rows
-        ],
-        title=f"Sweep {found.id}",
-    )
-    say(_counts(dict(Counter(row["state"] for row in rows))))
-
-
-def _row(sweep: cells.Sweep, runs: Path) -> dict[str, Any]:
-    states = Counter(current_story(RunDir(runs / run_id)).state for run_id in sweep.run_ids)
-    body = sweep.body
-    return {"id": sweep.id, "job": body["job"], "cells": len(body["cells"]), "states": dict(states)} | {
-        "varied": body["varied"],
-        "created": body["created"],
-        "folder": str(sweep.path),
-    }
-
-
-def _cell(cell: dict[str, Any], sweep: cells.Sweep, rundir: RunDir, story: Story) -> dict[str, Any]:
-    values = dict(text.lstrip("+").split("=", 1) for text in cell["overrides"] if "=" in text)
-    return {
-        "index": cell["index"],
-        "run": cell["run"],
-        "state": story.state,
-        "cause": story.cause,
-        "attempts": story.attempt,
-        "step": story.step,
-        "values": {key: values[key] for key in sweep.body["varied"] if key in values},
-        "metrics": (rundir.result() or {}).get("metrics", {}),
-    }
-
-
-def _counts(states: dict[str, int]) -> str:
-    return " · ".join(f"{number} {state}" for state, number in sorted(states.items()))
+        rows = {
+            key: {value: axis_row(those, *found.metric) for value, those in values.items()}
+            for key, values in axes(found).items()
+        }
+        for row in (row for values in rows.values() for row in values.values()):
+            row["hours"] = row["hours"].to_json()
+        print_json(found.to_json() | {"axes": rows})
+    else:
+        print_report(found)
+    say_if_slurm_is_silent()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from hpctool.errors import HpctoolError
 from hpctool.launch import local, sweeplog
 from hpctool.launch.cells import Sweep
+from hpctool.launch.result import current_stories
 from hpctool.launch.slurm import accounting, standing
 from hpctool.launch.slurm.queue import QUEUE, Answer, Job, Queue
 from hpctool.rundir import RunDir, Story
@@ -22,6 +25,34 @@ def begun(runs: Path) -> set[str]:
         return set(os.listdir(runs))
     except FileNotFoundError:
         return set()
+
+
+def quick_stories(
+    rundirs: list[RunDir], results: dict[str, dict[str, Any]] | None = None, queue: Queue | None = None
+) -> list[Story]:
+    """Like `current_stories`; a run that completed in its first attempt is known from its result and one entry.
+
+    `results` is filled with what result.json says, by run.
+    """
+    found: dict[int, Story] = {}
+    for index, rundir in enumerate(rundirs):
+        result = _result(rundir)
+        if results is not None:
+            results[rundir.id] = result
+        if result.get("state") == "completed" and result.get("attempts") == 1:
+            newest = rundir.ledger.newest()
+            if newest and newest.body["kind"] == "ended" and newest.body["state"] == "completed":
+                found[index] = Story("completed", "", 1, newest.body["step"], entries=[newest])
+    slow = [index for index in range(len(rundirs)) if index not in found]
+    found |= zip(slow, current_stories([rundirs[index] for index in slow], queue), strict=True)
+    return [found[index] for index in range(len(rundirs))]
+
+
+def _result(rundir: RunDir) -> dict[str, Any]:
+    try:
+        return rundir.result() or {}
+    except (HpctoolError, OSError):  # `runs list` says what is damaged
+        return {}
 
 
 def cell_stories(runs: Path, sweep: Sweep, stories: Stories, queue: Queue | None = None) -> list[Story]:

@@ -13,7 +13,6 @@ from hpctool.errors import EXIT_DONE, EXIT_FAILED
 from hpctool.launch import local, overview
 from hpctool.launch.cells import Sweep
 from hpctool.launch.progress import Progress, duration_text, progress
-from hpctool.launch.result import current_stories
 from hpctool.launch.slurm.queue import QUEUE
 from hpctool.rundir import RunDir, Story
 
@@ -61,7 +60,7 @@ class Watched:
         there = overview.begun(self.runs)
         open_ = [i for i in self.ids if i not in self.stories or self.stories[i].state not in ENDED]
         begun = [run_id for run_id in open_ if run_id in there or run_id not in self._cells]
-        told = current_stories([RunDir(self.runs / run_id) for run_id in begun])
+        told = overview.quick_stories([RunDir(self.runs / run_id) for run_id in begun])
         self.stories |= dict(zip(begun, told, strict=True))
         # A folder without any entry is that of a cell which begins right now, or of one that was killed doing so.
         waiting = [i for i in open_ if i in self._cells and (i not in there or not self.stories[i].entries)]
@@ -130,36 +129,42 @@ class _Live:
         self.live.__exit__(*error)
 
     def show(self, watched: Watched) -> None:
-        self.live.update(state_table(watched))
+        self.live.update(state_table(watched, self.live.console.width))
 
 
 #: Those that are at work first, then those that want a person's attention.
 _ORDER = ("running", "stopping", "requeued", "failed", "cancelled", "queued", "completed")
 
 
-def state_table(watched: Watched) -> Any:
+def state_table(watched: Watched, width: int) -> Any:
     """A rich table of runs, those that are at work first, and the counts of all."""
     from rich import box
     from rich.table import Table
 
     stories = watched.stories
     ranked = sorted(stories.items(), key=lambda item: _ORDER.index(item[1].state))
-    shown = ranked[:_SHOWN_RUNS]
-    caption = " · ".join(f"{number} {state}" for state, number in _counts(stories).items())
-    more = f" · {len(ranked) - len(shown)} not shown" if len(ranked) > len(shown) else ""
-    silent = f"\n{QUEUE.problem}" if QUEUE.problem else ""
-    table = Table(box=box.SIMPLE_HEAD, caption=f"{caption}{more}{silent}", caption_justify="left", pad_edge=False)
-    table.add_column("run", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for name in ("attempt", "step", "left"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("why", no_wrap=True, overflow="ellipsis", ratio=1)
-    for run_id, story in shown:
-        how_far = watched.progress(run_id)
-        why = " ".join(story.cause.split())
-        left = duration_text(how_far.eta_s)
-        table.add_row(run_id, story.state, str(story.attempt or ""), str(how_far), left, why)
+    rows = [_row(watched, run_id, story) for run_id, story in ranked[:_SHOWN_RUNS]]
+    names = ("run", "state", "attempt", "step", "left", "why")
+    widths = [max(len(name), *(len(row[column]) for row in rows)) for column, name in enumerate(names)]
+    # What does not fit is cut from the reason, never from the numbers.
+    widths[-1] = max(8, min(widths[-1], width - sum(widths[:-1]) - 2 * len(widths)))
+    counts = [f"{number} {state}" for state, number in _counts(stories).items()]
+    counts += [f"{len(ranked) - len(rows)} not shown"] if len(ranked) > len(rows) else []
+    caption = "\n".join(filter(None, (" · ".join(counts), QUEUE.problem)))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.caption, table.caption_justify = caption, "left"
+    for name, column_width in zip(names, widths, strict=True):
+        right: Any = "right" if name in ("attempt", "step", "left") else "left"
+        table.add_column(name, justify=right, width=column_width, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*row)
     return table
+
+
+def _row(watched: Watched, run_id: str, story: Story) -> tuple[str, ...]:
+    how_far = watched.progress(run_id)
+    why = " ".join(story.cause.split())
+    return (run_id, story.state, str(story.attempt or ""), str(how_far), duration_text(how_far.eta_s), why)
 
 
 def _counts(stories: dict[str, Story]) -> dict[str, int]:

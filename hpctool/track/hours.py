@@ -44,11 +44,13 @@ class Hours:
         return lost / used if used else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it, in hours."""
-        return {**{key: round(value, 4) for key, value in vars(self).items() if key != "is_estimate"}} | {
-            "lost_share": round(self.lost_share, 4),
-            "is_estimate": self.is_estimate,
-        }
+        """As JSON holds it, with the share that was lost."""
+        return vars(self) | {"lost_share": self.lost_share}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Hours:
+        """What `to_json` made."""
+        return cls(**{key: value[key] for key in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hpctool.config import flatten
-from hpctool.errors import HpctoolError
 from hpctool.launch import overview, sweeplog
 from hpctool.launch.cells import Sweep
-from hpctool.launch.result import current_stories
+from hpctool.launch.progress import progress
 from hpctool.launch.slurm.queue import Queue
 from hpctool.launch.slurm.standing import parse_time_s
 from hpctool.rundir import STATES, RunDir, Story
@@ -46,6 +45,8 @@ class Cell:
     hours: hours.Hours = field(default_factory=hours.Hours)
     #: how long its attempts have run, without the time between them
     used_s: float = 0.0
+    #: for how long it will still run, by its own speed; None if it does not tell
+    left_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -122,21 +123,29 @@ class Overview:
 
     @cached_property
     def typical_s(self) -> float | None:
-        """How long a cell takes: the median of those that are done; None before one is."""
+        """How long a cell takes: the median of those done, else of those that run; None before that."""
         done = [cell.used_s for cell in self.cells if cell.state == "completed" and cell.used_s]
+        done = done or [cell.used_s + cell.left_s for cell in self.cells if cell.left_s is not None]
         return statistics.median(done) if done else None
 
     @cached_property
     def eta_s(self) -> float | None:
         """For how long the sweep will go on, if as many cells run at once as now; None if nobody knows, 0 if done."""
         left = [cell for cell in self.cells if cell.state in ("queued", "running", "stopping", "requeued")]
-        if not left:
-            return 0.0
-        if self.typical_s is None:
+        rest = [self._rest_s(cell) for cell in left]
+        known = [seconds for seconds in rest if seconds is not None]
+        if len(known) < len(rest):
             return None
-        rest = sorted((max(0.0, self.typical_s - cell.used_s) for cell in left), reverse=True)
         at_once = self.counts.get("running", 0) or self.max_parallel
-        return max(rest[0], sum(rest) / at_once)
+        return max([*known, sum(known) / at_once], default=0.0)
+
+    def _rest_s(self, cell: Cell) -> float | None:
+        """For how long a cell will still run."""
+        if cell.left_s is not None:
+            return cell.left_s
+        if self.typical_s is None or cell.used_s >= self.typical_s:
+            return None
+        return self.typical_s - cell.used_s
 
     def to_json(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -157,7 +166,7 @@ class Overview:
 def look(runs: Path, sweep: Sweep, queue: Queue | None = None) -> Overview:
     """How a sweep stands now: one listing, one result or ledger for each cell that has begun, one squeue at most."""
     results: dict[str, dict[str, Any]] = {}
-    stories = overview.cell_stories(runs, sweep, lambda rundirs: quick_stories(rundirs, results, queue), queue)
+    stories = overview.cell_stories(runs, sweep, lambda rundirs: overview.quick_stories(rundirs, results, queue), queue)
     sizes = _Sizes(sweep.body)
     now_s = time.time()
     cells = []
@@ -168,31 +177,6 @@ def look(runs: Path, sweep: Sweep, queue: Queue | None = None) -> Overview:
             _take_begun(cell, RunDir(runs / cell.run), story, results.get(cell.run, {}), sizes.of(body), now_s)
         cells.append(cell)
     return Overview(sweep, cells)
-
-
-def quick_stories(rundirs: list[RunDir], results: dict[str, dict[str, Any]], queue: Queue | None = None) -> list[Story]:
-    """Like `current_stories`; a run that completed in its first attempt is known from its result and one entry.
-
-    `results` is filled with what result.json says, by run.
-    """
-    found: dict[int, Story] = {}
-    for index, rundir in enumerate(rundirs):
-        result = _result(rundir)
-        results[rundir.id] = result
-        if result.get("state") == "completed" and result.get("attempts") == 1:
-            newest = rundir.ledger.newest()
-            if newest and newest.body["kind"] == "ended" and newest.body["state"] == "completed":
-                found[index] = Story("completed", "", 1, newest.body["step"], entries=[newest])
-    slow = [index for index in range(len(rundirs)) if index not in found]
-    found |= zip(slow, current_stories([rundirs[index] for index in slow], queue), strict=True)
-    return [found[index] for index in range(len(rundirs))]
-
-
-def _result(rundir: RunDir) -> dict[str, Any]:
-    try:
-        return rundir.result() or {}
-    except (HpctoolError, OSError):  # `runs list` says what is damaged
-        return {}
 
 
 def _take_begun(
@@ -211,7 +195,8 @@ def _take_begun(
         last = read_last(rundir, story)
         cell.metrics = {name: value for name, (_, value) in last.items()}
         if story.state != "requeued":
-            cell.step = max([cell.step, *(step for step, _ in last.values())])
+            how_far = progress(rundir, story, now_s)
+            cell.step, cell.left_s = how_far.step, how_far.eta_s
 
 
 def _values(body: Mapping[str, Any], varied: list[str]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def _take_running(story: Story, job: Job) -> None:
     began_again = job.start_s is not None and job.start_s > _began_s(story) + _SKEW_S
     if job.waits or (began_again and states.word(job.state) == "running"):
         how = waiting(job, requeued=True) if job.waits else f"starting on {job.nodes}"
-        story.state, story.cause = "requeued", f"Slurm has requeued it (a lost node, or an administrator); {how}"
+        story.state, story.cause = "requeued", f"requeued by Slurm; {how}"
     elif states.base(job.state) == "SUSPENDED":
         story.cause = story.cause or "suspended by Slurm"
     elif states.base(job.state) not in states.STATES:

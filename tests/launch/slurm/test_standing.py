@@ -85,7 +85,7 @@ def test_what_an_administrator_has_requeued_is_requeued(slurm: StandIns, tmp_pat
     slurm.says("42|PENDING|1:00|0:00|N/A||BeginTime")
     state, cause = stands(sample)
     assert state == "requeued"
-    assert cause.startswith("Slurm has requeued it")
+    assert cause.startswith("requeued by Slurm; ")
     assert "two minutes" in cause
     slurm.forget()
     slurm.says(f"42|RUNNING|1:00|0:01|{local(-2)}|n3|None")
