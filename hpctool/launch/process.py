@@ -21,6 +21,9 @@ from hpctool.launch import keeper, output
 
 #: A keeper that was told to end everything has this long for it.
 _END_S = 30.0
+#: How long the rest of a line is waited for before its beginning is shown.
+_LINE_S = 0.1
+_CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -134,10 +137,20 @@ def _streams() -> tuple[list[int], list[threading.Thread]]:
 
 
 def _pump(readable: int, target: TextIO) -> None:
+    """Pass on whole lines, so that those of stdout and stderr do not mix; what is no line yet, after a moment."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    with open(readable, "rb", buffering=0) as source:
-        while data := source.read(1 << 16):
-            # A closed terminal must not end the program: the log has it all the same.
-            with contextlib.suppress(OSError, ValueError):
-                target.write(decoder.decode(data))
-                target.flush()
+    pending, data = "", b"-"
+    while data:
+        if pending and not select.select([readable], [], [], _LINE_S)[0]:
+            cut = len(pending)
+        else:
+            data = os.read(readable, _CHUNK_BYTES)
+            pending += decoder.decode(data, final=not data)
+            is_long = not data or len(pending) > _CHUNK_BYTES
+            cut = len(pending) if is_long else 1 + max(pending.rfind("\n"), pending.rfind("\r"))
+        # A closed terminal must not end the program: the log has it all the same.
+        with contextlib.suppress(OSError, ValueError):
+            target.write(pending[:cut])
+            target.flush()
+        pending = pending[cut:]
+    os.close(readable)

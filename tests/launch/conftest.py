@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import time
@@ -18,6 +20,7 @@ from hpctool.files import sha256_bytes
 from hpctool.launch import local, ranks
 from hpctool.launch.result import process_start
 from hpctool.rundir import RunDir, create_run
+from tests.launch.programs import Rank
 
 #: A rank that runs `program.py` of its run folder.
 COMMAND = (sys.executable, "-c", "import runpy, sys; runpy.run_path(sys.argv[1] + '/program.py')")
@@ -135,3 +138,30 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     yield bench
     left = bench.take_down()
     assert not left, f"processes {left} outlived their supervisor:\n{bench.log()}"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project to stand in."""
+    monkeypatch.chdir(tmp_path)
+    # As the console script has it.
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setenv("HPCTOOL_ROOT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def rank() -> Iterator[Rank]:
+    """Start the one rank of a run as a local queue or Slurm would, in a process group of its own."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(rundir: RunDir, **environ: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "hpctool.launch.task", str(rundir.path)]
+        started.append(subprocess.Popen(command, env={**os.environ, **environ}, process_group=0))
+        return started[-1]
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
