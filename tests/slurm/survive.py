@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+import pwd
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,6 +89,14 @@ class Lab:
             assert time.monotonic() < deadline_s, f"{run.id} is {story.state} ({story.cause}):\n{self.words(run)}"
             time.sleep(0.1)
 
+    def appears(self, name: str, timeout_s: float = 60.0) -> RunDir:
+        """Wait for the run folder of a job that nobody has told us the id of."""
+        deadline_s = time.monotonic() + timeout_s
+        while not (found := sorted(self.runs.glob(f"{name}-????????"))):
+            assert time.monotonic() < deadline_s, f"no run {name} has appeared"
+            time.sleep(0.1)
+        return RunDir(found[0])
+
     def until_training(self, run: RunDir, attempt: int = 1, seconds: float = 1.0) -> None:
         """Wait until an attempt takes steps."""
         self.until(run, lambda story: any(body["attempt"] == attempt for body in story.of_kind("resumed")))
@@ -125,7 +136,7 @@ class Lab:
         passes = [
             int(path.read_text()) for path in (self.folder / "passes").glob(f"{run.record()['name']}.{attempt}.*")
         ]
-        return resumed[attempt] + max(passes) - WARM_UP - int(resumed[attempt + 1])
+        return int(resumed[attempt]) + max(passes) - WARM_UP - int(resumed[attempt + 1])
 
     def words(self, run: RunDir) -> str:
         """Everything that was said, for a test that fails."""
@@ -135,6 +146,14 @@ class Lab:
         ]
         entries = [json.dumps(entry.body) for entry in run.story().entries]
         return "\n".join([*entries, *texts])
+
+
+def private_folder() -> Path:
+    """A folder below /tmp, which all nodes share, that belongs to the ordinary user. Whoever asks removes it."""
+    folder = Path(tempfile.mkdtemp(prefix="hpctool-lab-", dir="/tmp"))
+    user = pwd.getpwnam("hpctool")
+    os.chown(folder, user.pw_uid, user.pw_gid)
+    return folder
 
 
 def make_lab(cluster: Any, folder: Path) -> Lab:

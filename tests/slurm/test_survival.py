@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import pwd
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from tests.slurm.survive import STEP_S, STEPS, Lab, make_lab
+from tests.slurm.survive import STEP_S, STEPS, Lab, make_lab, private_folder
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -24,9 +20,7 @@ Mode = Literal["REQUEUE", "CANCEL"]
 @pytest.fixture(scope="module")
 def lab(cluster: Any) -> Iterator[Lab]:
     """A project of the ordinary user's, for all tests of this file."""
-    folder = Path(tempfile.mkdtemp(prefix="hpctool-lab-", dir="/tmp"))
-    user = pwd.getpwnam("hpctool")
-    os.chown(folder, user.pw_uid, user.pw_gid)
+    folder = private_folder()
     yield make_lab(cluster, folder)
     shutil.rmtree(folder)
 

@@ -6,9 +6,12 @@ It changes nothing that is learnt: whatever it is asked to do, the parameters en
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from hpctool.train.task import Classify
+from torch import Tensor
+
+from hpctool.train.task import Batch, Classify, Sums
 
 
 class Slow(Classify):
@@ -18,13 +21,23 @@ class Slow(Classify):
     `rank`, in the pass number `at` of an attempt.
     """
 
-    def __init__(self, run, step_s=0.0, eval_s=0.0, fault="", rank=0, at=0, faults="", label_smoothing=0.0):
+    def __init__(
+        self,
+        run: str,
+        step_s: float = 0.0,
+        eval_s: float = 0.0,
+        fault: str = "",
+        rank: int = 0,
+        at: int = 0,
+        faults: str = "",
+        label_smoothing: float = 0.0,
+    ) -> None:
         super().__init__(label_smoothing)
         self.step_s, self.eval_s = step_s, eval_s
         self.fault, self.rank, self.at, self.faults = fault, rank, at, faults
         self.run, self.passes = run, 0
 
-    def loss(self, model, batch):
+    def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> tuple[Tensor, Sums]:
         self.passes += 1
         self.note()
         time.sleep(self.step_s)
@@ -32,29 +45,29 @@ class Slow(Classify):
             getattr(self, f"do_{self.fault}")()
         return super().loss(model, batch)
 
-    def evaluate(self, model, batch):
+    def evaluate(self, model: Callable[[Tensor], Tensor], batch: Batch) -> Sums:
         time.sleep(self.eval_s)
         return super().evaluate(model, batch)
 
-    def note(self):
+    def note(self) -> None:
         """Write down how many passes this rank has begun in this attempt; attempts have a folder of logs each."""
         log = os.readlink("/proc/self/fd/1")
         attempt = Path(log).parent.name
         Path("passes", f"{self.run}.{attempt}.{os.environ['SLURM_PROCID']}").write_text(str(self.passes))
 
-    def is_due(self):
+    def is_due(self) -> bool:
         """Take one line from the file of faults, if one is left."""
         left = Path(self.faults).read_text().splitlines()
         Path(self.faults).write_text("\n".join(left[1:]))
         return bool(left)
 
-    def do_kill(self):
+    def do_kill(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def do_raise(self):
+    def do_raise(self) -> None:
         raise ValueError("the label of row 7 is a banana")
 
-    def do_memory(self):
+    def do_memory(self) -> None:
         blocks = []
         while True:
             blocks.append(bytearray(64 << 20))
