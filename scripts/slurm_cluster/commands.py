@@ -19,8 +19,7 @@ NOT_UP = 3
 
 def up(place: Place, asked: argparse.Namespace) -> int:
     life.check(place)
-    place.folder.mkdir(mode=0o755, exist_ok=True)
-    with place.alone():
+    with place.alone(make=True):
         if place.state_json.exists():
             if services.node_states(place):
                 say(f"It is up already, in {place.folder}.")
@@ -39,7 +38,8 @@ def down(place: Place, _: argparse.Namespace) -> int:
         say(f"There is no cluster in {place.folder}.")
         return 0
     with place.alone():
-        life.down(place)
+        if not life.down(place):
+            say(f"There is no cluster in {place.folder}.")
     return 0
 
 

@@ -151,6 +151,7 @@ def database_options(place: Place) -> list[str]:
         f"--datadir={folder}/data",
         f"--socket={place.database_socket}",
         f"--pid-file={folder}/pid",
+        f"--tmpdir={folder}",
         f"--log-error={place.logs}/mariadbd.log",
         "--user=mysql",
         "--skip-networking",

@@ -143,6 +143,8 @@ def reset(place: Place, asked: argparse.Namespace) -> None:
     if state.now != state.default:
         state.now = Settings(**vars(state.default))
         apply(place, state)
+    # After a restart of the controller the nodes need a moment to be known again.
+    until(lambda: "unknown" not in services.node_states(place).values(), timeout_s=10)
     if broken := sorted({*hosts.cut_nodes(), *lost(place)}):
         heal_nodes(place, broken)
     if not until(lambda: services.idle(place), timeout_s=60):

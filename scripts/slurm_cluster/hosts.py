@@ -10,7 +10,7 @@ from pathlib import Path
 
 from slurm_cluster import processes
 from slurm_cluster.place import NODES, USER, Place, State
-from slurm_cluster.tools import RefusedError, run
+from slurm_cluster.tools import RefusedError, run, until
 
 NAMESPACES = Path("/run/netns")
 NAMES = Path("/etc/hosts")
@@ -86,6 +86,9 @@ def disconnect() -> None:
         if path.name in present:
             run("ip", "netns", "delete", path.name)
         path.unlink(missing_ok=True)
+    # The kernel removes a namespace in its own time.
+    run("ip", "link", "delete", CABLE, check=False)
+    until(lambda: run("ip", "link", "show", CABLE, check=False).returncode != 0, timeout_s=10)
 
 
 def closed_to_others(path: Path) -> Path | None:
@@ -141,8 +144,8 @@ def start_login(place: Place, state: State, env: dict[str, str]) -> None:
 
 
 def start_node(place: Place, state: State, node: str, env: dict[str, str]) -> subprocess.Popen[bytes]:
-    # `ip netns exec` would mount another /sys, in which slurmd finds no cgroups.
-    script = f"{view(place, state, node)}\nhostname {node}\nexec slurmd -D -N {node}"
+    # /sys shows the network cards of the namespace that it was mounted in.
+    script = f"{view(place, state, node)}\nhostname {node}\nmount -t sysfs sysfs /sys || true\nexec slurmd -D -N {node}"
     command = [*within(namespace(node)), *unshare("--uts"), "sh", "-c", script]
     return processes.start(place, f"slurmd-{node}", command, env)
 
@@ -153,5 +156,5 @@ def set_cable(node: str, up: bool) -> None:
 
 def cut_nodes() -> list[str]:
     """Nodes whose cable is cut."""
-    shown = run(*within(SWITCH), "ip", "-oneline", "link", "show").stdout.splitlines()
+    shown = run(*within(SWITCH), "ip", "-oneline", "link", "show", check=False).stdout.splitlines()
     return [node for node in NODES for line in shown if f" {node}@" in line and "UP" not in line.split("<")[1]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,18 +43,14 @@ def check(place: Place) -> None:
     other = os.environ.get("SLURM_CONF")
     if other and Path(other) != place.slurm_conf:
         raise RefusedError(f"SLURM_CONF names another Slurm: {other}.")
-    ours = set(processes.daemons(place))
-    for pid in processes.alive():
+    ours = set(processes.daemons(place)) if place.state_json.exists() else set()
+    for pid in processes.here():
         if processes.name(pid) in ("slurmctld", "slurmd", "slurmdbd") and pid not in ours:
             raise RefusedError(f"Another Slurm runs here: {processes.name(pid)} is process {pid}.")
     with contextlib.suppress(KeyError):
         if pwd.getpwnam(USER).pw_gecos != gecos(place):
             raise RefusedError(f"There is a user {USER} already, who was not made by this cluster.")
-    if (
-        place.folder.exists()
-        and not place.state_json.exists()
-        and {path.name for path in place.folder.iterdir()} - {"lock"}
-    ):
+    if place.folder.exists() and not place.state_json.exists() and any(place.folder.iterdir()):
         raise RefusedError(f"{place.folder} holds something else than a cluster; name another --folder.")
 
 
@@ -92,21 +89,24 @@ def services_forbidden() -> Iterator[None]:
         FORBID_SERVICES.unlink()
 
 
-def up(place: Place, settings: Settings, readable: Sequence[Path]) -> State:
+def up(place: Place, settings: Settings, readable: Sequence[Path]) -> None:
     """Start everything; what was started is taken down again if that fails."""
-    install()
-    hosts.check_allowed()
-    state = State(network=hosts.free_network(), default=settings, now=Settings(**vars(settings)))
-    state.opened = hosts.to_open(readable)
-    state.made = [str(path) for path in (hosts.NAMESPACES, hosts.NAMES) if not path.exists()]
-    place.save(state)
     try:
+        install()
+        hosts.check_allowed()
+        name = secrets.token_hex(8)
+        state = State(name=name, network=hosts.free_network(), default=settings, now=Settings(**vars(settings)))
+        state.opened = hosts.to_open(readable)
+        state.made = [str(path) for path in (hosts.NAMESPACES, hosts.NAMES) if not path.exists()]
+        place.save(state)
+        # What we run and wait for is to be found, too, if this process is killed.
+        os.environ[processes.MARK] = processes.mark(place, "script")
         make(place, state)
     except BaseException:
-        say("That did not work; taking down what was started …")
-        clear(place, state)
+        if place.state_json.exists():
+            say("That did not work; taking down what was started …")
+        down(place)
         raise
-    return state
 
 
 def make(place: Place, state: State) -> None:
@@ -153,12 +153,17 @@ def make_user(place: Place) -> None:
         os.chown(path, user.pw_uid, user.pw_gid)
 
 
-def down(place: Place) -> None:
-    """End and remove everything; an `up` that was killed before it made anything has left an empty folder."""
+def down(place: Place) -> bool:
+    """End and remove everything; False if there was nothing but, at most, the empty folder."""
     if place.state_json.exists():
         clear(place, place.load())
-    elif [path.name for path in place.folder.iterdir()] == ["lock"]:
-        remove(place.folder)
+        return True
+    # An `up` that was killed while it wrote its first file.
+    for torn in place.folder.glob(f".{place.state_json.name}.*"):
+        torn.unlink()
+    with contextlib.suppress(OSError):
+        place.folder.rmdir()
+    return False
 
 
 def clear(place: Place, state: State) -> None:

@@ -37,6 +37,8 @@ class Settings:
 class State:
     """The file state.json: what was made, so that `down` can undo it."""
 
+    #: by which its processes are known, also from those of a cluster in some container of this machine
+    name: str
     #: first three numbers of all addresses
     network: str
     #: what `reset` goes back to
@@ -107,15 +109,22 @@ class Place:
         return {**kept, "SLURM_CONF": str(self.slurm_conf)}
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the cluster while it changes; raises RefusedError if somebody else has held it for half a minute."""
-        descriptor = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            if not until(lambda: _locked(descriptor), timeout_s=30):
-                raise RefusedError(f"Another scripts/cluster works on {self.folder}; wait for it or end it.")
+    def alone(self, make: bool = False) -> Iterator[None]:
+        """Hold the cluster while it changes; raises RefusedError if somebody else holds it for a minute."""
+        with contextlib.ExitStack() as closed:
+            while True:
+                if make:
+                    self.folder.mkdir(mode=0o755, exist_ok=True)
+                elif not self.folder.exists():
+                    raise RefusedError(f"There is no cluster in {self.folder}.")
+                folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+                closed.callback(os.close, folder)
+                if not until(lambda folder=folder: _locked(folder), timeout_s=60):  # type: ignore[misc]
+                    raise RefusedError(f"Another scripts/cluster works on {self.folder}; wait for it or end it.")
+                # Whoever held it may have removed it.
+                if self.folder.exists() and os.path.samestat(os.fstat(folder), self.folder.stat()):
+                    break
             yield
-        finally:
-            os.close(descriptor)
 
 
 def _locked(descriptor: int) -> bool:

@@ -16,6 +16,10 @@ from slurm_cluster.tools import until
 MARK = "HPCTOOL_CLUSTER_DAEMON"
 
 
+def mark(place: Place, role: str) -> str:
+    return f"{place.load().name}:{role}"
+
+
 def start(place: Place, role: str, command: Sequence[str | Path], env: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start a daemon in a session of its own: Ctrl-C in the terminal is not for it."""
     with (place.logs / f"{role}.out").open("ab") as out:
@@ -26,19 +30,18 @@ def start(place: Place, role: str, command: Sequence[str | Path], env: dict[str,
             stderr=out,
             start_new_session=True,
             cwd="/",
-            env={**env, MARK: f"{place.folder}:{role}"},
+            env={**env, MARK: mark(place, role)},
         )
 
 
-def daemons(place: Place, role: str | None = None) -> list[int]:
+def daemons(place: Place, role: str = "") -> list[int]:
     """All of them, or those of one role."""
-    mark = f"{MARK}={place.folder}:".encode()
-    wanted = mark + role.encode() if role else mark
+    wanted = f"{MARK}={mark(place, role)}".encode()
     found = []
     for pid in alive():
-        for variable in _read(pid, "environ").split(b"\0"):
-            if variable == wanted or (role is None and variable.startswith(wanted)):
-                found.append(pid)
+        variables = _read(pid, "environ").split(b"\0")
+        if wanted in variables if role else any(variable.startswith(wanted) for variable in variables):
+            found.append(pid)
     return found
 
 
@@ -47,7 +50,7 @@ def of_user(name: str) -> list[int]:
         uid = pwd.getpwnam(name).pw_uid
     except KeyError:
         return []
-    return [pid for pid in alive() if _owner(pid) == uid]
+    return [pid for pid in here() if _owner(pid) == uid]
 
 
 def within(namespaces: Iterable[Path]) -> list[int]:
@@ -56,7 +59,7 @@ def within(namespaces: Iterable[Path]) -> list[int]:
     for namespace in namespaces:
         if namespace.exists():
             inodes.add(namespace.stat().st_ino)
-    return [pid for pid in alive() if _namespace(pid) in inodes]
+    return [pid for pid in alive() if _namespace(pid, "net") in inodes]
 
 
 def end(pids: Iterable[int], number: signal.Signals = signal.SIGKILL, timeout_s: float = 10) -> bool:
@@ -81,6 +84,12 @@ def alive() -> Iterator[int]:
             yield int(name)
 
 
+def here() -> list[int]:
+    """Those of this machine itself: in a container, who has the same number is somebody else."""
+    own = os.stat("/proc/self/ns/pid").st_ino
+    return [pid for pid in alive() if _namespace(pid, "pid") == own]
+
+
 def _read(pid: int, name: str) -> bytes:
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes()
@@ -95,8 +104,8 @@ def _owner(pid: int) -> int | None:
         return None
 
 
-def _namespace(pid: int) -> int | None:
+def _namespace(pid: int, kind: str) -> int | None:
     try:
-        return os.stat(f"/proc/{pid}/ns/net").st_ino
+        return os.stat(f"/proc/{pid}/ns/{kind}").st_ino
     except OSError:
         return None

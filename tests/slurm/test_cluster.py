@@ -71,16 +71,15 @@ def test_mpi_ranks_of_two_nodes_sum(cluster: Cluster) -> None:
 
 def test_a_preempted_job_is_requeued_and_runs_again(cluster: Cluster, user_folder: Path) -> None:
     cluster.policy("REQUEUE", grace_s=0)
-    job = cluster.sbatch(
-        "--requeue", "--nodes=2", wrap="echo $SLURM_RESTART_COUNT >> starts; sleep 60", cwd=user_folder
-    )
-    cluster.wait_state(job, "RUNNING")
+    told = "echo start ${SLURM_RESTART_COUNT:-0} >> starts; sleep 60"
+    job = cluster.sbatch("--requeue", "--nodes=2", wrap=told, cwd=user_folder)
+    wait_for(user_folder / "starts")
     urgent = cluster.preempt(seconds=1)
     cluster.wait_state(urgent, "COMPLETED")
     cluster.start_now(job)
     cluster.wait_state(job, "RUNNING")
     assert cluster.job(job)["Restarts"] == "1"
-    assert (user_folder / "starts").read_text().split() == ["1"]
+    wait_until(lambda: (user_folder / "starts").read_text() == "start 0\nstart 1\n")
 
 
 def test_a_preempted_job_is_cancelled_where_that_is_the_policy(cluster: Cluster) -> None:
