@@ -12,12 +12,13 @@ import click
 
 from hpctool.errors import EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED, HpctoolError, nearest
 
-# verb group → its one line in `hpctool --help`; the module of the same name is imported when it is used
+# verb → its one line in `hpctool --help`; the module of the same name is imported when it is used
 VERBS = {
     "data": "Versions of datasets: list, log, show, diff, relabel, verify …",
     "runs": "Runs: list, show, logs, compare, lineage, cancel, retry …",
     "sweep": "Sweeps: list, status.",
     "models": "Exported models: list, show, verify, promote, rollback.",
+    "doctor": "What this cluster does to jobs, in plain words: signals, grace, limits, files.",
     "review": "What people should look at: queue, serve, label, apply, status.",
 }
 
@@ -31,7 +32,8 @@ class Lazy(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in VERBS:
             module = importlib.import_module(f"hpctool.cli.{name}")
-            command: click.Command = module.group
+            # Most verbs are groups; a few are one command.
+            command: click.Command = getattr(module, "group", None) or module.command
             return command
         if name in job_summaries():
             from hpctool.cli.jobs import job_command

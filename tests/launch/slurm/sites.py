@@ -1,4 +1,4 @@
-"""Clusters that are told in a few lines: stand-ins for scontrol, sinfo and sacctmgr on PATH.
+"""Clusters that are told in a few lines: stand-ins for scontrol, sinfo, sacctmgr and srun on PATH.
 
 What they print is cut from a real Slurm 22.05; a test says what is different.
 """
@@ -73,6 +73,8 @@ class ToySite:
         self._program("scontrol", f'cat "{folder}/$(echo $* | sed "s/.*show \\([a-z]*\\).*/\\1/")"')
         self._program("sinfo", f"cat {folder}/shapes")
         self._program("sacctmgr", f'cat "{folder}/$(echo $* | sed "s/.*show \\([a-z]*\\).*/\\1/")"')
+        self._program("sbatch", "exit 1")
+        self._program("srun", r"printf 'MPI plugin types are...\n\tnone\n\tpmi2\n\tpmix\n' >&2")
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
         self.says()
 
