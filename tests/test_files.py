@@ -67,6 +67,7 @@ def test_write_durably_takes_any_kind_of_memory(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == numbers.tobytes()
 
 
+@pytest.mark.slow
 def test_a_reader_never_sees_half_a_file_while_a_writer_is_killed(tmp_path: Path, spawn: Spawn) -> None:
     code = """
 import sys; from pathlib import Path; from hpctool import files

@@ -32,8 +32,9 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tell(root: Path) -> Callable[..., str]:
-    """`hpctool data …` in this process: what it prints. Errors are raised as they are."""
+def tell(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`hpctool data …` in this process: what it prints into a pipe. Errors are raised as they are."""
+    monkeypatch.delenv("COLUMNS", raising=False)
 
     def go(*arguments: object) -> str:
         done = CliRunner().invoke(cli, ["data", *map(str, arguments), "--root", str(root)], catch_exceptions=False)

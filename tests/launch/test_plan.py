@@ -52,15 +52,20 @@ def test_a_thousand_cells_are_planned_while_thirty_would_be_alone(root: Path, ov
     [
         (["seed=1,2", "optim.lr=1,abc", "loop.keep_last=2,x"], "loop.keep_last.*whole number.*'x'"),
         (["seed=range(0,40)", "resources.nodes=1,0"], "resources.nodes.*it is 0"),
-        (["seed=range(0,40)", "resources.tasks_per_node=1,2,3,5"], "48 samples cannot be cut into 5"),
-        (["loop.global_batch_size=48,50", "resources.tasks_per_node=3"], "50 samples"),
-        (["model=mlp,cnn", "loop.ema=null,0.5,2"], "loop.ema.*it is 2"),
-        (["data.train_split=train,trian"], "no split 'trian'"),
         (["data.name=stripes,strips"], "no dataset 'strips'"),
-        (["name=a,'b c'"], "'b c' is no name"),
-        (["resources.time=60,soon"], "resources.time.*'soon'"),
-        (["+task.extra=1,'${nowhere}'"], "nowhere"),
-        (["seed='${loop.${name}}'", "name=keep_last,nothing"], "loop.nothing"),
+        *(
+            pytest.param(overrides, says, marks=pytest.mark.slow)
+            for overrides, says in [
+                (["seed=range(0,40)", "resources.tasks_per_node=1,2,3,5"], "48 samples cannot be cut into 5"),
+                (["loop.global_batch_size=48,50", "resources.tasks_per_node=3"], "50 samples"),
+                (["model=mlp,cnn", "loop.ema=null,0.5,2"], "loop.ema.*it is 2"),
+                (["data.train_split=train,trian"], "no split 'trian'"),
+                (["name=a,'b c'"], "'b c' is no name"),
+                (["resources.time=60,soon"], "resources.time.*'soon'"),
+                (["+task.extra=1,'${nowhere}'"], "nowhere"),
+                (["seed='${loop.${name}}'", "name=keep_last,nothing"], "loop.nothing"),
+            ]
+        ),
     ],
 )
 def test_a_value_that_does_not_fit_refuses_the_sweep_in_the_words_for_one_run(

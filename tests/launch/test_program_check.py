@@ -74,6 +74,7 @@ def test_who_it_is_depends_on_script_words_and_folder_and_not_on_the_way_they_we
     assert len({same, *others}) == 4
 
 
+@pytest.mark.slow
 def test_a_cell_of_a_sweep_is_what_it_would_be_alone(here: Path) -> None:
     write(here / "own.py", "")
     swept = make_plan(
