@@ -154,6 +154,8 @@ def lineage(name: str, as_json: bool, root: Path | None) -> None:
 group.add_command(runs_control.cancel)
 group.add_command(runs_control.retry)
 group.add_command(runs_control.watch)
+group.add_command(runs_control.shell)
+group.add_command(runs_control.stacks)
 
 
 def _say_problems(rows: list[Any]) -> None:

@@ -1,4 +1,4 @@
-"""`hpctool runs cancel | retry | watch`: what changes a run, and what shows it changing."""
+"""`hpctool runs cancel | retry | watch | shell | stacks`: what changes a run, shows it changing, or looks into it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpctool.cli.output import paths_option, resolve_paths, say
+from hpctool.cli.output import json_option, paths_option, print_json, resolve_paths, say
 from hpctool.errors import EXIT_DONE, UnknownName
 from hpctool.rundir import RunDir, find_run, list_run_ids
 
@@ -20,20 +20,15 @@ if TYPE_CHECKING:
 @paths_option
 def cancel(names: tuple[str, ...], root: Path | None) -> None:
     """End runs for good: what runs saves if it can, what waits is dropped, nothing is requeued."""
-    from hpctool.launch import local, start
-    from hpctool.launch.result import current_story
-    from hpctool.launch.wait import ENDED
+    from hpctool.launch import cells, start, sweeps
 
-    runs = resolve_paths(root).runs
+    runs = resolve_paths(root).runs.absolute()
     for name in names:
         full, ids = _found(runs, name)
-        if full not in ids and local.cancel(runs, full):
-            say(f"sweep {full}: what waits is dropped, what runs is told to stop and saves if it can.")
-            continue
-        for rundir in (RunDir(runs / run_id) for run_id in ids):
-            # A sweep's cells that have ended are left alone; a run that was named and has ended is an error.
-            if full in ids or (rundir.run_json.exists() and current_story(rundir).state not in ENDED):
-                say(start.cancel(rundir))
+        if full in ids:
+            say(start.cancel(RunDir(runs / full)))
+        else:
+            sweeps.cancel(cells.find_sweep(runs, full), runs, say)
 
 
 @click.command()
@@ -41,18 +36,16 @@ def cancel(names: tuple[str, ...], root: Path | None) -> None:
 @paths_option
 def retry(names: tuple[str, ...], root: Path | None) -> None:
     """Start failed and cancelled runs once more; they go on from their newest checkpoint."""
-    from hpctool.launch import start
-    from hpctool.launch.result import current_story
+    from hpctool.launch import cells, start, sweeps
 
-    runs = resolve_paths(root).runs
+    runs = resolve_paths(root).runs.absolute()
     codes = []
     for name in names:
         full, ids = _found(runs, name)
-        rundirs = [RunDir(runs / run_id) for run_id in ids]
-        if full not in ids:
-            rundirs = [r for r in rundirs if r.run_json.exists() and current_story(r).state in ("failed", "cancelled")]
-            say(f"{len(rundirs)} of {len(ids)} cells of {full} have failed or were cancelled.")
-        codes += [start.retry(rundir, say) for rundir in rundirs]
+        if full in ids:
+            codes.append(start.retry(RunDir(runs / full), say))
+        else:
+            codes.append(sweeps.resume(cells.find_sweep(runs, full), runs, say, states=("failed", "cancelled")))
     if code := next((code for code in codes if code != EXIT_DONE), EXIT_DONE):
         raise SystemExit(code)
 
@@ -73,6 +66,43 @@ def watch(names: tuple[str, ...], root: Path | None) -> None:
         return
     if code := wait_for(runs, ids, say, sweeps):
         raise SystemExit(code)
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("run")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--rank", type=click.IntRange(min=0), default=0, show_default=True)
+@paths_option
+def shell(run: str, command: tuple[str, ...], rank: int, root: Path | None) -> None:
+    """A shell beside a running rank: its node, folder and environment. With a COMMAND, that instead.
+
+    \b
+    hpctool runs shell train-1a2b --rank 2
+    hpctool runs shell train-1a2b nvidia-smi
+    """
+    from hpctool.launch.slurm import beside
+
+    beside.shell(find_run(resolve_paths(root).runs, run), rank, command)
+
+
+@click.command()
+@click.argument("run")
+@click.option("--rank", type=click.IntRange(min=0), default=None, help="Only this rank.")
+@json_option
+@paths_option
+def stacks(run: str, rank: int | None, as_json: bool, root: Path | None) -> None:
+    """Print where each rank of a run is in its Python code, also while it hangs; it runs on meanwhile."""
+    from hpctool.launch.slurm import beside
+
+    found = beside.stacks(find_run(resolve_paths(root).runs, run), rank)
+    if as_json:
+        print_json([vars(one) for one in found])
+        return
+    for one in found:
+        if one.problem:
+            say(f"rank {one.rank}: {one.problem}")
+        else:
+            click.echo(f"rank {one.rank}:\n{one.text}\n")
 
 
 def _underway(runs: Path, sweeps: list[Sweep]) -> list[str]:

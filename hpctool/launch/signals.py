@@ -12,6 +12,9 @@ from types import FrameType
 # SIGUSR2 is Slurm's and submitit's word for "your time is nearly over"; SIGTERM is preemption, cancel or shutdown.
 _CAUSES = {signal.SIGUSR2: "timeout", signal.SIGTERM: "preempted", signal.SIGINT: "interrupted"}
 
+#: Asks a rank for its Python stacks (stacks.py). NCCL has SIGUSR1, Slurm and submitit SIGUSR2; nobody has this one.
+STACKS = int(signal.SIGRTMIN) + 5
+
 _noted: list[tuple[str, float]] = []
 _owner_pid = 0
 _wakeup: tuple[int, int] | None = None
@@ -34,6 +37,8 @@ def install() -> None:
     for number in _CAUSES:
         signal.signal(number, _note)
     signal.signal(signal.SIGCONT, lambda *_: None)
+    # Until somebody listens to it; processes that are started from here ignore it, too.
+    signal.signal(STACKS, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _CAUSES)
     os.register_at_fork(after_in_child=ignore)
     faulthandler.enable()
@@ -49,7 +54,7 @@ def ignore() -> None:
     """Leave stopping to the parent: Slurm signals every process of a step, data workers too."""
     if os.getpid() != _owner_pid and _owner_pid:
         signal.set_wakeup_fd(-1)
-        for number in _CAUSES:
+        for number in (*_CAUSES, STACKS):
             signal.signal(number, signal.SIG_IGN)
 
 

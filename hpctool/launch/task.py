@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hpctool import files, rendezvous
 from hpctool.errors import EXIT_FAILED, FencedError, Stopped, WorldError
-from hpctool.launch import cells, closing, output, signals, snapshot
+from hpctool.launch import cells, closing, output, signals, snapshot, stacks
 from hpctool.launch.guard import Guard
 from hpctool.launch.job import load_job
 from hpctool.launch.result import own_process
@@ -56,7 +56,8 @@ def run_attempt(rundir: RunDir, where: str, place: Place, world: World | None = 
         guard.dismiss()
         print(f"hpctool: {error}", file=sys.stderr, flush=True)
         return EXIT_FAILED
-    with output.to_log(rundir.log(world.rank), keep_terminal=where == "inline"), world:
+    log = output.to_log(rundir.log(world.rank), keep_terminal=where == "inline")
+    with log, stacks.answering(rundir, world.rank), world:
         if world.is_main and where != "inline":
             snapshot.say_changes(rundir)
         return _work(rundir, where, world, guard)

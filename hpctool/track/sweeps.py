@@ -143,9 +143,10 @@ class Overview:
         """For how long a cell will still run."""
         if cell.left_s is not None:
             return cell.left_s
-        if self.typical_s is None or cell.used_s >= self.typical_s:
+        if self.typical_s is None:
             return None
-        return self.typical_s - cell.used_s
+        # One that takes longer than the others may be done at any moment.
+        return max(self.typical_s - cell.used_s, self.typical_s / 10)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON can hold it."""
