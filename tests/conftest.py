@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from hpctool import files
+from tests.launch.slurm.stand_ins import StandIns
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -57,6 +58,14 @@ def unprivileged(readable_folder: Path) -> Iterator[Path]:
         os.seteuid(65534)
     yield readable_folder
     os.seteuid(was)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIns]:
+    """squeue and sacct that answer what the test says."""
+    programs = StandIns(tmp_path / "programs", monkeypatch)
+    yield programs
+    programs.forget()
 
 
 @pytest.fixture(params=["link", "symlink"])

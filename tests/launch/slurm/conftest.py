@@ -1,22 +1,12 @@
-"""A Slurm of stand-in programs."""
+"""A site of stand-in programs; what answers for the queue is in tests/conftest.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.launch.slurm.sites import ToySite
-from tests.launch.slurm.stand_ins import StandIns
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIns]:
-    """squeue and sacct that answer what the test says."""
-    programs = StandIns(tmp_path / "programs", monkeypatch)
-    yield programs
-    programs.forget()
 
 
 @pytest.fixture

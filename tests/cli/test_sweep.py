@@ -1,0 +1,119 @@
+"""`hpctool sweep` as people and programs call it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from hpctool.cli.sweep import group
+from tests.launch.slurm.stand_ins import StandIns
+from tests.track.test_sweeps import SWEEP, Cells, queue_of
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HPCTOOL_ROOT", str(tmp_path))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    return tmp_path
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(group, arguments, catch_exceptions=False)
+
+
+def data(*arguments: str) -> Any:
+    return json.loads(call(*arguments, "--json").stdout)
+
+
+def half_way(root: Path, slurm: StandIns, count: int) -> Cells:
+    """A sweep of which some cells are done, one failed, one runs, and the rest waits."""
+    sweep = Cells(root, count)
+    num_done = min(count, 20) // 2
+    for index in range(num_done):
+        sweep.complete(index, 0.5 + index / 100)
+    sweep.begin(num_done)
+    rest = f"{num_done + 1}-{count - 1} PENDING QOSMaxJobsPerUserLimit"
+    slurm.says(*queue_of(f"{num_done} RUNNING", *([rest] if count > num_done + 1 else [])))
+    return sweep
+
+
+@pytest.mark.parametrize("count", [1, 20, 2000])
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_status_fits_into_a_terminal(
+    root: Path, slurm: StandIns, monkeypatch: pytest.MonkeyPatch, count: int, width: int
+) -> None:
+    half_way(root, slurm, count)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = call("status", SWEEP).stdout.splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert len(lines) < 50, "a sweep of thousands is not a list of thousands"
+    assert "running" in lines[1]
+
+
+def test_the_status_says_what_people_ask(root: Path, slurm: StandIns) -> None:
+    sweep = half_way(root, slurm, 2000)
+    sweep.begin(1999).end("failed", "rank 3: RuntimeError: cuda", 7)
+    answer = call("status", "train-5e")
+    text = answer.stdout
+    assert "2000 cells over optim.lr" in text
+    assert "10 completed · 1 running · 1988 queued · 1 failed" in text
+    assert "to go: a cell takes" in text
+    assert f"best val/accuracy 0.59: cell 9, {sweep.run_id(9)}, optim.lr=0.09" in text
+    assert "GPU-h" in text
+    assert "rank 3: RuntimeError: cuda" in text
+    assert "its QOS's limit on jobs per user is reached" in text
+    assert "11-1998" in text
+    assert "The best 10 of 2000 cells" in answer.stderr
+    assert len(call("status", SWEEP, "--cells").stdout.splitlines()) > 2000
+
+
+def test_programs_get_every_cell(root: Path, slurm: StandIns) -> None:
+    half_way(root, slurm, 50)
+    found = data("status", SWEEP)
+    assert len(found["rows"]) == found["cells"] == 50
+    assert found["states"] == {"queued": 39, "running": 1, "completed": 10}
+    assert found["best"]["cell"] == 9
+    assert found["eta_s"] > 0
+    assert found["rows"][0]["values"] == {"optim.lr": 0.0}
+    assert found["rows"][0]["metrics"]["val/accuracy"] == 0.5
+    assert found["hours"]["gpu_hours"] > 0
+
+
+def test_all_sweeps_are_listed(root: Path, slurm: StandIns) -> None:
+    half_way(root, slurm, 20)
+    (line,) = call("list").stdout.splitlines()[2:]
+    assert line.split()[:3] == [SWEEP, "train", "20"]
+    assert "10 completed · 1 running · 9 queued" in line
+    assert data("list")[0]["id"] == SWEEP
+
+
+def test_where_there_are_none_it_says_so(root: Path) -> None:
+    answer = call("list")
+    assert answer.stdout == ""
+    assert "There are no sweeps in" in answer.stderr
+
+
+def test_a_report_tells_what_each_value_came_to(root: Path, slurm: StandIns) -> None:
+    half_way(root, slurm, 20)
+    lines = call("report", SWEEP).stdout.splitlines()
+    row = next(line for line in lines if line.startswith("0.09"))
+    assert row.split()[:4] == ["0.09", "1", "1", "0.59"]
+    found = data("report", SWEEP)["axes"]["optim.lr"]["0.09"]
+    assert (found["completed"], found["best"]) == (1, 0.59)
+    assert found["hours"]["gpu_hours"] == pytest.approx(2 * 300 / 3600, rel=0.05)
+
+
+def test_a_controller_that_is_down_is_one_sentence_and_no_failure(root: Path, slurm: StandIns) -> None:
+    half_way(root, slurm, 20)
+    slurm.fails("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+    answer = call("status", SWEEP)
+    assert answer.exit_code == 0
+    assert "10 completed · 1 running · 9 queued" in answer.stdout
+    (line,) = answer.stderr.splitlines()
+    assert "Unable to contact slurm controller" in line
