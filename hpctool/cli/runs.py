@@ -10,8 +10,8 @@ import click
 
 from hpctool.cli import runs_control
 from hpctool.cli.output import json_option, paths_option, print_json, resolve_paths, say, say_if_slurm_is_silent
-from hpctool.errors import InputError
-from hpctool.rundir import STATES, find_run
+from hpctool.errors import InputError, UnknownName
+from hpctool.rundir import STATES, RunDir, find_run
 
 
 @click.group(name="runs")
@@ -126,14 +126,40 @@ def logs(run: str, rank: int, attempt: int | None, follow: bool, lines: int | No
     """Print what a rank of a run has said."""
     from hpctool.track import logs as track
 
-    rundir = find_run(resolve_paths(root).runs, run)
-    if follow:
-        pieces = track.follow(rundir, rank, attempt, lines, say=say)
+    runs = resolve_paths(root).runs
+    try:
+        rundir = find_run(runs, run)
+    except UnknownName:
+        path = _log_of_cell(runs, run)
+        if path is None:
+            raise
+        pieces = track.read(path, lines)
     else:
-        pieces = track.read(track.log_path(rundir, rank, attempt), lines)
+        if follow:
+            pieces = track.follow(rundir, rank, attempt, lines, say=say)
+        else:
+            pieces = track.read(track.log_path(rundir, rank, attempt), lines)
     for piece in pieces:
         sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
+
+
+def _log_of_cell(runs: Path, name: str) -> Path | None:
+    """What the job of a cell said that has no folder; None if there is no such cell. Raises UnknownName."""
+    from hpctool.launch import overview
+    from hpctool.track.logs import early_log
+
+    found = overview.find_cell(runs, name)
+    if found is None:
+        return None
+    sweep, index = found
+    rundir, story = RunDir(runs / sweep.run_ids[index]), overview.unbegun(runs, sweep, [index])[index]
+    path = early_log(rundir, story.slurm_job_id, sweep=sweep.id)
+    if path is None:
+        why = f" ({story.cause})" if story.cause else ""
+        raise UnknownName("log of", rundir.id, [], f"It is a cell of {sweep.id} and {story.state}{why}.")
+    say(f"{rundir.id} is {story.state} ({story.cause}); what its job said ({path}):")
+    return path
 
 
 @group.command()

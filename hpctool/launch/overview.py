@@ -9,7 +9,7 @@ from typing import Any
 
 from hpctool.errors import HpctoolError
 from hpctool.launch import local, sweeplog
-from hpctool.launch.cells import Sweep
+from hpctool.launch.cells import Sweep, list_sweep_ids, read_sweep, sweeps_folder
 from hpctool.launch.result import current_stories
 from hpctool.launch.slurm import accounting, standing
 from hpctool.launch.slurm.queue import QUEUE, Answer, Job, Queue
@@ -80,6 +80,15 @@ def unbegun(runs: Path, sweep: Sweep, indices: list[int], queue: Queue | None = 
     elif any(story.where == "local" for story in found.values()):
         _take_local(found, runs, sweep)
     return found
+
+
+def find_cell(runs: Path, name: str) -> tuple[Sweep, int] | None:
+    """The sweep and index of the one cell whose run id is `name` or begins with it; for cells without a folder."""
+    found: dict[str, tuple[Sweep, int]] = {}
+    for sweep_id in list_sweep_ids(runs):
+        sweep = read_sweep(sweeps_folder(runs) / sweep_id)
+        found |= {run_id: (sweep, i) for i, run_id in enumerate(sweep.run_ids) if run_id.startswith(name)}
+    return found.get(name) or (next(iter(found.values())) if len(found) == 1 else None)
 
 
 def _take_reasons(found: Mapping[int, Story], latest: Mapping[int, sweeplog.Submission], answer: Answer) -> None:

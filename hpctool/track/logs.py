@@ -9,7 +9,9 @@ from pathlib import Path
 
 from hpctool.errors import UnknownName
 from hpctool.launch.endings import OVER
+from hpctool.launch.ranks import starting_log
 from hpctool.launch.result import current_story
+from hpctool.launch.slurm.standing import batch_logs
 from hpctool.rundir import RunDir
 
 _TAIL_BLOCK_BYTES = 64 * 1024
@@ -17,9 +19,14 @@ _CHUNK_BYTES = 1 << 20
 
 
 def log_path(rundir: RunDir, rank: int = 0, attempt: int | None = None) -> Path:
-    """The log of a rank in an attempt, the newest if none is said. Raises UnknownName with what there is."""
+    """The log of a rank in an attempt, the newest if none is said. Raises UnknownName with what there is.
+
+    Of a run that has not begun an attempt, what was said on the way to it: by its batch script, or by the rank.
+    """
     logs = rundir.log(0, 1).parent.parent
     attempts = _numbers(logs, "")
+    if not attempts and attempt is None and (early := early_log(rundir, rundir.story().slurm_job_id, rank)):
+        return early
     number = attempt if attempt is not None else max(attempts, default=0)
     if number not in attempts:
         raise UnknownName(f"log of {rundir.id} for attempt", str(number), [str(a) for a in attempts])
@@ -28,6 +35,12 @@ def log_path(rundir: RunDir, rank: int = 0, attempt: int | None = None) -> Path:
         ranks = [str(r) for r in _numbers(path.parent, ".log")]
         raise UnknownName(f"log of {rundir.id}, attempt {number}, for rank", str(rank), ranks)
     return path
+
+
+def early_log(rundir: RunDir, slurm_job_id: str, rank: int = 0, sweep: str = "") -> Path | None:
+    """What was said before the first attempt began, if anything was. `sweep` is that of a cell without a folder."""
+    found = batch_logs(rundir, slurm_job_id, sweep) if slurm_job_id else []
+    return next((path for path in [*found, starting_log(rundir, rank)] if path.exists()), None)
 
 
 def read(path: Path, lines: int | None = None) -> Iterator[bytes]:
@@ -64,14 +77,19 @@ def follow(
             path, position = wanted, 0
         elif path is None and wanted.exists():
             path, position = wanted, _start_of_last(wanted, lines)
+        elif path is None and story.state in OVER and (early := early_log(rundir, story.slurm_job_id, rank)):
+            say(f"{rundir.id} never began; what was said on the way ({early}):")
+            path = early
         if path is not None and path.exists() and (grown := _from(path, position)):
             position += len(grown)
             yield grown
         if story.state in OVER or (attempt is not None and story.attempt > attempt):
+            if story.state != "completed" and attempt is None:
+                say(f"{rundir.id} is {story.state}{f': {story.cause}' if story.cause else ''}")
             return
         if story.state != said and story.state != "running":
             said = story.state
-            say(f"{rundir.id} is {said}; waiting for it.")
+            say(f"{rundir.id} is {said}{f' ({story.cause})' if story.cause else ''}; waiting for it.")
         time.sleep(poll_s)
 
 

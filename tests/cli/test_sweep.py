@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from hpctool.cli.runs import group as runs
 from hpctool.cli.sweep import group
+from hpctool.errors import UnknownName
 from tests.launch.slurm.stand_ins import StandIns
 from tests.track.test_sweeps import SWEEP, Cells, queue_of
 
@@ -117,3 +119,17 @@ def test_a_controller_that_is_down_is_one_sentence_and_no_failure(root: Path, sl
     assert "10 completed · 1 running · 9 queued" in answer.stdout
     (line,) = answer.stderr.splitlines()
     assert "Unable to contact slurm controller" in line
+
+
+def test_the_log_of_a_cell_without_a_folder_is_that_of_its_job(root: Path, slurm: StandIns) -> None:
+    sweep = Cells(root, 3)
+    slurm.says()
+    slurm.says("7_1|FAILED|127:0", name="sacct")
+    folder = root / "runs" / "sweeps" / SWEEP / "submissions" / "logs"
+    folder.mkdir(parents=True)
+    (folder / "7_1_0_log.out").write_text("module: not found\n")
+    answer = CliRunner().invoke(runs, ["logs", sweep.run_id(1)], catch_exceptions=False)
+    assert answer.stdout == "module: not found\n"
+    assert "it ended with exit code 127" in answer.stderr
+    with pytest.raises(UnknownName, match=f"It is a cell of {SWEEP} and cancelled"):
+        CliRunner().invoke(runs, ["logs", sweep.run_id(2)], catch_exceptions=False)

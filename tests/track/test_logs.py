@@ -9,6 +9,7 @@ import pytest
 
 from hpctool.errors import UnknownName
 from hpctool.track import logs
+from tests.launch.slurm.stand_ins import StandIns
 from tests.track.samples import Sample
 
 
@@ -75,3 +76,32 @@ def test_following_shows_everything_through_a_requeue_and_ends_with_the_run(tmp_
 def test_following_an_old_attempt_ends_at_once(tmp_path: Path) -> None:
     run = Sample(tmp_path).begin().say("one\n").begin()
     assert b"".join(logs.follow(run.rundir, attempt=1, say=print)) == b"one\n"
+
+
+def test_a_job_that_died_before_our_python_began_shows_its_batch_log(slurm: StandIns, tmp_path: Path) -> None:
+    slurm.says()
+    slurm.says("42|FAILED|127:0", name="sacct")
+    run = Sample(tmp_path)
+    body = {"kind": "submitted", "where": "slurm", "slurm_job_id": "42", "time": "2026-01-01T00:00:00Z"}
+    run.rundir.ledger.append(body)
+    (run.rundir.path / "logs").mkdir()
+    (run.rundir.path / "logs" / "42_0_log.out").write_text("conda: command not found\n")
+    (run.rundir.path / "logs" / "43_0_log.out").write_text("of another job\n")
+    said: list[str] = []
+    assert b"".join(logs.follow(run.rundir, say=said.append)) == b"conda: command not found\n"
+    assert said[-1] == f"{run.id} is failed: it ended with exit code 127 before it could say why"
+    assert text(logs.log_path(run.rundir)) == "conda: command not found\n"
+
+
+def test_a_rank_that_never_began_an_attempt_here_shows_its_first_words(tmp_path: Path) -> None:
+    run = Sample(tmp_path).submit()
+    (run.rundir.path / "logs").mkdir()
+    (run.rundir.path / "logs" / "starting-0.log").write_text("no module named torch\n")
+    assert text(logs.log_path(run.rundir)) == "no module named torch\n"
+
+
+def test_following_says_how_it_ended_and_what_it_waited_for(slurm: StandIns, tmp_path: Path) -> None:
+    run = Sample(tmp_path).begin().say("one\n").end("failed", "rank 0: ValueError: no")
+    said: list[str] = []
+    assert b"".join(logs.follow(run.rundir, say=said.append)) == b"one\n"
+    assert said == [f"{run.id} is failed: rank 0: ValueError: no"]

@@ -136,11 +136,14 @@ def _log(story: Story, rundir: RunDir) -> str:
     return next((os.path.relpath(path, rundir.path) for path in found if path.exists()), "")
 
 
-def batch_logs(rundir: RunDir, slurm_job_id: str) -> list[Path]:
-    """What the batch script of a job, and its ranks before our Python began, have said; the script's comes first."""
+def batch_logs(rundir: RunDir, slurm_job_id: str, sweep: str = "") -> list[Path]:
+    """What the batch script of a job, and its ranks before our Python began, have said; the script's comes first.
+
+    `sweep` is that of a cell which has no folder to say so.
+    """
     folders = [rundir.path / "logs"]
     with contextlib.suppress(HpctoolError, OSError):
-        if sweep := rundir.record().get("sweep"):
+        if sweep := sweep or rundir.record().get("sweep") or "":
             folders.append(rundir.path.parent / "sweeps" / sweep / "submissions" / "logs")
     return [path for folder in folders for path in sorted(folder.glob(f"{slurm_job_id}_*_log.out"))]
 
