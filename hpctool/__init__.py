@@ -14,13 +14,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "HpctoolError": "hpctool.errors",
     "InputError": "hpctool.errors",
+    "Preemptible": "hpctool.checkpoint.preemptible",
     "RunDir": "hpctool.rundir",
     "World": "hpctool.world",
     "make_world": "hpctool.world",
 }
-__all__ = ["HpctoolError", "InputError", "RunDir", "World", "__version__", "make_world"]
+__all__ = ["HpctoolError", "InputError", "Preemptible", "RunDir", "World", "__version__", "make_world"]
 
 if TYPE_CHECKING:
+    from hpctool.checkpoint.preemptible import Preemptible
     from hpctool.errors import HpctoolError, InputError
     from hpctool.rundir import RunDir
     from hpctool.world import World, make_world

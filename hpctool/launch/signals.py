@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 
 # SIGUSR2 is Slurm's and submitit's word for "your time is nearly over"; SIGTERM is preemption, cancel or shutdown.
@@ -42,6 +43,29 @@ def install() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _CAUSES)
     os.register_at_fork(after_in_child=ignore)
     faulthandler.enable()
+
+
+def listen(also: signal.Signals) -> Callable[[], None]:
+    """Note the same signals, and `also` as preemption, in a program that is not ours; the answer ends that.
+
+    Main thread only. Raises ValueError in another.
+    """
+    global _owner_pid
+    before = {number: signal.getsignal(number) for number in {*_CAUSES, also}}
+    _noted.clear()
+    for number in before:
+        signal.signal(number, _note)
+    if not _owner_pid:
+        os.register_at_fork(after_in_child=ignore)
+    _owner_pid = os.getpid()
+
+    def end() -> None:
+        global _owner_pid
+        _owner_pid = 0
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    return end
 
 
 def expect(boundaries: bool) -> None:
@@ -100,4 +124,4 @@ def clear() -> None:
 def _note(number: int, _frame: FrameType | None) -> None:
     if number == signal.SIGINT and (stop_requested() or not _has_boundaries):
         raise KeyboardInterrupt
-    _noted.append((_CAUSES[signal.Signals(number)], time.monotonic()))
+    _noted.append((_CAUSES.get(signal.Signals(number), "preempted"), time.monotonic()))

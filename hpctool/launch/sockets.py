@@ -1,7 +1,7 @@
 """SocketWorld: ranks joined by plain sockets, for those who leave torch and MPI to the program that they start.
 
-Every rank is connected to rank 0, and everything is one exchange: each sends its part, rank 0 answers with all parts.
-That is enough for the little that such ranks say to each other; nothing that is computed travels this way.
+Everything is one exchange: each rank gives its bytes, all get those of all. That is enough for the little that such
+ranks say to each other; nothing that is computed travels this way.
 """
 
 from __future__ import annotations
@@ -29,8 +29,30 @@ _LENGTH = struct.Struct("!Q")
 _COMBINED = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
-class SocketWorld(World):
-    """Ranks joined by sockets, without torch and without MPI."""
+class ExchangeWorld(World):
+    """Ranks that can do one thing, from which the others are made."""
+
+    def exchange(self, mine: bytes) -> list[bytes]:
+        """The bytes of all ranks, in order of rank, on every rank. Collective: all ranks must call it."""
+        raise NotImplementedError
+
+    def barrier(self) -> None:
+        self.exchange(b"")
+
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        return json.loads(self.exchange(json.dumps(value).encode() if self.rank == root else b"")[root])
+
+    def gather(self, value: Any) -> list[Any]:
+        return [json.loads(part) for part in self.exchange(json.dumps(value).encode())]
+
+    def reduce(self, array: Array, operation: Operation = "sum") -> Array:
+        mine = super().reduce(array)
+        parts = [np.frombuffer(part, mine.dtype).reshape(mine.shape) for part in self.exchange(mine.tobytes())]
+        return np.asarray(functools.reduce(_COMBINED[operation], parts), mine.dtype)
+
+
+class SocketWorld(ExchangeWorld):
+    """Ranks joined by sockets, without torch and without MPI: all others are connected to rank 0."""
 
     backend = "sockets"
 
@@ -52,27 +74,12 @@ class SocketWorld(World):
             link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.barrier()
 
-    def barrier(self) -> None:
-        self._exchange(b"")
-
-    def broadcast(self, value: Any, root: int = 0) -> Any:
-        return json.loads(self._exchange(json.dumps(value).encode() if self.rank == root else b"")[root])
-
-    def gather(self, value: Any) -> list[Any]:
-        return [json.loads(part) for part in self._exchange(json.dumps(value).encode())]
-
-    def reduce(self, array: Array, operation: Operation = "sum") -> Array:
-        mine = super().reduce(array)
-        parts = [np.frombuffer(part, mine.dtype).reshape(mine.shape) for part in self._exchange(mine.tobytes())]
-        return np.asarray(functools.reduce(_COMBINED[operation], parts), mine.dtype)
-
     def close(self) -> None:
         for link in self._links.values():
             link.close()
         self._links.clear()
 
-    def _exchange(self, mine: bytes) -> list[bytes]:
-        """Everybody's bytes, in order of rank."""
+    def exchange(self, mine: bytes) -> list[bytes]:
         if not self.is_main:
             self._send(0, [mine])
             return self._receive(0)
