@@ -144,6 +144,10 @@ def make_user(place: Place) -> None:
         "--comment",
         gecos(place),
     ]
+    with contextlib.suppress(KeyError):
+        pwd.getpwnam(USER)
+        # Of a cluster in this folder that the machine's end took away.
+        run("userdel", USER)
     run("useradd", *options, USER)
     user = pwd.getpwnam(USER)
     place.home.mkdir(mode=0o700)
