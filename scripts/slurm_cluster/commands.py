@@ -99,6 +99,8 @@ def fault(place: Place, asked: argparse.Namespace) -> int:
 
 
 def main() -> int:
+    # Daemons lie where the PATH of ordinary users does not look.
+    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     asked = parser().parse_args()
     place = Place(asked.folder.absolute())
     try:
