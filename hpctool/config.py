@@ -331,6 +331,8 @@ def _no_such_key(key: str, primary: str, overrides: Sequence[str]) -> ConfigErro
         cfg = hydra_compose(primary)
     flat = list(flatten(OmegaConf.to_container(cfg, resolve=False)))
     inner = {".".join(known.split(".")[:n]) for known in flat for n in range(1, known.count(".") + 1)}
+    if isinstance(OmegaConf.select(cfg, key), DictConfig):
+        return ConfigError(key, f"it takes keys of your own, which are added with a plus: '+{key}={{name: value}}'.")
     return ConfigError(key, "there is no such key.", nearest(key, sorted({*flat, *inner})))
 
 

@@ -126,6 +126,11 @@ def said(ask: Callable[[], object]) -> str:
         ),
         ("+seed=3", "Config 'seed': it has a value already, so '+' cannot add it. Leave out the '+'."),
         ("+cluster=local", "Config 'cluster': it has a value already, so '+' cannot add it. Leave out the '+'."),
+        (
+            "cluster.extra={deadline: now}",
+            "Config 'cluster.extra': it takes keys of your own, which are added with a plus: "
+            "'+cluster.extra={name: value}'.",
+        ),
         ("seed=1,2", "Config 'seed': it has several values. Add -m for a sweep over them, or quote them."),
         ("seed", "Config 'seed': it has no '='. What a job takes is written key=value."),
         ("--verbose", "Config '--verbose': there is no such option. What a job takes is written key=value."),

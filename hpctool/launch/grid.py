@@ -112,7 +112,9 @@ def refuse_sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> 
     """Say that `-m` is missing where an override holds several values. Raises ConfigError."""
     for axis in _axes(overrides, config_dirs):
         if len(axis.texts) > 1:
-            raise ConfigError(axis.key, f"it has {len(axis.texts)} values. Add -m for a sweep over them.")
+            quoted = f"'{axis.key}=\"{','.join(axis.texts)}\"'"
+            hint = f"Add -m for a sweep over them; one text with a comma is quoted twice: {quoted}"
+            raise ConfigError(axis.key, f"it has {len(axis.texts)} values. {hint}")
 
 
 def _axes(overrides: Sequence[str], config_dirs: Sequence[Path]) -> list[Axis]:

@@ -166,6 +166,8 @@ def _check_texts(values: Values) -> None:
         found = _CONTROL.search(text.replace("\n", "").replace("\t", "") if is_shell else text)
         if found:
             raise ConfigError(key, f"it holds the control character {found.group()!r}, which no batch script may hold.")
+        if "\\" in text and not is_shell and not key.startswith(("cluster.srun_args", "cluster.container")):
+            raise ConfigError(key, f"'{text}' holds a backslash, which sbatch reads in a way of its own. Leave it out.")
         if not is_shell and text != text.strip():
             raise ConfigError(key, f"'{text}' begins or ends with a space. Leave the space out.")
 

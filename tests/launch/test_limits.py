@@ -154,6 +154,8 @@ def test_nor_can_a_list_or_a_mapping(key: str, value: object) -> None:
         ("cluster.interface", "--help", "no name"),
         ("cluster.mail_type", "END,SOMETIMES", "SOMETIMES"),
         ("cluster.comment", " two ", "begins or ends with a space"),
+        ("cluster.comment", "two\\", "backslash"),
+        ("cluster.constraint", "a\\'b", "backslash"),
         ("cluster.container.kind", "docker", "apptainer, pyxis"),
         ("cluster.container.mounts", ["data"], "/outside:/inside"),
         ("cluster.container.mounts", ["/a:/b:rx"], "/outside:/inside"),
