@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from hpctool.cli import sweep_control
 from hpctool.cli.output import json_option, paths_option, print_json, resolve_paths, say, say_if_slurm_is_silent
 
 
 @click.group(name="sweep", help=__doc__)
 def group() -> None:
-    """Sweeps: list, status, report."""
+    """Sweeps: list, status, report, resume, retry, cancel."""
 
 
 @group.command("list")
@@ -80,3 +81,8 @@ def report(sweep: str, root: Path | None, as_json: bool) -> None:
     else:
         print_report(found)
     say_if_slurm_is_silent()
+
+
+group.add_command(sweep_control.resume)
+group.add_command(sweep_control.retry)
+group.add_command(sweep_control.cancel)

@@ -5,6 +5,7 @@ Where the cluster takes fewer tasks than there are cells, fewer are submitted, w
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from hpctool import files
 from hpctool.errors import InputError, SchedulerError, SubmitError
 from hpctool.launch import limits, snapshot
 from hpctool.launch.cells import Sweep
-from hpctool.launch.slurm import ask, loop
+from hpctool.launch.slurm import ask, loop, site
 from hpctool.launch.slurm import script as slurm
+from hpctool.launch.slurm.queue import QUEUE
 from hpctool.launch.sweeplog import ARRAY, CLAIMS, SweepLog, to_ranges
 from hpctool.rundir import RunDir, now
 
 #: Slurm's own default.
-MAX_ARRAY_SIZE = 1001
+MAX_ARRAY_TASKS = 1001
 #: What a batch script depends on, beside the name.
 SHAPE = ("cluster", "resources", "num_threads")
 
@@ -85,12 +87,13 @@ def submit(
     """
     queued: list[Array] = []
     lanes: list[str] = []
+    room = Room()
     for part, share in zip(parts, shares([len(part.cells) for part in parts], max_parallel), strict=True):
         # More arrays than may run at once stand in as many lanes, each behind the one before it.
         lane = len(queued) % max_parallel
         behind = f"afterany:{lanes[lane]}" if lane < len(lanes) else ""
         try:
-            array = _Submitter(sweep, runs, part, share, code, begun).submit(behind)
+            array = _Submitter(sweep, runs, part, share, room.tasks(part.cfg), code, begun).submit(behind)
         except SubmitError as error:
             raise _with_what_is_queued(error, sweep, queued) from error
         queued.append(array)
@@ -114,13 +117,14 @@ class _Submitter:
     runs: Path
     part: Shape
     share: int
+    most: int
     code: dict[str, Any]
     begun: Collection[int]
 
     def submit(self, dependency: str) -> Array:
         """Ask until it is taken: with a task for each cell, or with as many tasks as Slurm allows."""
         options = [f"--dependency={dependency}"] if dependency else []
-        mode, num_tasks, at_once = layout(self.part, self.share)
+        mode, num_tasks, at_once = layout(self.part, self.share, self.most)
         while True:
             try:
                 job_id = self._ask(mode, num_tasks, at_once, options)
@@ -168,13 +172,12 @@ class _Submitter:
         return path.with_suffix(".sh")
 
 
-def layout(part: Shape, share: int) -> tuple[str, int, int]:
-    """The mode of an array, the number of its tasks, and how many cells each of them runs at once."""
+def layout(part: Shape, share: int, most: int) -> tuple[str, int, int]:
+    """The mode of an array of `most` tasks or fewer, their number, and how many cells each of them runs at once."""
     at_once = min(part.cfg.cluster.cells_at_once, share)
-    most, num_cells = max_array_size(), len(part.cells)
-    if at_once == 1 and num_cells <= most:
-        return ARRAY, num_cells, at_once
-    return CLAIMS, min(share // at_once, most), at_once
+    if at_once == 1 and len(part.cells) <= most:
+        return ARRAY, len(part.cells), at_once
+    return CLAIMS, max(1, min(share // at_once, most)), at_once
 
 
 def preview(
@@ -182,9 +185,9 @@ def preview(
 ) -> list[str]:
     """The batch scripts of a sweep that is not submitted: one for each shape, all as that of `submission`."""
     parts = shapes(enumerate(plains))
-    found = []
+    found, room = [], Room()
     for part, share in zip(parts, shares([len(part.cells) for part in parts], max_parallel), strict=True):
-        mode, num_tasks, at_once = layout(part, share)
+        mode, num_tasks, at_once = layout(part, share, room.tasks(part.cfg))
         found.append(_script(submission, mode, num_tasks, share, part.cfg, environment, at_once))
     return found
 
@@ -203,12 +206,26 @@ def _script(
     return slurm.array_script(submission, num_tasks, share, cfg, environment)
 
 
-def max_array_size() -> int:
-    """How many tasks an array may have here; Slurm's default where it does not say."""
-    try:
-        return int(ask.site_config()["MaxArraySize"])
-    except (SchedulerError, KeyError, ValueError):
-        return MAX_ARRAY_SIZE
+class Room:
+    """How many tasks of an array Slurm takes from this user now, as far as it says: its size and limits on jobs."""
+
+    def __init__(self) -> None:
+        self.site: site.Site | None = None
+        with contextlib.suppress(SchedulerError):
+            self.site = site.read()
+
+    def tasks(self, cfg: DictConfig) -> int:
+        """The most tasks of an array with this config. What is wrong in it comes out when sbatch refuses."""
+        if self.site is None:
+            return MAX_ARRAY_TASKS
+        cluster, found = cfg.cluster, self.site.max_array_tasks
+        with contextlib.suppress(SchedulerError):
+            most = self.site.max_submit_jobs(cluster.qos, cluster.account, cluster.partition)
+            if most is not None:
+                queued = sum(not job.is_over for job in QUEUE.answer().jobs.values())
+                # With no room at all sbatch is asked for one, and says why not.
+                found = min(found, max(1, most - queued))
+        return found
 
 
 def require_slurm() -> None:

@@ -97,7 +97,7 @@ def _submit_run(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
     if rundir is None and (sweep := sweeps.queued_cells(plan.runs, [cell.run_id]).get(cell.run_id)):
         say(f"run {cell.run_id} is queued already, as a cell of sweep {sweep}. hpctool sweep status {sweep}")
         answer.reused = [cell.run_id]
-        return _awaited(plan, answer, say)
+        return _awaited(plan, answer, say, sweep)
     if rundir is not None and _reusable(rundir, cell, code, say):
         answer.reused = [cell.run_id]
         return _awaited(plan, answer, say)
@@ -126,7 +126,7 @@ def _submit_sweep(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
         parts = arrays.shapes((index, plan.cells[index].plain) for index in todo)
         answer.slurm_job_ids = sweeps.start_cells(sweep, plan.runs, parts, code.record(), say)
         answer.slurm_job_id = ",".join(answer.slurm_job_ids)
-    return _awaited(plan, answer, say)
+    return _awaited(plan, answer, say, sweep.id)
 
 
 def _check_names(plan: Plan) -> None:
@@ -223,12 +223,12 @@ def _create(plan: Plan, cell: Planned, code: snapshot.Code) -> RunDir:
     return create_run(plan.runs, record(plan, cell, code.record()), texts)
 
 
-def _awaited(plan: Plan, answer: Submission, say: Say) -> Submission:
+def _awaited(plan: Plan, answer: Submission, say: Say, sweep: str = "") -> Submission:
     """With cluster.wait: block until all runs have ended; the exit code is 1 if one did not complete."""
     if not plan.cfg.cluster.wait or plan.cfg.cluster.kind == "inline":
         return answer
     from hpctool.launch.wait import wait_for
 
-    sweeps = [cells.find_sweep(plan.runs, answer.sweep)] if answer.sweep else []
-    answer.exit_code = wait_for(plan.runs, answer.runs, say, sweeps)
+    parts = [cells.find_sweep(plan.runs, sweep)] if sweep else []
+    answer.exit_code = wait_for(plan.runs, answer.runs, say, parts)
     return answer

@@ -10,8 +10,7 @@ from typing import Any
 from hpctool.errors import EXIT_DONE, ConflictError, InputError
 from hpctool.launch import arrays, cells, endings, inline, local, snapshot
 from hpctool.launch.cells import Sweep
-from hpctool.launch.overview import cell_stories
-from hpctool.launch.result import current_stories
+from hpctool.launch.overview import cell_stories, quick_stories
 from hpctool.launch.slurm import ask
 from hpctool.launch.slurm.queue import QUEUE
 from hpctool.launch.start import short, ticket
@@ -37,7 +36,7 @@ def left_to_do(sweep: Sweep, runs: Path, say: Say) -> tuple[list[int], Counter[s
     Raises ConflictError while somebody else is submitting the sweep, SchedulerError if that cannot be known.
     """
     find_unknown(sweep)
-    standing = cell_stories(runs, sweep, current_stories)
+    standing = cell_stories(runs, sweep, quick_stories)
     open_ = [index for index, story in enumerate(standing) if not is_settled(story)]
     elsewhere = queued_cells(runs, [sweep.run_ids[index] for index in open_], but=sweep.id)
     todo = [index for index in open_ if sweep.run_ids[index] not in elsewhere]
@@ -105,7 +104,7 @@ def resume(sweep: Sweep, runs: Path, say: Say, *, states: Collection[str] = (), 
     """
     todo, counts = left_to_do(sweep, runs, say)
     if states:
-        standing = cell_stories(runs, sweep, current_stories)
+        standing = cell_stories(runs, sweep, quick_stories)
         todo = [index for index in todo if standing[index].state in states]
     say(progress(sweep, counts, len(todo)))
     if not todo:
@@ -130,7 +129,7 @@ def progress(sweep: Sweep, counts: Counter[str], num_todo: int) -> str:
 
 def cancel(sweep: Sweep, runs: Path, say: Say) -> None:
     """End a sweep for good: what waits does not begin, what runs saves if it can. Raises InputError, SchedulerError."""
-    standing = cell_stories(runs, sweep, current_stories)
+    standing = cell_stories(runs, sweep, quick_stories)
     open_ = [index for index, story in enumerate(standing) if story.state not in endings.OVER]
     if not open_:
         raise InputError(f"Every cell of {sweep.id} has ended already; there is nothing to cancel.")

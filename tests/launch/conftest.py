@@ -21,6 +21,7 @@ from hpctool.launch import local, ranks
 from hpctool.launch.result import process_start
 from hpctool.rundir import RunDir, create_run
 from tests.launch.programs import Rank
+from tests.launch.toy_slurm import ToySlurm
 
 #: A rank that runs `program.py` of its run folder.
 COMMAND = (sys.executable, "-c", "import runpy, sys; runpy.run_path(sys.argv[1] + '/program.py')")
@@ -165,3 +166,11 @@ def rank() -> Iterator[Rank]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@pytest.fixture
+def toy_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ToySlurm]:
+    """A Slurm of stand-in programs that keeps jobs in its queue and runs none."""
+    slurm = ToySlurm(tmp_path / "slurm", monkeypatch)
+    yield slurm
+    slurm.forget()
