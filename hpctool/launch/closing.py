@@ -78,9 +78,17 @@ def _stopped_in_slurm(rundir: RunDir, stop: Stopped) -> int:
 
 
 def last_moment(rundir: RunDir, found: inside.Stop) -> None:
-    """Rank 0, shortly before the kill, while the job has not saved yet: come back to the newest checkpoint."""
-    story = rundir.story()
-    end(rundir, "requeued", f"{found.cause}; there was no time to save", endings.committed_step(story), EXIT_CONTINUE)
+    """Rank 0, shortly before the kill, while the job has not saved yet: come back to the newest checkpoint.
+
+    A cancelled job does not come back, but somebody must say that it was cancelled.
+    """
+    step = endings.committed_step(rundir.story())
+    cause = f"{found.cause}; there was no time to save"
+    if found.cause == "cancelled":
+        write_ended(rundir, "cancelled", cause)
+        end(rundir, "cancelled", cause, step, EXIT_FAILED)
+        return
+    end(rundir, "requeued", cause, step, EXIT_CONTINUE)
     print(f"hpctool: {found.cause}, and no time to save; the next attempt goes on from the newest checkpoint.")
     sys.stdout.flush()
     inside.requeue(found.ask)

@@ -26,7 +26,7 @@ class Guard(threading.Thread):
     """Waits for the stop of one attempt; `dismiss` it when the job's own end is being written.
 
     `leave(cause)` ends the process of a job that cannot stop itself; None for one that can. `last_moment(stop)` is
-    called on rank 0 under Slurm shortly before the kill, and asks for the requeue.
+    called on rank 0 under Slurm shortly before the kill, asks for the requeue or says that there will be none.
     """
 
     def __init__(self, leave: Callable[[str], None] | None, last_moment: Callable[[inside.Stop], None] | None) -> None:
@@ -67,6 +67,6 @@ class Guard(threading.Thread):
             with contextlib.suppress(SchedulerError, LookupError, ValueError):
                 # Somebody may have cancelled it meanwhile, or Slurm has requeued it.
                 now = inside.look()
-                if now.ask and not self.dismissed.is_set():
+                if (now.ask or now.cause == "cancelled") and not self.dismissed.is_set():
                     last_moment(now)
             return

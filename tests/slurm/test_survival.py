@@ -112,12 +112,20 @@ def test_a_cancelled_run_saves_and_stays_cancelled(lab: Lab) -> None:
 
 def test_a_run_cancelled_within_the_grace_time_of_a_preemption_stays_cancelled(lab: Lab) -> None:
     lab.cluster.policy("REQUEUE", 30)
-    run = lab.train("cancelled-in-grace", "task.step_s=3")
-    lab.until_training(run, seconds=7)
+    run = lab.train("cancelled-in-grace", "task.step_s=1")
+    lab.until_training(run, seconds=3)
     lab.cluster.preempt()
     lab.cluster.run("scancel", run.story().slurm_job_id)
     assert lab.until_ended(run, attempts=1).state == "cancelled"
     lab.stays_away(run)
+
+
+def test_a_cancelled_run_that_has_no_time_to_save_is_called_cancelled_all_the_same(lab: Lab) -> None:
+    run = lab.train("no-time", "task.step_s=20")
+    lab.until_training(run, seconds=3)
+    lab.cluster.run("scancel", run.story().slurm_job_id)
+    story = lab.until_ended(run, attempts=1)
+    assert (story.state, story.cause) == ("cancelled", "cancelled; there was no time to save")
 
 
 def test_hpctools_own_cancel_saves_and_retry_goes_on_from_there(lab: Lab, undisturbed: str) -> None:

@@ -107,7 +107,7 @@ def judge(record: dict[str, str], restarts_before: int, limits: Limits, now_s: f
         return Stop("timeout", "plain", started_s + limit_s + limits.kill_wait_s)
     if preempted_s is not None and now_s >= preempted_s + limits.grace_s:
         return Stop("preempted", "plain", preempted_s + limits.grace_s + limits.kill_wait_s)
-    return Stop("cancelled")
+    return Stop("cancelled", deadline_s=None if end_s is None else end_s + limits.kill_wait_s)
 
 
 def requeue(how: str) -> None:

@@ -34,14 +34,14 @@ def job(state: str, **values: str) -> dict[str, str]:
         (job("RUNNING", PreemptTime=at(-2)), LIMITS, Stop("preempted", "incomplete", NOW_S + 13)),
         (job("COMPLETING", Restarts="1"), NO_GRACE, Stop("requeued")),
         (job("COMPLETING", PreemptTime=at(-1)), NO_GRACE, Stop("preempted", "plain", NOW_S + 4)),
-        (job("COMPLETING"), LIMITS, Stop("cancelled")),
-        (job("COMPLETING", PreemptTime=at(-3)), LIMITS, Stop("cancelled")),
+        (job("COMPLETING", EndTime=at(-1)), LIMITS, Stop("cancelled", deadline_s=NOW_S + 4)),
+        (job("COMPLETING", PreemptTime=at(-3), EndTime=at(-1)), LIMITS, Stop("cancelled", deadline_s=NOW_S + 4)),
         (job("COMPLETING", PreemptTime=at(-12)), LIMITS, Stop("preempted", "plain", NOW_S + 3)),
         (job("RUNNING", EndTime=at(100)), LIMITS, Stop("timeout", "incomplete", NOW_S + 100)),
         (job("RUNNING"), LIMITS, Stop("signal", "incomplete")),
         (job("SUSPENDED", PreemptTime="Unknown"), LIMITS, Stop("signal", "incomplete")),
         (job("COMPLETING", StartTime=at(-3601)), LIMITS, Stop("timeout", "plain", NOW_S + 4)),
-        (job("COMPLETING", TimeLimit="UNLIMITED"), LIMITS, Stop("cancelled")),
+        (job("COMPLETING", TimeLimit="UNLIMITED", EndTime="Unknown"), LIMITS, Stop("cancelled")),
     ],
     ids=[
         "preempted with grace",
@@ -62,7 +62,7 @@ def test_every_row_of_the_table(record: dict[str, str], limits: Limits, expected
 
 
 def test_a_restart_that_was_known_before_is_no_requeue() -> None:
-    assert judge(job("COMPLETING", Restarts="2"), 2, LIMITS, NOW_S) == Stop("cancelled")
+    assert judge(job("COMPLETING", Restarts="2"), 2, LIMITS, NOW_S).cause == "cancelled"
 
 
 def test_only_a_cancelled_job_ends_cancelled() -> None:
