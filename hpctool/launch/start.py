@@ -19,6 +19,8 @@ from hpctool.launch import inline, limits, local, snapshot
 from hpctool.launch.result import current_story, is_alive
 from hpctool.launch.slurm import check
 from hpctool.launch.slurm import script as slurm
+from hpctool.launch.slurm.queue import cluster_name
+from hpctool.launch.slurm.standing import cluster_of, is_elsewhere
 from hpctool.launch.wait import ENDED
 from hpctool.place import Place
 from hpctool.rundir import RunDir, now, who
@@ -68,6 +70,10 @@ def cancel(rundir: RunDir) -> str:
         raise InputError(f"Run {rundir.id} is {story.state} already; there is nothing to cancel.")
     if local.cancel(rundir.path.parent, rundir.id):
         return f"run {rundir.id} is told to stop; it saves if it can."
+    if story.where == "slurm" and is_elsewhere(cluster := cluster_of(story)):
+        raise OperationError(
+            f"Run {rundir.id} is on the cluster '{cluster}', and this is '{cluster_name()}'. Log in there to cancel it."
+        )
     # Said first: whoever sees the signal must know that its user wants no requeue.
     rundir.ledger.append({"kind": "cancel", "by": who(), "time": now()})
     if story.where == "slurm" and story.slurm_job_id:
@@ -83,7 +89,9 @@ def cancel(rundir: RunDir) -> str:
 
 def mark_submitted(rundir: RunDir, where: str, slurm_job_id: str = "") -> None:
     """Write into the ledger that somebody will run this."""
-    rundir.ledger.append({"kind": "submitted", "where": where, "slurm_job_id": slurm_job_id, "time": now()})
+    cluster = {"cluster": cluster_name()} if where == "slurm" else {}
+    body = {"kind": "submitted", "where": where, "slurm_job_id": slurm_job_id, "time": now()}
+    rundir.ledger.append({**body, **cluster})
 
 
 def ticket(cfg: DictConfig, run: str, sweep: str | None = None, cell: int | None = None) -> local.Ticket:

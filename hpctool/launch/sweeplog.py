@@ -24,8 +24,8 @@ from typing import Any
 
 from hpctool import files
 from hpctool.launch.result import is_alive, own_process
-from hpctool.launch.slurm.queue import QUEUE, Answer, Queue
-from hpctool.launch.slurm.standing import parse_time_s
+from hpctool.launch.slurm.queue import QUEUE, Answer, Queue, cluster_name
+from hpctool.launch.slurm.standing import is_elsewhere, parse_time_s
 from hpctool.rundir import Story, fold, now, who
 
 ARRAY, CLAIMS, LOCAL = "array", "claims", "local"
@@ -42,6 +42,8 @@ class Submission:
     mode: str
     time: str
     slurm_job_id: str = ""
+    #: the name of the cluster that has taken it; empty if it did not say
+    cluster: str = ""
     #: cells that were cancelled after it was submitted, and by whom
     cancelled: dict[int, str] = field(default_factory=dict)
     is_refused: bool = False
@@ -81,7 +83,7 @@ class SweepLog:
 
     def submitted(self, number: int, slurm_job_id: str) -> None:
         """Slurm has taken a submission."""
-        self._add("submitted", submission=number, slurm_job_id=slurm_job_id)
+        self._add("submitted", submission=number, slurm_job_id=slurm_job_id, cluster=cluster_name())
 
     def refused(self, number: int, reason: str) -> None:
         """Slurm has not taken a submission; none of its cells will begin because of it."""
@@ -107,6 +109,7 @@ class SweepLog:
                 )
             elif body["kind"] == "submitted" and one:
                 one.slurm_job_id, one.time = body["slurm_job_id"], body["time"]
+                one.cluster = body.get("cluster", "")
             elif body["kind"] == "refused" and one:
                 one.is_refused = True
             elif body["kind"] == "cancelled":
@@ -175,7 +178,7 @@ def _story(submission: Submission | None, cell: int) -> Story:
 
 
 class Living:
-    """What of a sweep's submissions Slurm still has, by one answer of squeue. One that was asked too early says yes."""
+    """What of a sweep's submissions Slurm still has, by one answer of squeue. Where that cannot know, it says yes."""
 
     def __init__(self, answer: Answer, log: SweepLog) -> None:
         self.answer = answer
@@ -186,11 +189,11 @@ class Living:
 
     def has(self, submission: Submission) -> bool:
         """Whether any task of a submission is there."""
-        return self._asked_too_early(submission) or submission.slurm_job_id in self.arrays
+        return self._cannot_know(submission) or submission.slurm_job_id in self.arrays
 
     def can_begin(self, submission: Submission, cell: int) -> bool:
         """Whether a cell that has not begun still will."""
-        if self._asked_too_early(submission):
+        if self._cannot_know(submission):
             return True
         if submission.mode == ARRAY:
             return submission.task(cell) in self.tasks
@@ -199,8 +202,8 @@ class Living:
         task = self._claims[submission.number].get(submission.positions[cell])
         return submission.slurm_job_id in self.arrays if task is None else task in self.tasks
 
-    def _asked_too_early(self, submission: Submission) -> bool:
-        return not self.answer.is_after(parse_time_s(submission.time))
+    def _cannot_know(self, submission: Submission) -> bool:
+        return not self.answer.is_after(parse_time_s(submission.time)) or is_elsewhere(submission.cluster)
 
 
 def to_ranges(numbers: Iterable[int]) -> str:

@@ -71,6 +71,7 @@ def begin(rundir: RunDir, where: str, place: Place) -> int:
         "nodes": [os.environ.get("SLURM_STEP_NODELIST", socket.gethostname())],
         "slurm_job_id": inside.slurm_job_id() if inside.is_job(where) else "",
         "restart_count": inside.restart_count(),
+        "cluster": os.environ.get("SLURM_CLUSTER_NAME", ""),
         "code": rundir.code(),
     }
     return rundir.begin({**facts, **own_process()})

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -115,6 +116,25 @@ def every_s() -> float:
     return float(os.environ.get("HPCTOOL_SQUEUE_EVERY_S", EVERY_S))
 
 
+def cluster_name() -> str:
+    """The name of the cluster that is asked here, empty if it does not say. Two may share a file system."""
+    return _cluster_name(*(os.environ.get(name, "") for name in ("SLURM_CONF", "SLURM_CLUSTERS", "PATH")))
+
+
+@functools.cache
+def _cluster_name(*_environment: str) -> str:
+    """Asked once a day, and once in a process."""
+    try:
+        cache = private_folder() / f"cluster-{cache_key()}.json"
+        with contextlib.suppress(OSError, CorruptError):
+            return str(files.read_json(cache)["name"])
+        name = ask.site_config(timeout_s=TIMEOUT_S).get("ClusterName", "")
+        files.write_json(cache, {"name": name}, mode=0o600)
+    except (OperationError, OSError):
+        return ""
+    return name
+
+
 def _newest() -> tuple[Answer, float]:
     """The newest answer, and for how many seconds it is good."""
     try:
@@ -210,7 +230,7 @@ def _lock(path: Path) -> Iterator[bool]:
 
 def _sweep(folder: Path) -> None:
     """Remove the answers of clusters that nobody has asked for a day."""
-    for path in folder.glob("squeue-*"):
+    for path in (*folder.glob("squeue-*"), *folder.glob("sacct-*"), *folder.glob("cluster-*")):
         if time.time() - path.stat().st_mtime > _DAY_S:
             path.unlink(missing_ok=True)
 

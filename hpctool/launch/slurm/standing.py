@@ -23,7 +23,7 @@ from pathlib import Path
 
 from hpctool.errors import HpctoolError
 from hpctool.launch.slurm import accounting, reasons, states
-from hpctool.launch.slurm.queue import QUEUE, Answer, Job, Queue
+from hpctool.launch.slurm.queue import QUEUE, Answer, Job, Queue, cluster_name
 from hpctool.rundir import RunDir, Story
 
 UNDERWAY = ("queued", "running", "stopping", "requeued")
@@ -40,6 +40,7 @@ def correct(rundirs: Sequence[RunDir], stories: list[Story], queue: Queue | None
     answer = (queue or QUEUE).answer()
     if not answer.asked_s:
         return
+    there = [index for index in there if not is_elsewhere(cluster_of(stories[index]))]
     gone = [i for i in there if not _take(stories[i], answer) and os.path.exists(rundirs[i].path)]
     # It may have written down its end between our reading its ledger and Slurm's answer.
     again = {index: rundirs[index].story() for index in gone if _is_mine(rundirs[index].path)}
@@ -61,6 +62,17 @@ def is_open(story: Story) -> bool:
         return False
     # What waits for any of a sweep's jobs has no number yet, or still that of its last attempt.
     return story.state != "queued" or bool(story.of_kind("submitted")[-1].get("slurm_job_id"))
+
+
+def is_elsewhere(cluster: str) -> bool:
+    """Whether a job was taken by another cluster than the one that is asked here: two may share a file system."""
+    return bool(cluster) and cluster_name() not in ("", cluster)
+
+
+def cluster_of(story: Story) -> str:
+    """The cluster that the newest job of a run was taken by, as far as its ledger says."""
+    named = (entry.body for entry in reversed(story.entries) if entry.body["kind"] in ("submitted", "begun"))
+    return str(next(named, {}).get("cluster", ""))
 
 
 def _take(story: Story, answer: Answer) -> bool:

@@ -20,12 +20,12 @@ cat {folder}/{name}.answer 2>/dev/null
 
 
 class StandIns:
-    """A folder of programs that stand for squeue and sacct."""
+    """A folder of programs that stand for squeue, sacct and scontrol."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         folder.mkdir()
-        for name in ("squeue", "sacct"):
+        for name in ("squeue", "sacct", "scontrol"):
             program = folder / name
             program.write_text(_PROGRAM.format(folder=folder, name=name))
             program.chmod(0o755)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from hpctool.errors import OperationError
 from hpctool.files import encode_entry
 from hpctool.launch.result import current_stories, current_story
 from hpctool.launch.slurm.queue import Queue
+from hpctool.launch.start import cancel
 from tests.launch.slurm.stand_ins import StandIns
 from tests.track.samples import Sample
 
@@ -206,3 +208,18 @@ def test_nothing_is_concluded_of_runs_that_somebody_else_has_submitted(slurm: St
     sample = begun(tmp_path)
     os.chown(sample.rundir.path, 65534, 65534)
     assert stands(sample) == ("running", "")
+
+
+def test_jobs_of_another_cluster_with_the_same_file_system_are_left_alone(slurm: StandIns, tmp_path: Path) -> None:
+    slurm.says("ClusterName             = here", name="scontrol")
+    slurm.says("")
+    there, here = run(tmp_path, "a"), run(tmp_path, "b")
+    for sample, cluster in ((there, "elsewhere"), (here, "here")):
+        body = {"kind": "submitted", "where": "slurm", "slurm_job_id": "42", "cluster": cluster, "time": ago(50)}
+        sample.rundir.ledger.append(body)
+    assert stands(there) == ("queued", "")
+    assert stands(here)[0] == "failed"
+    assert len(slurm.calls("scontrol")) == 1
+    with pytest.raises(OperationError, match="is on the cluster 'elsewhere', and this is 'here'"):
+        cancel(there.rundir)
+    assert not there.rundir.story().of_kind("cancel")
