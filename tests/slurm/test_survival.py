@@ -241,7 +241,7 @@ def test_out_of_memory_is_named_and_not_tried_again(lab: Lab) -> None:
     run = lab.faulty("memory", "memory", 1, 4, "resources.mem_gb=3", times=5)
     story = lab.until_ended(run, attempts=1)
     assert story.state == "failed"
-    assert "ran out of memory" in story.cause
+    assert "out of memory, says Slurm" in story.cause
 
 
 # ------------------------------------------------------------------------------------------------ odd moments

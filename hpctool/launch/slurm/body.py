@@ -18,7 +18,10 @@ HOLD = (
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 )
 
-_ATTEMPT = """\
+#: Printed when an attempt begins: a job that is requeued appends to the same log.
+ATTEMPT = "hpctool: attempt by job"
+
+_FUNCTION = """\
 # Slurm's SIGTERM is for the ranks, which save. This shell stays, to see how they end.
 trap : TERM
 job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}
@@ -30,13 +33,14 @@ hold={hold}
 # attempt RUN, or attempt --array SUBMISSION INDEX: one attempt with all its ranks.
 attempt() {{
     local code said={logs}/srun-$job-${{SLURM_RESTART_COUNT:-0}}-$BASHPID.txt
+    echo "{mark} $job, start ${{SLURM_RESTART_COUNT:-0}}"
     {srun} \\
         {python} -ISc "$hold" -u -m hpctool.launch.task "$@" 2> "$said"
     code=$?
     [ -s "$said" ] && cat "$said" >&2 || rm -f "$said"
     # 0: done. 75: saved, and to be continued. Anything else is looked into.
     if [ $code != 0 ] && [ $code != 75 ]; then
-        {outside} -m hpctool.launch.slurm.settle --code $code --said "$said" "$@"
+        {outside} -m hpctool.launch.slurm.settle --code $code --said "$said" --log {log} "$@"
         code=$?
     fi
     return $code
@@ -66,14 +70,17 @@ class Commands:
 def attempt_text(commands: Commands) -> str:
     """The shell function `attempt` and what it needs."""
     name = "%A_%a" if commands.is_array else "%j"
+    log = f'{shlex.quote(str(commands.logs))}/"$job"_0_log.out'
     srun = [
         *("srun", "--unbuffered", "--open-mode=append", f"--output={commands.logs}/{name}_%t_log.out"),
         # A rank that fails ends all: the others would wait for it until the time limit.
         *("--kill-on-bad-exit=1", *commands.srun_args),
     ]
-    return _ATTEMPT.format(
+    return _FUNCTION.format(
+        mark=ATTEMPT,
         hold=shlex.quote(HOLD),
         logs=shlex.quote(str(commands.logs)),
+        log=log,
         srun=shlex.join(srun),
         python=commands.python,
         outside=commands.outside,

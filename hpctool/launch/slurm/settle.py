@@ -21,12 +21,15 @@ from hpctool.launch import endings
 from hpctool.launch.endings import Verdict
 from hpctool.launch.ranks import Outcome
 from hpctool.launch.slurm import inside
+from hpctool.launch.slurm.body import ATTEMPT
 from hpctool.launch.task import open_run
 from hpctool.rundir import RunDir, Story, fold
 
 #: `srun: error: n2: task 1: Killed`, `… tasks 0,2: Exited with exit code 1`
-_TASK_ENDED = re.compile(r"error: (\S+): tasks? ([0-9]+)[0-9,-]*: (.+)")
-_OUT_OF_MEMORY = re.compile(r"oom[_-]kill|out of memory|exceeded (step |job )?memory limit", re.I)
+_TASK_ENDED = re.compile(r"error: \S+: tasks? ([0-9]+)[0-9,-]*: (.+)")
+_OUT_OF_MEMORY = re.compile(
+    r"^.*(oom[_-]kill|error: .*out of memory|exceeded (step |job )?memory limit).*$", re.I | re.M
+)
 _NODE_LOST = re.compile(r"node failure|node_fail|communication connection failure|job .* failed nodes", re.I)
 #: How long a lost node may stay unnoticed by the controller (SlurmdTimeout, 300 s by default).
 _VERDICT_S = 420.0
@@ -37,26 +40,30 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="hpctool.launch.slurm.settle")
     parser.add_argument("--code", type=int, required=True)
     parser.add_argument("--said", type=Path, required=True)
+    parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("run", nargs="*")
     parser.add_argument("--array", action="store_true")
     options = parser.parse_args(arguments)
     rundir = open_run((["--array"] if options.array else []) + options.run)
-    said = options.said.read_text(errors="replace") if options.said.exists() else ""
-    return settle(rundir, options.code, said)
+    said, log = (path.read_text(errors="replace") if path.exists() else "" for path in (options.said, options.log))
+    return settle(rundir, options.code, said, log.rpartition(ATTEMPT)[2])
 
 
-def settle(rundir: RunDir, code: int, said: str) -> int:
-    """The exit code for the script; the ledger then tells how it ended. `code` is srun's, `said` its words."""
+def settle(rundir: RunDir, code: int, said: str, log: str = "") -> int:
+    """The exit code for the script; the ledger then tells how it ended.
+
+    `code` is srun's, `said` its words, `log` what the job has printed since the attempt began.
+    """
     before = _before(rundir)
     recorded = endings.recorded_end(rundir, before)
     if recorded:
         return int(recorded["exit_code"] or EXIT_DONE) if recorded["state"] != "requeued" else EXIT_CONTINUE
-    outcome, node = _outcome(code, said)
+    outcome = _outcome(code, said)
     if _NODE_LOST.search(said):
         print("hpctool: a node seems lost; Slurm is waited for, which requeues.", file=sys.stderr, flush=True)
         time.sleep(_VERDICT_S)
     stop = inside.why("")
-    verdict = _by_slurm(rundir, stop) or _by_itself(rundir, before, outcome, said, node)
+    verdict = _by_slurm(rundir, stop) or _by_itself(rundir, before, outcome, f"{said}\n{log}")
     endings.record(rundir, before, outcome, verdict)
     print(f"hpctool: {verdict.state}: {verdict.cause}", file=sys.stderr, flush=True)
     if verdict.state == "requeued":
@@ -82,14 +89,12 @@ def _by_slurm(rundir: RunDir, stop: inside.Stop) -> Verdict | None:
     return None
 
 
-def _by_itself(rundir: RunDir, before: Story, outcome: Outcome, said: str, node: str) -> Verdict:
+def _by_itself(rundir: RunDir, before: Story, outcome: Outcome, words: str) -> Verdict:
     """What it means that ranks ended though Slurm wanted nothing of them."""
-    if _OUT_OF_MEMORY.search(said):
-        where = f" on {node}" if node else ""
+    if match := _OUT_OF_MEMORY.search(words):
+        line = match.group(0).strip()
         return Verdict(
-            "failed",
-            f"rank {outcome.first_rank} ran out of memory{where}, says Slurm; ask for more resources.mem_gb, or make "
-            "the batch smaller",
+            "failed", f"out of memory, says Slurm ({line}); ask for more resources.mem_gb, or train with less"
         )
     max_failures = int(config.load(rundir.config_yaml).cluster.max_failures)
     return endings.judge(rundir, before, outcome, max_failures)
@@ -106,16 +111,16 @@ def _before(rundir: RunDir) -> Story:
     return fold(entries)
 
 
-def _outcome(code: int, said: str) -> tuple[Outcome, str]:
-    """The rank that went first, with its exit code or signal, as srun tells it; and its node."""
+def _outcome(code: int, said: str) -> Outcome:
+    """The rank that went first, with its exit code or signal, as srun tells it."""
     match = _TASK_ENDED.search(said)
     if match is None:
-        return Outcome((_signed(code),), first_rank=0), ""
-    node, rank, how = match.group(1), int(match.group(2)), match.group(3)
+        return Outcome((_signed(code),), first_rank=0)
+    rank, how = int(match.group(1)), match.group(2)
     number = re.search(r"exit code (\d+)", how)
     by_signal = {signal.strsignal(one): -one for one in signal.valid_signals()}
     first = int(number.group(1)) if number else by_signal.get(re.sub(r" \(core dumped\)$", "", how), _signed(code))
-    return Outcome((0,) * rank + (first,), first_rank=rank), node
+    return Outcome((0,) * rank + (first,), first_rank=rank)
 
 
 def _signed(code: int) -> int:

@@ -77,10 +77,18 @@ def test_an_error_of_ones_own_is_named_before_those_that_only_lost_their_peers(r
     assert "rank 2: ValueError: bad label" in run.story().cause
 
 
-def test_out_of_memory_is_called_so_and_not_tried_again(run: RunDir) -> None:
-    said = "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.\nsrun: error: n2: task 1: Out Of Memory\n"
-    assert settle.settle(run, 137, said) == 1
-    assert "rank 1 ran out of memory on n2" in run.story().cause
+@pytest.mark.parametrize(
+    "words",
+    [
+        "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed.\n",
+        "slurmstepd-n1: error: Exceeded job memory limit\nmore\n",
+        "srun: error: n2: task 1: Out Of Memory\n",
+    ],
+)
+def test_out_of_memory_is_called_so_and_not_tried_again(run: RunDir, words: str) -> None:
+    assert settle.settle(run, 137, "srun: error: n2: task 1: Killed\n", words) == 1
+    assert run.story().state == "failed"
+    assert run.story().cause.startswith(f"out of memory, says Slurm ({words.splitlines()[0]})")
 
 
 def test_what_a_rank_wrote_down_holds(run: RunDir) -> None:
