@@ -6,7 +6,7 @@ import os
 import secrets
 import stat
 
-from slurm_cluster.place import NODES, Place, Settings, State
+from slurm_cluster.place import NODES, Place, State
 from slurm_cluster.tools import write
 
 CLUSTER = "hpctool"
@@ -19,41 +19,15 @@ def hostname() -> str:
     return os.uname().nodename.split(".")[0]
 
 
-def slurm_conf(place: Place, state: State, settings: Settings) -> str:
-    """Four nodes, two partitions over them, and a scheduler that looks often."""
-    signal = "SlurmctldParameters=preempt_send_user_signal\n" if settings.user_signal else ""
-    if settings.accounting:
-        accounting = f"""\
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost={state.controller_address}
-AccountingStoragePort={ACCOUNTING_PORT}
-AccountingStoragePass={place.munge_socket}
-AccountingStorageEnforce=associations,limits,qos
-AccountingStorageTRES=gres/gpu
-"""
-    else:
-        accounting = "AccountingStorageType=accounting_storage/none\n"
-    nodes = "\n".join(
-        f"NodeName={node} NodeAddr={state.address(node)} NodeHostname={node} Feature={feature}"
-        for node, feature in zip(NODES, ("old", "old", "new", "new"), strict=True)
-    )
-    return f"""\
-# Written by scripts/cluster; `policy`, `limits` and `reset` write it anew.
+#: what is the same in all such clusters: a scheduler that looks often, and nothing that needs cgroups
+ALWAYS = f"""\
 ClusterName={CLUSTER}
-SlurmctldHost={hostname()}({state.controller_address})
 SlurmctldPort={CONTROLLER_PORT}
 SlurmdPort={NODE_PORT}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={place.munge_socket}
-StateSaveLocation={place.folder}/controller
-SlurmdSpoolDir={place.folder}/spool/%n
-SlurmctldPidFile={place.folder}/run/slurmctld.pid
-SlurmdPidFile={place.folder}/run/slurmd-%n.pid
-SlurmctldLogFile={place.logs}/slurmctld.log
-SlurmdLogFile={place.logs}/slurmd-%n.log
-# The folder may lie on any file system, and a container may have no cgroups to give.
+# A container may have no cgroups to give.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
@@ -63,36 +37,67 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 DefMemPerCPU={MEMORY_PER_NODE_MB // CPUS_PER_NODE}
 SlurmdParameters=config_overrides
-{signal}\
-# The nodes go on with the file that they were started with.
-DebugFlags=NO_CONF_HASH
-# A step that ends while the controller is down would take its node out of service after a minute.
-UnkillableStepTimeout=300
 GresTypes=gpu
 Licenses=solver:2
 MpiDefault=none
 ReturnToService=2
 KillWait=5
 SlurmdTimeout=15
+# A step that ends while the controller is down would take its node out of service after a minute.
+UnkillableStepTimeout=300
+# The nodes go on with the file that they were started with.
+DebugFlags=NO_CONF_HASH
 MaxJobCount=50000
-MaxArraySize={settings.max_array_size}
-JobRequeue={int(settings.job_requeue)}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SchedulerType=sched/backfill
 SchedulerParameters=sched_min_interval=200000,batch_sched_delay=1,bf_interval=1,sched_interval=2
 PriorityType=priority/basic
-{accounting}\
 NodeName=DEFAULT CPUs={CPUS_PER_NODE} RealMemory={MEMORY_PER_NODE_MB} Gres=gpu:2 State=UNKNOWN
-{nodes}
 PartitionName=DEFAULT Nodes=n[1-{len(NODES)}] MaxTime=1-00:00:00 DefaultTime=01:00:00
-PartitionName=batch Default=YES PriorityTier=1 PreemptMode={settings.preempt_mode} GraceTime={settings.grace_s}
 PartitionName=urgent PriorityTier=10 PreemptMode=OFF
 """
 
 
+def slurm_conf(place: Place, state: State) -> str:
+    """Four nodes, and the preemptible partition over them."""
+    now = state.now
+    own = f"""\
+SlurmctldHost={hostname()}({state.controller_address})
+AuthInfo=socket={place.munge_socket}
+StateSaveLocation={place.folder}/controller
+SlurmdSpoolDir={place.folder}/spool/%n
+SlurmctldPidFile={place.folder}/run/slurmctld.pid
+SlurmdPidFile={place.folder}/run/slurmd-%n.pid
+SlurmctldLogFile={place.logs}/slurmctld.log
+SlurmdLogFile={place.logs}/slurmd-%n.log
+MaxArraySize={now.max_array_size}
+JobRequeue={int(now.job_requeue)}
+PartitionName=batch Default=YES PriorityTier=1 PreemptMode={now.preempt_mode} GraceTime={now.grace_s}
+"""
+    for node, feature in zip(NODES, ("old", "old", "new", "new"), strict=True):
+        own += f"NodeName={node} NodeAddr={state.address(node)} NodeHostname={node} Feature={feature}\n"
+    if now.user_signal:
+        own += "SlurmctldParameters=preempt_send_user_signal\n"
+    head = "# Written by scripts/cluster; `policy`, `limits` and `reset` write it anew.\n"
+    return f"{head}{ALWAYS}{own}{accounting(place, state)}"
+
+
+def accounting(place: Place, state: State) -> str:
+    if not state.now.accounting:
+        return "AccountingStorageType=accounting_storage/none\n"
+    return f"""\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost={state.controller_address}
+AccountingStoragePort={ACCOUNTING_PORT}
+AccountingStoragePass={place.munge_socket}
+AccountingStorageEnforce=associations,limits,qos
+AccountingStorageTRES=gres/gpu
+"""
+
+
 def write_slurm_conf(place: Place, state: State) -> None:
-    write(place.slurm_conf, slurm_conf(place, state, state.now))
+    write(place.slurm_conf, slurm_conf(place, state))
 
 
 def write_all(place: Place, state: State) -> None:
