@@ -267,12 +267,12 @@ def test_a_signal_during_start_up_only_repeats_the_attempt(lab: Lab, undisturbed
 
 @pytest.mark.parametrize("number", ["USR2", "TERM"])
 def test_a_signal_before_our_handlers_stand_kills_nobody(lab: Lab, undisturbed: str, number: str) -> None:
-    run = lab.train(f"imports-{number}")
-    job_id = run.story().slurm_job_id
-    lab.cluster.wait_state(job_id, {"RUNNING"})
-    step = f"{job_id}.0"
-    while lab.cluster.run("scancel", f"--signal={number}", step, check=False).stderr:
-        time.sleep(0.02)
+    importing = lab.folder / f"importing-{number}"
+    run = lab.train(f"imports-{number}", f"cluster.setup=['export HPCTOOL_LAB_IMPORTING={importing}']")
+    while not importing.exists():
+        time.sleep(0.05)
+    assert run.story().attempt == 0
+    lab.cluster.run("scancel", f"--signal={number}", f"{run.story().slurm_job_id}.0")
     lab.until_ended(run, attempts=2)
     said = lab.words(run)
     assert "User defined signal" not in said
