@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import platform
 import shlex
 import shutil
@@ -29,8 +30,8 @@ NUM_NODES = 2
 MINUTES = "10"
 #: Clocks that differ by more make times of different nodes hard to compare.
 CLOCK_S = 2.0
-#: Files of a job that has ended may become visible a little later.
-_LATE_S = 10.0
+#: Files of a job that has ended may become visible a little later, or much later if nothing of it is to be seen yet.
+_LATE_S, _NOTHING_S = 2.0, 10.0
 
 
 def run_probe(report: Report, cfg: DictConfig, patience_s: float, say: Say) -> bool:
@@ -104,8 +105,9 @@ def _await(job_id: str, folder: Path, num_nodes: int, patience_s: float, say: Sa
             return found, ""
         state, reason = _state(job_id)
         if states.is_over(state):
-            over_s = min(over_s, time.monotonic() + _LATE_S)
-            if time.monotonic() > over_s:
+            over_s = min(over_s, time.monotonic())
+            patient_s = _LATE_S if os.listdir(folder / "logs") else _NOTHING_S
+            if time.monotonic() > over_s + patient_s:
                 return found, f"it ended as {state} ({reason})"
         elif state == "PENDING":
             if reason != shown:
@@ -140,8 +142,8 @@ def _missing(found: list[dict[str, Any]], num_nodes: int, problem: str, folder: 
     if "queue" in problem:
         advice = "Try again later, or give another partition: hpctool doctor --probe cluster.partition=…"
         return [Finding("CHANGE", f"The probe has not run: {problem}.", advice)]
-    logs = sorted(path for path in (folder / "logs").iterdir() if path.stat().st_size)
-    if not logs:
+    logs = sorted((folder / "logs").iterdir())
+    if not logs:  # Slurm could not even begin the job's own log
         return [
             Finding(
                 "CHANGE",
@@ -154,7 +156,7 @@ def _missing(found: list[dict[str, Any]], num_nodes: int, problem: str, folder: 
     return [
         Finding(
             "CHANGE",
-            f"The probe failed: {problem}. Its last words: {words[-1][:300] if words else 'none'}",
+            f"The probe failed: {problem}. {f'Its last words: {words[-1][:300]}' if words else 'It said nothing.'}",
             "Most often Python or its packages are not where compute nodes see them: install them on a shared file "
             "system, or say in cluster.setup what jobs need (module load …, source …/bin/activate).",
         )

@@ -182,6 +182,8 @@ def read() -> Site:
     """Ask the controller for its settings, partitions and nodes. Raises SchedulerError."""
     config = ask.site_config(timeout_s=TIMEOUT_S)
     partitions = [_partition(record) for record in ask.show("partition", timeout_s=TIMEOUT_S)]
+    # Slurm has no order of its own; the default stands first.
+    partitions.sort(key=lambda one: (not one.is_default, one.name))
     form = "--format=%R|%D|%c|%m|%G|%f"
     # One line for each kind of node, not for each node.
     lines = ask.call("sinfo", "--noheader", "--exact", "--all", form, timeout_s=TIMEOUT_S, env=_plain_environment())
