@@ -24,6 +24,7 @@ from typing import Any
 
 from hpctool import files
 from hpctool.errors import InputError, NewerFormat, OperationError, UnknownName, listing
+from hpctool.log import Entry, Log
 
 RUN_FORMAT = 1
 SHORT = 8  # hex digits of an identity that a folder's name shows
@@ -56,7 +57,7 @@ class Story:
     step: int = 0
     slurm_job_id: str = ""
     where: str = ""
-    entries: list[files.Entry] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
 
     @property
     def checkpoints(self) -> list[dict[str, Any]]:
@@ -74,7 +75,7 @@ class Story:
         return [e.body for e in self.entries if e.body["kind"] == kind]
 
 
-def fold(entries: list[files.Entry]) -> Story:
+def fold(entries: list[Entry]) -> Story:
     """The story that ledger entries tell. Facts of an attempt that is no longer the newest do not change it."""
     story = Story(entries=entries)
     for entry in entries:
@@ -172,9 +173,9 @@ class RunDir:
     # -- what happened
 
     @property
-    def ledger(self) -> files.Log:
+    def ledger(self) -> Log:
         """The run's log of facts; a new object reads everything anew."""
-        return files.Log(self.path / "ledger")
+        return Log(self.path / "ledger")
 
     def story(self) -> Story:
         """The folded ledger. An entry that cannot be read is warned of and skipped."""

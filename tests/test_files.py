@@ -14,7 +14,7 @@ import pytest
 
 from hpctool import files
 from hpctool.errors import CorruptError, OperationError
-from hpctool.files import Log
+from hpctool.log import Log
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 
@@ -185,7 +185,7 @@ def test_the_content_behind_a_symbolic_link_survives_an_error_that_comes_late(
     def fails(folder: Path) -> None:
         raise OSError(errno.EIO, "the folder could not be synced")
 
-    monkeypatch.setattr(files, "fsync_dir", fails)
+    monkeypatch.setattr("hpctool.log.fsync_dir", fails)
     with pytest.raises(OSError, match="could not be synced"):
         log.append({"n": 1})
     assert [e.body for e in Log(tmp_path).entries()] == [{"n": 1}]

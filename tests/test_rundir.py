@@ -13,6 +13,7 @@ import pytest
 
 from hpctool import files
 from hpctool.errors import CorruptError, InputError, NewerFormat, OperationError, UnknownName
+from hpctool.log import Entry
 from hpctool.rundir import STATES, RunDir, Story, check_private, create_run, find_run, fold, list_run_ids, now, who
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
@@ -39,7 +40,7 @@ CANCEL = {"kind": "cancel", "by": "ada@login"}
 
 
 def story(*bodies: dict[str, Any]) -> Story:
-    return fold([files.Entry(number, body) for number, body in enumerate(bodies, start=1)])
+    return fold([Entry(number, body) for number, body in enumerate(bodies, start=1)])
 
 
 @pytest.mark.parametrize(

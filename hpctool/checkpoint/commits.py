@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpctool import files
 from hpctool.errors import FencedError
+from hpctool.log import Log
 from hpctool.rundir import RunDir, fold, now
 
 
@@ -25,13 +25,13 @@ class Commit:
     digest: str
 
 
-def committed(rundir: RunDir, ledger: files.Log | None = None) -> list[Commit]:
+def committed(rundir: RunDir, ledger: Log | None = None) -> list[Commit]:
     """The run's committed checkpoints, oldest entry first. The order of entries counts, not that of the steps."""
     story = fold((ledger or rundir.ledger).entries())
     return [Commit(b["step"], b["attempt"], rundir.path / b["path"], b["digest"]) for b in story.checkpoints]
 
 
-def commit(rundir: RunDir, ledger: files.Log, made: Commit, save_s: float) -> None:
+def commit(rundir: RunDir, ledger: Log, made: Commit, save_s: float) -> None:
     """Write the ledger entry; `save_s` is how long the save took, in seconds.
 
     Raises FencedError where a newer attempt has begun, OSError where the disk is full.
@@ -53,7 +53,7 @@ def commit(rundir: RunDir, ledger: files.Log, made: Commit, save_s: float) -> No
             return
 
 
-def check_fence(rundir: RunDir, ledger: files.Log) -> None:
+def check_fence(rundir: RunDir, ledger: Log) -> None:
     """Raise FencedError where a newer attempt of the run has begun."""
     begun = fold(ledger.entries()).of_kind("begun")
     newest = max((body["attempt"] for body in begun), default=0)

@@ -17,6 +17,7 @@ from hpctool.data.layout import FORMAT, Layout, check_name
 from hpctool.data.manifest import Manifest, check_format
 from hpctool.data.objects import StoredObject, read_array, write_object
 from hpctool.errors import CorruptError, InputError, UnknownName, listing
+from hpctool.log import Log, decode_entry, encode_entry
 from hpctool.rundir import now, who
 from hpctool.world import Array
 
@@ -138,9 +139,9 @@ class Store:
             yield commit
             following = commit.parents[0] if commit.parents else None
 
-    def head(self, branch: str) -> files.Log:
+    def head(self, branch: str) -> Log:
         """The log of a branch's moves; a new object reads everything anew."""
-        return files.Log(self.layout.heads / branch, self.primitive)
+        return Log(self.layout.heads / branch, self.primitive)
 
     # -- names of commits
 
@@ -159,7 +160,7 @@ class Store:
     def read_tag(self, tag: str) -> str:
         """The commit that a tag which is there names. Raises CorruptError."""
         path = self.layout.tags / tag
-        return str(files.decode_entry(path, path.read_bytes())["commit"])
+        return str(decode_entry(path, path.read_bytes())["commit"])
 
     def create_branch(self, branch: str, commit_id: str) -> None:
         """Begin a branch at a commit. Raises InputError where the name is taken."""
@@ -173,7 +174,7 @@ class Store:
         if not path.exists():
             self._check_free(tag)
             body = {"commit": commit_id, "by": who(), "time": now()}
-            files.create(path, files.encode_entry(body), primitive=self.primitive)
+            files.create(path, encode_entry(body), primitive=self.primitive)
         self.check_tag(tag, commit_id)
 
     def check_tag(self, tag: str, commit_id: str) -> None:

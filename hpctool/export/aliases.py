@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpctool import files
 from hpctool.errors import ConflictError, CorruptError, InputError, UnknownName
 from hpctool.export.bundle import Bundle, find_version, known_versions
+from hpctool.log import Log
 from hpctool.rundir import now, who
 
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
@@ -140,8 +140,8 @@ def _standing(moves: list[Move]) -> list[Move]:
     return stack
 
 
-def _log(models: Path, name: str, alias: str) -> files.Log:
-    return files.Log(models / name / "aliases" / alias)
+def _log(models: Path, name: str, alias: str) -> Log:
+    return Log(models / name / "aliases" / alias)
 
 
 def _move(number: int, operation: str, version: str, content: str, message: str) -> Move:

@@ -35,6 +35,7 @@ from hpctool.launch.endings import record_cancel
 from hpctool.launch.private import private_folder
 from hpctool.launch.ranks import MARK, TASK
 from hpctool.launch.result import process_start
+from hpctool.log import Entry, Log
 from hpctool.rundir import RunDir, now, who
 
 QUEUE_FORMAT = 1
@@ -91,7 +92,7 @@ class Queue:
         self.runs = runs.resolve()
         self.host = host or socket.gethostname()
         self.folder = self.runs / ".local" / f"{os.getuid()}@{self.host}"
-        self.inbox = files.Log(self.folder / "inbox")
+        self.inbox = Log(self.folder / "inbox")
         self.log = self.folder / "supervisor.log"
         self.state_json = self.folder / "state.json"
 
@@ -240,7 +241,7 @@ def ensure_running(runs: Path) -> None:
         os.close(handle)
 
 
-def submissions(entries: Iterable[files.Entry]) -> Iterator[Submission]:
+def submissions(entries: Iterable[Entry]) -> Iterator[Submission]:
     """The submissions among inbox entries. Raises NewerFormat."""
     for number, body in ((e.number, e.body) for e in entries):
         if body["format"] > QUEUE_FORMAT:

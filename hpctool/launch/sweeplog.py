@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpctool import files
 from hpctool.launch.result import is_alive, own_process
 from hpctool.launch.slurm.queue import QUEUE, Answer, Queue, cluster_name
 from hpctool.launch.slurm.standing import is_elsewhere, parse_time_s
+from hpctool.log import Entry, Log
 from hpctool.rundir import Story, fold, now, who
 
 ARRAY, CLAIMS, LOCAL = "array", "claims", "local"
@@ -75,7 +75,7 @@ class SweepLog:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.log = files.Log(folder / "log")
+        self.log = Log(folder / "log")
 
     def submitting(self, cells: Iterable[int], mode: str, code: dict[str, Any]) -> int:
         """Say that these cells, in ascending order, are about to be submitted; gives the submission's number."""
@@ -127,9 +127,9 @@ class SweepLog:
         """Which task has claimed which cell of a submission, by the cell's position in it."""
         return {entry.number - 1: entry.body["task"] for entry in self.claims_log(number).entries()}
 
-    def claims_log(self, number: int) -> files.Log:
+    def claims_log(self, number: int) -> Log:
         """Where tasks claim the cells of a submission."""
-        return files.Log(self.folder / "claims" / f"{number:04d}")
+        return Log(self.folder / "claims" / f"{number:04d}")
 
     def _add(self, kind: str, **body: Any) -> int:
         return self.log.append({"kind": kind, "time": now(), "by": who(), **body})
@@ -171,10 +171,10 @@ def _story(submission: Submission | None, cell: int) -> Story:
     if cell in submission.cancelled:
         return Story("cancelled", f"cancelled by {submission.cancelled[cell]} before it began")
     if submission.mode == LOCAL:
-        return fold([files.Entry(0, {"kind": "submitted", "where": "local"})])
+        return fold([Entry(0, {"kind": "submitted", "where": "local"})])
     # An entry that the cell's ledger would have, if it had one.
     body = {"kind": "submitted", "where": "slurm", "slurm_job_id": submission.task(cell), "time": submission.time}
-    return fold([files.Entry(0, body)])
+    return fold([Entry(0, body)])
 
 
 class Living:

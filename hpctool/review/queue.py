@@ -26,6 +26,7 @@ from hpctool.data.objects import StoredObject, read_array, write_object
 from hpctool.data.version import Version, open_version
 from hpctool.errors import CorruptError, InputError, NewerFormat, UnknownName, listing
 from hpctool.export.bundle import Bundle
+from hpctool.log import Log
 from hpctool.review.answers import Answer, Answers, check_person, fold, standing
 from hpctool.review.select import Reason, Selection, choose
 from hpctool.rundir import SHORT, now, who
@@ -64,7 +65,7 @@ class Queue:
             raise NewerFormat(path / RECORD, "review", record["format"], QUEUE_FORMAT)
         self.record: dict[str, Any] = record
         self.items = [Item(**item) for item in record["items"]]
-        self._log = files.Log(path / "answers")
+        self._log = Log(path / "answers")
         self._lock = threading.Lock()
 
     @property

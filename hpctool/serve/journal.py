@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpctool import files
 from hpctool.data.layout import Layout
 from hpctool.data.objects import StoredObject, damage, read_array, write_object
 from hpctool.errors import CorruptError, InputError, NewerFormat, UnknownName
+from hpctool.log import Entry, Log
 from hpctool.world import Array
 
 JOURNAL_FORMAT = 1
@@ -261,7 +261,7 @@ class Journal:
                 return Prediction(match[0], *said, inputs, probabilities, logits, segment)
         raise UnknownName(f"prediction in the journal of '{self.folder.name}' called", prediction_id, [])
 
-    def _look_at(self, entry: files.Entry) -> None:
+    def _look_at(self, entry: Entry) -> None:
         """Take an entry's segment up; a damaged one is told from a whole one by its checksum."""
         try:
             segment = Segment.from_json(entry.body, self._log.path(entry.number))
@@ -318,8 +318,8 @@ def _text(value: Any) -> str:
     return bytes(value).decode()
 
 
-def _log(folder: Path) -> files.Log:
-    return files.Log(folder / "log")
+def _log(folder: Path) -> Log:
+    return Log(folder / "log")
 
 
 def _missing_numbers(segments: list[Segment]) -> int:

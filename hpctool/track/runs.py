@@ -12,13 +12,13 @@ from typing import Any
 
 import yaml
 
-from hpctool import files
 from hpctool.config import flatten
 from hpctool.errors import HpctoolError, NewerFormat, UnknownName
 from hpctool.launch import cells
 from hpctool.launch.overview import unbegun
 from hpctool.launch.result import RESULT_FORMAT, correct
 from hpctool.launch.slurm.queue import Queue
+from hpctool.log import decode_entry
 from hpctool.rundir import RunDir, Story, list_run_ids
 from hpctool.track.keys import changed_values, typed_values
 from hpctool.track.metrics import from_json, read_last, to_json
@@ -262,7 +262,7 @@ def _story(rundir: RunDir, result: dict[str, Any]) -> Story:
     if result.get("state") == "completed" and result.get("attempts") == 1:
         newest = ledger.newest()
         if newest and newest.body["kind"] == "ended" and newest.body["state"] == "completed":
-            first = files.decode_entry(ledger.path(1), ledger.path(1).read_bytes())
+            first = decode_entry(ledger.path(1), ledger.path(1).read_bytes())
             return Story("completed", "", 1, newest.body["step"], first.get("slurm_job_id", ""))
     return rundir.story()
 

@@ -14,7 +14,7 @@ import pytest
 from hpctool.checkpoint import Checkpointer, committed
 from hpctool.checkpoint.commits import Commit, commit
 from hpctool.errors import FencedError
-from hpctool.files import Entry, Log
+from hpctool.log import Entry, Log
 from hpctool.rundir import RunDir, create_run
 from hpctool.world import World
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpctool import files
 from hpctool.errors import InputError, NewerFormat, UnknownName
+from hpctool.log import Log
 from hpctool.serve.journal import Journal, Origin, open_journal, write_segment
 from hpctool.serve.writer import JournalWriter
 from hpctool.world import Array
@@ -196,8 +196,8 @@ def test_an_empty_journal_is_empty_and_an_unknown_one_is_an_error(tmp_path: Path
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, 1)
-    body = files.Log(tmp_path / "log").entries()[0].body
-    files.Log(tmp_path / "log").append({**body, "format": 2})
+    body = Log(tmp_path / "log").entries()[0].body
+    Log(tmp_path / "log").append({**body, "format": 2})
     with pytest.raises(NewerFormat, match="reads up to 1"):
         Journal(tmp_path).read()
 

@@ -13,6 +13,7 @@ from hpctool import files
 from hpctool.launch.cells import find_sweep
 from hpctool.launch.slurm.queue import Queue
 from hpctool.launch.sweeplog import SweepLog
+from hpctool.log import decode_entry, encode_entry
 from hpctool.rundir import now
 from hpctool.track.metrics import to_json
 from hpctool.track.sweeps import Overview, look, ranges
@@ -50,8 +51,8 @@ class Cells:
             number = self.log.submitting(range(count), mode, CODE)
             self.log.submitted(number, "7")
             for path in sorted((folder / "log").iterdir()):  # as if it had been an hour ago
-                body = files.decode_entry(path, path.read_bytes())
-                path.write_bytes(files.encode_entry(body | {"time": ago(3600)}))
+                body = decode_entry(path, path.read_bytes())
+                path.write_bytes(encode_entry(body | {"time": ago(3600)}))
 
     def identity(self, index: int) -> str:
         return files.sha256_bytes(str(index).encode())

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from hpctool.errors import OperationError
-from hpctool.files import encode_entry
 from hpctool.launch.result import current_stories, current_story
 from hpctool.launch.slurm.queue import Queue
 from hpctool.launch.start import cancel
+from hpctool.log import encode_entry
 from tests.launch.slurm.stand_ins import StandIns
 from tests.track.samples import Sample
 

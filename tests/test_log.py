@@ -1,12 +1,10 @@
-"""A log loses nothing: not among many writers, not by a kill, not on a full disk."""
+"""A log loses nothing: not by a broken entry, not in its packs, not on a full disk."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from hpctool import files
-from hpctool.files import Log
+from hpctool.errors import NewerFormat
+from hpctool.log import Entry, Log, _read_patiently, _sealed
 
-Spawn = Callable[..., "subprocess.Popen[str]"]
+GOLDEN = Path(__file__).with_name("assets") / "log_v1"
 
 
 def names(folder: Path) -> list[str]:
@@ -30,6 +29,33 @@ def test_entries_are_two_lines_that_people_can_read(tmp_path: Path, primitive: f
     assert json.loads(body) == {"kind": "begun", "attempt": 1}
     assert crc == f"#crc32 {files.crc32_hex(body.encode())}"
     assert end == ""
+
+
+def test_the_golden_log_of_format_1_is_read_and_still_written(tmp_path: Path) -> None:
+    bodies = [
+        {"kind": "begun", "attempt": 1, "node": "n1"},
+        {"kind": "checkpoint", "attempt": 1, "step": 7, "loss": 0.25},
+        {"kind": "ended", "attempt": 1, "cause": "é “quoted”\n"},
+        {"kind": "begun", "attempt": 2, "node": None},
+        {},
+    ]
+    assert Log(GOLDEN).entries() == [Entry(number, body) for number, body in enumerate(bodies, start=1)]
+    log = SmallPacks(tmp_path)
+    for body in bodies:
+        log.append(body)
+    written, golden = ({name: (folder / name).read_bytes() for name in names(folder)} for folder in (tmp_path, GOLDEN))
+    assert written == golden
+
+
+def test_an_entry_of_a_newer_format_is_refused_and_not_set_aside(tmp_path: Path) -> None:
+    newer = b"what is to come\n#format 2 blake3 af1349b9\n"
+    (filled(tmp_path, 4).folder / "pack-0000000001-0000000004").write_bytes(newer)
+    reader = Log(tmp_path)
+    assert numbers(reader) == [1, 2, 3, 4]  # a pack is only a shortcut
+    reader.path(5).write_bytes(newer)
+    for read in (reader.entries, reader.newest):
+        with pytest.raises(NewerFormat, match=r"0000000005 is a log entry of format 2; this hpctool reads up to 1"):
+            read()
 
 
 def test_a_missing_log_is_an_empty_one(tmp_path: Path) -> None:
@@ -81,8 +107,8 @@ BREAKAGES: dict[str, Callable[[Path], object]] = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-4]),
     "flipped": lambda path: path.write_bytes(path.read_bytes().replace(b"2", b"3", 1)),
     "zeros": lambda path: path.write_bytes(bytes(len(path.read_bytes()))),
-    "not JSON": lambda path: path.write_bytes(files._sealed(b"{nonsense\n")),
-    "not an object": lambda path: path.write_bytes(files._sealed(b"[1]\n")),
+    "not JSON": lambda path: path.write_bytes(_sealed(b"{nonsense\n")),
+    "not an object": lambda path: path.write_bytes(_sealed(b"[1]\n")),
     "a folder": lambda path: replace(path, Path.mkdir),
     "points nowhere": lambda path: replace(path, lambda p: p.symlink_to("nowhere")),
     "points at itself": lambda path: replace(path, lambda p: p.symlink_to(p.name)),
@@ -93,7 +119,7 @@ BREAKAGES: dict[str, Callable[[Path], object]] = {
 def test_a_broken_entry_is_set_aside_by_name_and_the_others_are_read(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr("hpctool.log._PATIENCE_S", 0.1)
     log = Log(tmp_path)
     for number in (1, 2, 3):
         log.append({"n": number})
@@ -116,7 +142,7 @@ def test_the_newest_readable_entry_is_the_newest(tmp_path: Path) -> None:
     reader = Log(tmp_path)
     with pytest.warns(UserWarning, match="set aside"):
         newest = reader.newest()
-    assert newest == files.Entry(1, {"n": 1})
+    assert newest == Entry(1, {"n": 1})
     assert reader.last() == 2
     assert not reader.cas({"n": "over the broken one"}, after=1)
 
@@ -130,7 +156,7 @@ def test_an_entry_that_becomes_readable_is_read(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="set aside"):
         assert reader.entries() == []
     log.path(1).write_bytes(whole)
-    assert reader.entries() == [files.Entry(1, {"n": 1})]
+    assert reader.entries() == [Entry(1, {"n": 1})]
     assert reader.broken == {}
 
 
@@ -158,13 +184,13 @@ def test_reading_waits_for_a_file_that_was_listed_and_is_late(tmp_path: Path, mo
         return honest(self)
 
     monkeypatch.setattr(Path, "read_bytes", late)
-    assert files._read_patiently(path) == b"here"
+    assert _read_patiently(path) == b"here"
 
 
 def test_reading_does_not_wait_for_ever(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(FileNotFoundError):
-        files._read_patiently(tmp_path / "never", patience_s=0.2)
+        _read_patiently(tmp_path / "never", patience_s=0.2)
     assert 0.1 < time.monotonic() - began < 2.0
 
 
@@ -284,66 +310,7 @@ def test_leftovers_of_the_dead_are_swept_after_a_day_and_nothing_else(
     assert numbers(Log(tmp_path)) == [1, 2, 3, 4]
 
 
-# -- many writers, killed writers, full disks, read-only folders
-
-APPENDS = """
-import sys; from pathlib import Path; from hpctool.files import Log
-folder, who, count, primitive = sys.argv[1:]
-log = Log(Path(folder), primitive)
-for n in range(int(count)):
-    log.append({"who": who, "n": n})
-"""
-
-COUNTS = """
-import sys; from pathlib import Path; from hpctool.files import Log
-folder, who, count, primitive = sys.argv[1:]
-log = Log(Path(folder), primitive); done = 0
-while done < int(count):
-    newest = log.newest()
-    number, value = (newest.number, newest.body["value"]) if newest else (0, 0)
-    done += log.cas({"value": value + 1, "who": who}, after=number)
-"""
-
-
-def finish(processes: list[subprocess.Popen[str]]) -> None:
-    for process in processes:
-        _, said = process.communicate(timeout=100)
-        assert process.returncode == 0, said
-
-
-@pytest.mark.slow
-def test_eight_writers_lose_nothing(tmp_path: Path, primitive: files.Primitive, spawn: Spawn) -> None:
-    finish([spawn(APPENDS, tmp_path, who, 100, primitive) for who in range(8)])
-    found = Log(tmp_path).entries()
-    assert [e.number for e in found] == list(range(1, 801))
-    for who in range(8):
-        assert [e.body["n"] for e in found if e.body["who"] == str(who)] == list(range(100))
-    assert not [name for name in names(tmp_path) if name.startswith(".e-")] or primitive == "symlink"
-
-
-@pytest.mark.slow
-def test_eight_deciders_count_to_the_last_one(tmp_path: Path, primitive: files.Primitive, spawn: Spawn) -> None:
-    finish([spawn(COUNTS, tmp_path, who, 25, primitive) for who in range(8)])
-    assert [e.body["value"] for e in Log(tmp_path).entries()] == list(range(1, 201))
-
-
-@pytest.mark.slow
-def test_writers_that_are_killed_leave_a_whole_log(tmp_path: Path, primitive: files.Primitive, spawn: Spawn) -> None:
-    log = Log(tmp_path, primitive)
-    for victim in range(6):
-        writers = [spawn(APPENDS, tmp_path, f"{victim}-{who}", 10_000, primitive) for who in range(2)]
-        goal = log.last() + 15 * (victim + 1)
-        while log.last() < goal:
-            assert all(w.poll() is None for w in writers)
-        for writer in writers:
-            writer.send_signal(signal.SIGKILL)
-            writer.wait()
-    found = Log(tmp_path).entries()  # warnings are errors: nothing is broken
-    assert [e.number for e in found] == list(range(1, log.last() + 1))
-    for who in {e.body["who"] for e in found}:
-        mine = [e.body["n"] for e in found if e.body["who"] == who]
-        assert mine == list(range(len(mine)))
-    assert log.append({"who": "after", "n": 0}) == len(found) + 1
+# -- full disks, read-only folders
 
 
 def test_a_full_disk_refuses_an_entry_and_leaves_the_log_as_it_was(
