@@ -6,6 +6,7 @@ runs/sweeps/<name>-<8 hex>/sweep.json     bases (whole configs), cells (what dif
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class Sweep:
     def id(self) -> str:
         return self.path.name
 
-    @property
+    @functools.cached_property
     def run_ids(self) -> list[str]:
         """The run ids of the cells, in order of index; a run's folder is there once its cell has started."""
         return [cell["run"] for cell in self.body["cells"]]

@@ -118,7 +118,8 @@ def _submit_sweep(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
     say(sweeps.progress(sweep, counts, len(todo)))
     ids = [cell.run_id for cell in plan.cells]
     answer = Submission(ids, str(sweep.path), sweep.id, submitted=[ids[index] for index in todo])
-    answer.reused = [run_id for run_id in ids if run_id not in set(answer.submitted)]
+    mine = set(answer.submitted)
+    answer.reused = [run_id for run_id in ids if run_id not in mine]
     if todo and kind == "inline":
         answer.exit_code = sweeps.run_here(sweep, plan.runs, todo, code.record())
     elif todo:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpctool.errors import EXIT_DONE, ConflictError, InputError
-from hpctool.launch import arrays, cells, endings, inline, local, snapshot
+from hpctool.launch import arrays, cells, endings, inline, local, overview, snapshot
 from hpctool.launch.cells import Sweep
 from hpctool.launch.overview import cell_stories, quick_stories
 from hpctool.launch.slurm import ask
@@ -173,12 +173,13 @@ def find_unknown(sweep: Sweep) -> None:
 
 def _take_up(sweep: Sweep, runs: Path, todo: Collection[int], code: dict[str, Any]) -> set[int]:
     """Make folders that are there ready for another attempt with this code; gives the cells that have one."""
-    begun = set()
-    for index in todo:
+    there = overview.begun(runs)
+    begun = {index for index in todo if sweep.run_ids[index] in there}
+    for index in sorted(begun):
         rundir = RunDir(runs / sweep.run_ids[index])
         if not rundir.run_json.exists():
+            begun.remove(index)
             continue
-        begun.add(index)
         rundir.result_json.unlink(missing_ok=True)
         if rundir.code()["snapshot"] != code["snapshot"]:
             rundir.ledger.append({"kind": "code", "code": code, "time": now()})
