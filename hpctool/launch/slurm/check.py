@@ -95,8 +95,8 @@ def _with_accounts(found: Site, configs: Sequence[Plain], say: Say) -> Site:
     """The site, without accounts if their database does not answer; says what therefore cannot be checked."""
     if found.has_accounting:
         try:
-            # Both are asked here, so that nothing further down can fail.
-            _ = found.qos, found.associations
+            # Here, so that nothing further down can fail.
+            found.ask_accounts()
         except SchedulerError as error:
             say(f"Accounts and QOS are not checked ({error.command[0]}: {error.reason}); sbatch judges.")
             return replace(found, config={**found.config, "AccountingStorageType": "accounting_storage/none"})

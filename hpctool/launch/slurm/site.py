@@ -11,6 +11,7 @@ import os
 import pwd
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from hpctool.errors import ConfigError
@@ -142,6 +143,13 @@ class Site:
         """What this user may charge; empty without accounting. Raises SchedulerError."""
         which = (user_name(), "withassoc", f"cluster={self.config.get('ClusterName', '')}")
         return [_association(row) for row in self._accounting("user", which, _USER_FIELDS)]
+
+    def ask_accounts(self) -> None:
+        """Ask for QOS and associations, both at once: each takes its time, whatever there is. Raises SchedulerError."""
+        with ThreadPoolExecutor(2) as pool:
+            both = pool.submit(lambda: self.qos), pool.submit(lambda: self.associations)
+        for one in both:
+            one.result()
 
     def association(self, account: str | None, partition: str = "") -> Association | None:
         """The one that a job with this account (None: the default one) is under, if any. Raises SchedulerError."""
