@@ -62,6 +62,7 @@ class Report:
             "sections": {one.title: [finding.to_json() for finding in one.findings] for one in self.sections},
             "partitions": [dict(zip(PARTITION_COLUMNS, row, strict=True)) for row in rows],
             "mpi_plugins": self.mpi_plugins,
+            "longest_save_s": self.measured.longest_s if self.measured.saves_s else None,
             "probe": self.probe,
         }
 
