@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -101,6 +102,8 @@ def fault(place: Place, asked: argparse.Namespace) -> int:
 def main() -> int:
     # Daemons lie where the PATH of ordinary users does not look.
     os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    # `scripts/cluster status | head` is no error.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     asked = parser().parse_args()
     place = Place(asked.folder.absolute())
     try:
