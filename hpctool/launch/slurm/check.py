@@ -14,10 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hpctool import files
+from omegaconf import OmegaConf
+
+from hpctool import config, files
 from hpctool.errors import ConfigError, InputError, SchedulerError, UnknownName, listing, nearest
 from hpctool.launch import gres, limits
-from hpctool.launch.slurm import site
+from hpctool.launch.slurm import loop, site
 from hpctool.launch.slurm.site import Partition, Shape, Site
 
 Plain = Mapping[str, Any]
@@ -37,14 +39,24 @@ def before_submission(runs: Path, configs: Iterable[Plain], say: Say) -> None:
 
     `configs` are the plain configurations of all cells.
     """
+    configs = list(configs)
     # Cells share what is alike, so that ten thousand are compared quickly.
     same = {(id(plain["cluster"]), id(plain["resources"])): plain for plain in configs}
     shapes = {files.canonical_json([p["cluster"], p["resources"]]): p for p in same.values()}
     kinds = {plain["cluster"]["kind"] for plain in shapes.values()}
     if kinds - {"inline"}:
         check_folder(runs)
-    if on_slurm := [plain for plain in shapes.values() if plain["cluster"]["kind"] == "slurm"]:
-        check(on_slurm, say)
+    on_slurm = [plain for plain in shapes.values() if plain["cluster"]["kind"] == "slurm"]
+    if on_slurm:
+        check([_allocation(plain, len(configs)) for plain in on_slurm], say)
+
+
+def _allocation(plain: Plain, num_cells: int) -> Plain:
+    """What is asked of Slurm for a cell: a share of an allocation, where several run side by side."""
+    cluster = plain["cluster"]
+    at_once = min(cluster["cells_at_once"], cluster["max_parallel"], num_cells)
+    cfg = OmegaConf.create({"cluster": cluster, "resources": plain["resources"]})
+    return plain if at_once == 1 else config.to_plain(loop.allocation(cfg, at_once))
 
 
 def check(configs: Sequence[Plain], say: Say) -> None:

@@ -156,6 +156,14 @@ def test_each_shape_is_checked_and_slurm_is_asked_once(toy_site: ToySite, tmp_pa
     assert sorted(programs) == ["sacctmgr", "sacctmgr", "scontrol", "scontrol", "sinfo"]
 
 
+def test_cells_that_share_an_allocation_must_fit_into_it_together(toy_site: ToySite, tmp_path: Path) -> None:
+    plain = shipped()
+    cell = {"cluster": plain["cluster"] | {"cells_at_once": 9}, "resources": plain["resources"]}
+    check.before_submission(tmp_path, [cell] * 8, print)
+    with pytest.raises(ConfigError, match="9 CPUs"):
+        check.before_submission(tmp_path, [cell] * 9, print)
+
+
 def test_where_nothing_goes_to_slurm_it_is_not_asked(toy_site: ToySite, tmp_path: Path) -> None:
     plain = shipped()
     for kind in ("inline", "local"):
