@@ -5,6 +5,7 @@ from hpctool.checkpoint.digest import param_digest, state_digest
 from hpctool.checkpoint.engine import Checkpointer
 from hpctool.checkpoint.flatten import check_state
 from hpctool.checkpoint.restore import Restored, load
+from hpctool.checkpoint.streams import random_state, set_random_state
 
 __all__ = [
     "Checkpointer",
@@ -14,5 +15,7 @@ __all__ = [
     "committed",
     "load",
     "param_digest",
+    "random_state",
+    "set_random_state",
     "state_digest",
 ]

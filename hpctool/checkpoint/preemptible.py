@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ class Preemptible:
                 found.give(self._state_of(name, self._restored, checkpoints))
             self._things[name] = found
 
-    def steps(self, stop: int) -> Iterator[int]:
+    def steps(self, stop: int) -> Generator[int, None, None]:
         """The numbers of the steps still to do, up to `stop`. Collective.
 
         Ends the program with SystemExit(75) when it was told to stop, as soon as the step is done and saved. Raises

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from hpctool.checkpoint import Checkpointer, Restored, check_state, param_digest
+from hpctool.checkpoint import Checkpointer, Restored, check_state, param_digest, random_state, set_random_state
 from hpctool.errors import OperationError, Stopped
 from hpctool.launch import signals
 from hpctool.rundir import RunDir
@@ -243,7 +243,7 @@ class Trainer:
             "fingerprint": fingerprint(self.world, self.device),
             "samples_per_s": self.progress.samples_per_s,
         }
-        own = {"rng": seeds.rng_state(self.device), "meter": self.meter.sums}
+        own = {"rng": random_state(), "meter": self.meter.sums}
         self.checkpoints.save(self.state(), self.step, per_rank=own, info=info)
         self.saved_s = time.monotonic()
 
@@ -268,7 +268,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         if restored.per_rank is not None:
-            seeds.set_rng_state(restored.per_rank["rng"], self.device)
+            set_random_state(restored.per_rank["rng"])
             self.meter = Meter(restored.per_rank["meter"])
         else:
             seeds.seed_everything(self.cfg.seed, 1 + self.world.rank, self.step)
@@ -305,7 +305,7 @@ class Trainer:
         """With several ranks, the passes that let DDP settle (parallel.py); afterwards nothing has happened."""
         if self.world.size == 1:
             return
-        with parallel.without_trace(self.model, self.device):
+        with parallel.without_trace(self.model):
             for _ in range(parallel.DISCARDED_PASSES):
                 loss, _ = self.task.loss(self.forward, self.batch(0, 0))
                 loss.backward()  # type: ignore[no-untyped-call]

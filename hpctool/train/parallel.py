@@ -18,9 +18,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hpctool.checkpoint.streams import random_state, set_random_state
 from hpctool.errors import InputError, WorldError
 from hpctool.train.schema import Parallel
-from hpctool.train.seeds import rng_state, set_rng_state
 from hpctool.train.task import Batch
 from hpctool.world import TorchWorld, World
 
@@ -80,16 +80,16 @@ def share_buffers(model: nn.Module, world: World) -> None:
 
 
 @contextmanager
-def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
+def without_trace(model: nn.Module) -> Iterator[None]:
     """Run a block after which parameters, buffers, gradients and random streams are as they were before it."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    streams = rng_state(device)
+    streams = random_state()
     yield
     with torch.no_grad():
         for name, value in model.state_dict().items():
             value.copy_(before[name])
     model.zero_grad(set_to_none=True)
-    set_rng_state(streams, device)
+    set_random_state(streams)
 
 
 @contextmanager

@@ -1,0 +1,179 @@
+"""Somebody's own program on the real cluster: ranks on several hosts, and everything that stops them."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpctool.rundir import RunDir
+from tests.slurm.survive import Lab
+
+#: A plain PyTorch script: it knows torchrun's variables, nothing else.
+DDP = """
+import os, torch, torch.distributed as dist
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 2))
+model(torch.ones(3, 4)).sum().backward()
+total = torch.tensor([dist.get_rank()])
+dist.all_reduce(total)
+print(dist.get_rank(), dist.get_world_size(), os.environ["LOCAL_RANK"], int(total), os.uname().nodename, flush=True)
+dist.destroy_process_group()
+"""
+
+#: Counts, saves by its own means when it is told to stop, and goes on from there.
+SAVER = """
+import json, os, signal, sys, time
+run, rank = os.environ["HPCTOOL_RUN"], os.environ["RANK"]
+path = f"{run}/artifacts/{rank}.json"
+state = json.load(open(path)) if os.path.exists(path) else {"step": 0, "told": []}
+told = []
+signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+while state["step"] < int(sys.argv[1]):
+    time.sleep(0.1)
+    state["step"] += 1
+    if told:
+        time.sleep(1.0)
+        state["told"].append(len(told))
+        json.dump(state, open(path, "w"))
+        sys.exit(75)
+json.dump(state, open(path, "w"))
+"""
+
+
+@pytest.fixture
+def lab(cluster: Any) -> Lab:
+    """A project of the ordinary user's with these two scripts."""
+    folder = cluster.new_folder()
+    (folder / "ddp.py").write_text(DDP)
+    (folder / "saver.py").write_text(SAVER)
+    return Lab(cluster, folder)
+
+
+def submitted(lab: Lab, *words: str) -> RunDir:
+    limits = ("cluster=slurm", "resources.time=10", "cluster.signal_delay_s=20")
+    done = lab.hpctool("run", *limits, *words, "--json")
+    return RunDir(lab.runs / json.loads(done.stdout)["runs"][0])
+
+
+def running(lab: Lab, run: RunDir, attempt: int = 1, seconds: float = 3.0) -> None:
+    """Wait until an attempt's programs run."""
+    lab.until(run, lambda story: story.attempt == attempt and story.state == "running")
+    time.sleep(seconds)
+
+
+def counted(run: RunDir, num_ranks: int = 1) -> list[dict[str, Any]]:
+    return [json.loads((run.path / "artifacts" / f"{rank}.json").read_text()) for rank in range(num_ranks)]
+
+
+SHAPES = [(1, 1), (2, 2), (4, 1)]
+
+
+@pytest.mark.parametrize(("nodes", "tasks"), SHAPES)
+def test_a_plain_ddp_script_runs_on_several_hosts(lab: Lab, nodes: int, tasks: int) -> None:
+    run = submitted(lab, "script=ddp.py", f"resources.nodes={nodes}", f"resources.tasks_per_node={tasks}")
+    lab.until_ended(run, attempts=1)
+    assert run.story().state == "completed", lab.words(run)
+    size = nodes * tasks
+    lines = [run.log(rank, 1).read_text().split() for rank in range(size)]
+    assert [line[:4] for line in lines] == [
+        [str(rank), str(size), str(rank % tasks), str(sum(range(size)))] for rank in range(size)
+    ]
+    assert len({line[4] for line in lines}) == nodes
+
+
+def test_two_programs_on_one_host_do_not_meet(lab: Lab) -> None:
+    one = [submitted(lab, "script=ddp.py", f"name=run{n}", "resources.tasks_per_node=2") for n in range(3)]
+    for run in one:
+        lab.until_ended(run, attempts=1)
+        assert run.story().state == "completed", lab.words(run)
+
+
+@pytest.mark.parametrize("mode", ["REQUEUE", "CANCEL"])
+def test_a_preempted_program_saves_once_and_is_continued(lab: Lab, mode: Any) -> None:
+    lab.cluster.policy(mode, 10)
+    run = submitted(lab, "script=saver.py", "args=[80]", "resources.nodes=2", "resources.tasks_per_node=2")
+    running(lab, run)
+    lab.cluster.preempt()
+    story = lab.until_ended(run, attempts=2)
+    assert [body["cause"] for body in story.of_kind("ended")] == ["preempted", ""], lab.words(run)
+    assert [(one["step"], one["told"]) for one in counted(run, 4)] == [(80, [1])] * 4
+
+
+def test_a_program_without_a_handler_is_begun_again(lab: Lab) -> None:
+    (lab.folder / "plain.sh").write_text("#!/bin/bash\necho began\nsleep 6\necho done\n")
+    (lab.folder / "plain.sh").chmod(0o755)
+    run = submitted(lab, "script=plain.sh")
+    running(lab, run, seconds=2.0)
+    lab.cluster.preempt()
+    story = lab.until_ended(run, attempts=2)
+    assert (story.state, [body["cause"] for body in story.of_kind("ended")]) == ("completed", ["preempted", ""])
+    assert [run.log(0, attempt).read_text().splitlines()[0] for attempt in (1, 2)] == ["began", "began"]
+
+
+def test_the_time_limit_is_said_in_the_programs_own_word(lab: Lab) -> None:
+    limits = ("resources.time=1", "cluster.signal_delay_s=50", "resources.nodes=2")
+    run = submitted(lab, "script=saver.py", "args=[250]", *limits)
+    story = lab.until_ended(run, attempts=2, at_least=True, timeout_s=150)
+    ended = story.of_kind("ended")
+    assert (story.state, {body["cause"] for body in ended[:-1]}) == ("completed", {"timeout"}), lab.words(run)
+    assert [(one["step"], set(one["told"])) for one in counted(run, 2)] == [(250, {1})] * 2
+
+
+def test_a_cancelled_program_saves_and_stays_away(lab: Lab) -> None:
+    run = submitted(lab, "script=saver.py", "args=[600]")
+    running(lab, run)
+    lab.cluster.run("scancel", run.story().slurm_job_id)
+    story = lab.until_ended(run, attempts=1)
+    assert story.state == "cancelled"
+    assert counted(run)[0]["told"] == [1]
+    lab.stays_away(run)
+
+
+def test_a_program_that_fails_on_one_rank_fails_in_slurm(lab: Lab) -> None:
+    words = "import os, time\nif os.environ['RANK'] == '3': raise ValueError('boom')\ntime.sleep(600)"
+    (lab.folder / "own.py").write_text(words)
+    run = submitted(lab, "script=own.py", "resources.nodes=2", "resources.tasks_per_node=2")
+    story = lab.until_ended(run, attempts=1)
+    assert story.cause == "rank 3: ProgramError: own.py ended with exit code 1: ValueError: boom", lab.words(run)
+    job = lab.cluster.job(story.slurm_job_id)
+    assert (job["JobState"], job["ExitCode"]) == ("FAILED", "1:0")
+    shown = lab.hpctool("runs", "show", run.id).stdout
+    assert "raise ValueError('boom')" in shown
+
+
+def test_a_program_that_is_killed_is_begun_again_once(lab: Lab) -> None:
+    (lab.folder / "own.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    run = submitted(lab, "script=own.py", "resources.nodes=2")
+    story = lab.until_ended(run, attempts=2)
+    assert story.state == "failed"
+    assert "SIGKILL" in story.cause
+    assert "without progress" in story.cause
+
+
+def test_a_sweep_over_params_is_one_array(lab: Lab) -> None:
+    (lab.folder / "own.py").write_text(
+        "import json, os, sys\n"
+        "json.dump({'loss': float(sys.argv[2])}, open(os.environ['HPCTOOL_RUN'] + '/metrics.json', 'w'))"
+    )
+    done = lab.hpctool("run", "-m", "cluster=slurm", "script=own.py", "params.lr=0.1,0.2,0.3", "--json")
+    answer = json.loads(done.stdout)
+    runs = [RunDir(lab.runs / run) for run in answer["runs"]]
+    deadline_s = time.monotonic() + 90
+    while not all(run.result_json.exists() for run in runs):
+        assert time.monotonic() < deadline_s, done.stderr
+        time.sleep(0.2)
+    assert [(run.result() or {})["metrics"] for run in runs] == [{"loss": lr} for lr in (0.1, 0.2, 0.3)]
+    assert Path(answer["folder"]).name in lab.hpctool("sweep", "list").stdout
+
+
+def test_an_edited_script_changes_nothing_for_a_run_that_comes_back(lab: Lab) -> None:
+    run = submitted(lab, "script=saver.py", "args=[60]")
+    running(lab, run, seconds=2.0)
+    (lab.folder / "saver.py").write_text("raise SystemExit('edited')")
+    lab.cluster.preempt()
+    assert lab.until_ended(run, attempts=2).state == "completed", lab.words(run)
