@@ -36,7 +36,8 @@ def documented() -> list[tuple[str, list[str]]]:
             if line.strip().startswith("hpctool "):
                 # Two spaces and more set a remark apart.
                 words = shlex.split(re.split(r"\s{2,}", line.strip())[0], comments=True)
-                ends = [n for n, word in enumerate(words) if word in ("|", "&&", ">", ";")]
+                # After two dashes the words are those of the user's own program.
+                ends = [n for n, word in enumerate(words) if word in ("|", "&&", ">", ";", "--")]
                 commands.append((where, words[1 : min(ends, default=len(words))]))
     return commands
 

@@ -25,13 +25,13 @@ from hpctool.launch import signals, stacks
 from hpctool.rundir import RunDir
 
 def dreaming():
+    print("ready", flush=True)
     exec(sys.argv[3])
 
 signals.install()
 rundir = RunDir(Path(sys.argv[1]), 1)
 rundir.log(0).parent.mkdir(parents=True, exist_ok=True)
 with stacks.answering(rundir, int(sys.argv[2])):
-    print("ready", flush=True)
     dreaming()
 """
 
