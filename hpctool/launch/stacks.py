@@ -51,8 +51,18 @@ class RankProcess:
 
 
 @dataclass(frozen=True)
+class Reply:
+    """What a rank did when it was asked: it wrote these bytes of its file, or there was a problem."""
+
+    rank: int
+    start: int = 0
+    end: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Stacks:
-    """What a rank answered, or why it did not."""
+    """The stacks of a rank, or why there are none."""
 
     rank: int
     text: str = ""
@@ -93,8 +103,8 @@ def rank_processes(rundir: RunDir, attempt: int) -> list[RankProcess]:
     return sorted(found, key=lambda one: one.rank)
 
 
-def ask_here(ranks: Sequence[RankProcess], patience_s: float = _PATIENCE_S) -> list[Stacks]:
-    """The stacks of ranks on this host, all asked at once."""
+def ask_here(ranks: Sequence[RankProcess], patience_s: float = _PATIENCE_S) -> list[Reply]:
+    """Ask ranks on this host, all at once, and wait until they have answered."""
     asked = {one: one.path.stat().st_size for one in ranks if is_alive(vars(one))}
     refused: dict[RankProcess, str] = {}
     for one in asked:
@@ -103,16 +113,18 @@ def ask_here(ranks: Sequence[RankProcess], patience_s: float = _PATIENCE_S) -> l
         except OSError as error:
             refused[one] = f"it could not be asked ({error.strerror})"
     deadline_s = time.monotonic() + patience_s
-    told = {one: _answer(one, size, deadline_s) for one, size in asked.items() if one not in refused}
+    ends = {one: _end(one, size, deadline_s) for one, size in asked.items() if one not in refused}
     found = []
     for one in ranks:
-        problem = refused.get(one) or ("" if told.get(one) else _why_not(one))
-        found.append(Stacks(one.rank, told.get(one, ""), problem))
+        if ends.get(one, 0) > asked.get(one, 0):
+            found.append(Reply(one.rank, asked[one], ends[one]))
+        else:
+            found.append(Reply(one.rank, problem=refused.get(one) or _why_not(one)))
     return found
 
 
-def _answer(one: RankProcess, size_before: int, deadline_s: float) -> str:
-    """What a rank has added to its file since, once it grows no more; empty if it never did."""
+def _end(one: RankProcess, size_before: int, deadline_s: float) -> int:
+    """Where a rank's file ends, once it has grown and grows no more."""
     size = size_before
     while time.monotonic() < deadline_s:
         time.sleep(0.1)
@@ -120,9 +132,19 @@ def _answer(one: RankProcess, size_before: int, deadline_s: float) -> str:
         if grown > size_before and grown == size:
             break
         size = grown
-    with open(one.path, "rb") as file:
-        file.seek(size_before)
-        return file.read().decode(errors="replace").strip()
+    return size
+
+
+def read(one: RankProcess, reply: Reply, patience_s: float = _PATIENCE_S) -> Stacks:
+    """What a rank has answered, perhaps on another host, whose words a network file system shows a little later."""
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        with open(one.path, "rb") as file:
+            file.seek(reply.start)
+            data = file.read(reply.end - reply.start)
+        if len(data) == reply.end - reply.start or time.monotonic() > deadline_s:
+            return Stacks(one.rank, data.decode(errors="replace").strip(), reply.problem)
+        time.sleep(0.1)
 
 
 def _why_not(one: RankProcess) -> str:

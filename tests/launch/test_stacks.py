@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hpctool.launch import signals, stacks
-from hpctool.launch.stacks import ask_here, rank_processes
+from hpctool.launch.stacks import RankProcess, Stacks, ask_here, rank_processes, read
 from hpctool.rundir import RunDir
 from tests.track.samples import Sample
 
@@ -43,6 +43,10 @@ def start(spawn: Spawn, run: RunDir, rank: int, code: str = "time.sleep(60)") ->
     return process
 
 
+def ask(ranks: list[RankProcess], patience_s: float = 5.0) -> list[Stacks]:
+    return [read(one, reply) for one, reply in zip(ranks, ask_here(ranks, patience_s), strict=True)]
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
     return Sample(tmp_path / "runs").begin().rundir
@@ -53,7 +57,7 @@ def test_a_rank_tells_where_it_is_and_runs_on(run: RunDir, spawn: Spawn) -> None
     (one,) = rank_processes(run, 1)
     assert (one.rank, one.pid, one.is_here) == (3, process.pid, True)
     for _ in range(2):
-        (told,) = ask_here([one])
+        (told,) = ask([one])
         assert "in dreaming" in told.text
         assert told.text.count("most recent call first") == 1, "what was said before is not said again"
     assert process.poll() is None
@@ -61,14 +65,14 @@ def test_a_rank_tells_where_it_is_and_runs_on(run: RunDir, spawn: Spawn) -> None
 
 def test_a_rank_that_hangs_in_c_code_answers_all_the_same(run: RunDir, spawn: Spawn) -> None:
     start(spawn, run, 0, "import re; re.match('(a+)+$', 'a' * 64 + 'b')")
-    (told,) = ask_here(rank_processes(run, 1))
+    (told,) = ask(rank_processes(run, 1))
     assert "in dreaming" in told.text
 
 
 def test_all_threads_are_told(run: RunDir, spawn: Spawn) -> None:
     start(spawn, run, 0, "import threading; threading.Thread(target=lambda: time.sleep(60)).start(); time.sleep(60)")
     time.sleep(0.2)
-    (told,) = ask_here(rank_processes(run, 1))
+    (told,) = ask(rank_processes(run, 1))
     assert told.text.count("most recent call first") == 2
 
 
@@ -77,7 +81,7 @@ def test_a_dead_rank_and_one_that_is_stopped_are_said(run: RunDir, spawn: Spawn)
     dead.kill()
     dead.wait()
     os.kill(stopped.pid, signal.SIGSTOP)
-    first, second = ask_here(rank_processes(run, 1), patience_s=0.5)
+    first, second = ask(rank_processes(run, 1), patience_s=0.5)
     assert first.problem == f"its process {dead.pid} on {os.uname().nodename} is gone"
     assert "it is stopped" in second.problem
     assert (first.text, second.text) == ("", "")
@@ -90,7 +94,7 @@ def test_a_number_that_now_belongs_to_somebody_else_is_never_signalled(run: RunD
     innocent.stdout.readline()
     path = stacks.path_of(run, 0, 1)
     path.write_text(path.read_text().replace(str(rank.pid), str(innocent.pid), 1))
-    (told,) = ask_here(rank_processes(run, 1), patience_s=0.5)
+    (told,) = ask(rank_processes(run, 1), patience_s=0.5)
     assert "is gone" in told.problem
     assert innocent.poll() is None
 
@@ -102,7 +106,7 @@ def test_data_workers_ignore_the_question(run: RunDir, spawn: Spawn) -> None:
     worker = int(process.stdout.readline())
     time.sleep(0.2)
     os.kill(worker, signals.STACKS)
-    (told,) = ask_here(rank_processes(run, 1))
+    (told,) = ask(rank_processes(run, 1))
     assert told.text.count("most recent call first") == 1
     os.kill(worker, signal.SIGKILL)
 

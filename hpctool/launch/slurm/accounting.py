@@ -51,8 +51,10 @@ class Ended:
             return words
         if self.state == "COMPLETED":
             return "Slurm calls it completed, but it did not write down its end"
-        code = self.exit_code.partition(":")[0]
-        return f"it ended with exit code {code} before it could say why" if code else f"Slurm says {self.state}"
+        if self.state == "FAILED":
+            code = self.exit_code.partition(":")[0]
+            return f"it ended with {f'exit code {code}' if code else 'an error'} before it could say why"
+        return f"Slurm says {self.state}"
 
 
 def ends(job_ids: Iterable[str]) -> tuple[dict[str, Ended], bool]:

@@ -17,7 +17,7 @@ from typing import NoReturn
 from hpctool.errors import InputError, OperationError, SchedulerError, UnknownName
 from hpctool.launch.result import current_story, is_alive
 from hpctool.launch.slurm import ask
-from hpctool.launch.stacks import RankProcess, Stacks, ask_here, rank_processes
+from hpctool.launch.stacks import RankProcess, Reply, Stacks, ask_here, rank_processes, read
 from hpctool.rundir import RunDir, Story
 
 _SRUN_S = 60.0
@@ -31,23 +31,23 @@ _RANK = re.compile(
 def stacks(rundir: RunDir, rank: int | None = None) -> list[Stacks]:
     """The Python stacks of a run's ranks, or of one. Raises InputError if it does not run, OperationError."""
     story, ranks = _running(rundir, rank)
-    told = ask_here([one for one in ranks if one.is_here])
-    elsewhere = [one for one in ranks if not one.is_here]
-    if elsewhere:
-        words = ["stacks", str(rundir.path.resolve()), str(story.attempt), *([] if rank is None else [str(rank)])]
-        nodes = sorted({one.node for one in elsewhere})
-        text = ask.call(*_srun(rundir, elsewhere, nodes), *_program(*words), timeout_s=_SRUN_S, env=ask.outside())
-        told += [Stacks(**json.loads(line)) for line in text.splitlines() if line.startswith("{")]
-    known = {one.rank for one in told}
-    silent = [Stacks(one.rank, "", f"nothing was heard from {one.host}") for one in ranks if one.rank not in known]
-    begun = story.of_kind("begun")[-1]
-    missing = (
-        sorted(set(range(int(begun.get("world_size") or 1))) - {one.rank for one in ranks}) if rank is None else []
-    )
-    silent += [
-        Stacks(one, "", "it has not begun its work: it starts, or hangs before the ranks have met") for one in missing
-    ]
-    return sorted([*told, *silent], key=lambda one: one.rank)
+    here, elsewhere = [one for one in ranks if one.is_here], [one for one in ranks if not one.is_here]
+    replies = ask_here(here) + (_ask_elsewhere(rundir, story.attempt, elsewhere, rank) if elsewhere else [])
+    heard = {reply.rank: reply for reply in replies}
+    nothing = {one.rank: Reply(one.rank, problem=f"nothing was heard from {one.host}") for one in ranks}
+    told = [read(one, heard.get(one.rank, nothing[one.rank])) for one in ranks]
+    num_ranks = int(story.of_kind("begun")[-1].get("world_size") or 1)
+    missing = set(range(num_ranks)) - nothing.keys() if rank is None else set()
+    why = "it has not begun its work: it starts, or hangs before the ranks have met"
+    return sorted([*told, *(Stacks(one, problem=why) for one in missing)], key=lambda one: one.rank)
+
+
+def _ask_elsewhere(rundir: RunDir, attempt: int, ranks: Sequence[RankProcess], rank: int | None) -> list[Reply]:
+    """Ask ranks on other nodes. What they say lies in their files: srun would mix up long lines of several nodes."""
+    words = ["stacks", str(rundir.path.resolve()), str(attempt), *([] if rank is None else [str(rank)])]
+    srun = _srun(rundir, ranks, sorted({one.node for one in ranks}))
+    text = ask.call(*srun, *_program(*words), timeout_s=_SRUN_S, env=ask.outside())
+    return [Reply(**json.loads(line)) for line in text.splitlines() if line.startswith("{")]
 
 
 def shell(rundir: RunDir, rank: int, command: Sequence[str] = ()) -> NoReturn:
@@ -109,8 +109,8 @@ def main(arguments: list[str]) -> None:
     ranks = [one for one in rank_processes(RunDir(Path(run)), int(attempt)) if one.is_here]
     if what == "stacks":
         wanted = [one for one in ranks if not rest or str(one.rank) == rest[0]]
-        for told in ask_here(wanted):
-            print(json.dumps(vars(told)), flush=True)
+        for reply in ask_here(wanted):
+            print(json.dumps(vars(reply)), flush=True)
     else:
         rank, *command = rest
         (one,) = (one for one in ranks if str(one.rank) == rank)

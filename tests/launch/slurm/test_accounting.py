@@ -72,5 +72,6 @@ def test_an_end_has_a_word_and_a_cause(line: str, word: str, cause: str) -> None
     assert (ended.word, ended.cause) == (word, cause)
 
 
-def test_a_state_without_an_exit_code_is_said_as_it_is() -> None:
+def test_a_state_that_nobody_knows_is_said_as_it_is() -> None:
+    assert Ended("FAILED").cause == "it ended with an error before it could say why"
     assert Ended("BROKEN").cause == "Slurm says BROKEN"

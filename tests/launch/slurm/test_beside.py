@@ -90,7 +90,12 @@ def test_ranks_elsewhere_are_asked_through_one_srun_for_all_nodes(
     start(spawn, run, 0)
     for rank, node in ((1, "n1"), (2, "n2"), (3, "n2")):
         elsewhere(run, rank, node)
-    answers = [json.dumps({"rank": rank, "text": f"at line {rank}", "problem": ""}) for rank in (3, 1)]
+    answers = []
+    for rank in (3, 1):
+        path = path_of(run, rank, 1)
+        first = path.stat().st_size
+        path.write_text(path.read_text() + f"at line {rank}\n")
+        answers.append(json.dumps({"rank": rank, "start": first, "end": path.stat().st_size, "problem": ""}))
     said = stand_in_srun(tmp_path / "bin", monkeypatch, "\n".join(f"echo '{line}'" for line in ["noise", *answers]))
     found = beside.stacks(run)
     assert [one.rank for one in found] == [0, 1, 2, 3]
