@@ -44,7 +44,7 @@ EXAMPLES: list[HpctoolError] = [
     ConflictError("Branch main", "a1", "b2"),
     FencedError("train-12345678", 1, 2),
     WorldError("Rank 1 lost its peers."),
-    errors.ProgramError("train.py", "ended with exit code 3", "Traceback\nValueError: no such file"),
+    errors.ProgramError("train.py", "ended with exit code 3", "Traceback …\nSystemExit: there is no such file."),
     SubmitError("submit.sh", "invalid account."),
     errors.SchedulerError(["squeue", "--me"], "no answer within 60 s"),
     ParityError("The exported model differs."),
