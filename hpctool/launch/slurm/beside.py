@@ -17,6 +17,7 @@ from typing import NoReturn
 from hpctool.errors import InputError, OperationError, SchedulerError, UnknownName
 from hpctool.launch.result import current_story, is_alive
 from hpctool.launch.slurm import ask
+from hpctool.launch.slurm.standing import SUSPENDED
 from hpctool.launch.stacks import RankProcess, Reply, Stacks, ask_here, rank_processes, read
 from hpctool.rundir import RunDir, Story
 
@@ -70,6 +71,9 @@ def _running(rundir: RunDir, rank: int | None) -> tuple[Story, list[RankProcess]
     if story.state not in ("running", "stopping"):
         why = f" ({story.cause})" if story.cause else ""
         raise InputError(f"Run {rundir.id} is {story.state}{why}: none of its ranks runs.")
+    if story.cause == SUSPENDED:
+        # A step that is started in a suspended job hangs until it is resumed.
+        raise OperationError(f"Run {rundir.id} is {SUSPENDED}, as a whole; its ranks can be asked when it goes on.")
     ranks = rank_processes(rundir, story.attempt)
     if not ranks:
         raise OperationError(

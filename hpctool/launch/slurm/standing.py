@@ -28,6 +28,9 @@ from hpctool.rundir import RunDir, Story
 
 UNDERWAY = ("queued", "running", "stopping", "requeued")
 
+#: The cause of a run whose job holds its nodes, stopped.
+SUSPENDED = "suspended by Slurm"
+
 #: A requeued job began again later than its attempt in the ledger by at least so much; clocks may differ.
 _SKEW_S = 5.0
 
@@ -99,7 +102,7 @@ def _take_running(story: Story, job: Job) -> None:
         how = waiting(job, requeued=True) if job.waits else f"starting on {job.nodes}"
         story.state, story.cause = "requeued", f"requeued by Slurm; {how}"
     elif states.base(job.state) == "SUSPENDED":
-        story.cause = story.cause or "suspended by Slurm"
+        story.cause = story.cause or SUSPENDED
     elif states.base(job.state) not in states.STATES:
         story.cause = story.cause or f"Slurm says {job.state}"
 
@@ -139,6 +142,11 @@ def _close(story: Story, rundir: RunDir, end: accounting.Ended | None, has_accou
         story.state, story.cause = "failed", f"Slurm ended it {began}, and {why}{where}"
     if before == "stopping":
         story.state, story.cause = "cancelled", what
+    elif before == "queued" and (after := rundir.record().get("after")):
+        from hpctool.launch import chain  # which asks how its parent stands
+
+        if why := chain.Parents(rundir.path.parent).why_not(after):
+            story.state, story.cause = "cancelled", why
 
 
 def _log(story: Story, rundir: RunDir) -> str:
