@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -307,10 +306,7 @@ def _without_slurm(runs: Path) -> Report:
         Finding(
             "OK",
             "cluster=local runs jobs in the background of this machine, as many at once as cluster.max_parallel says. "
-            "They survive the terminal; hpctool runs list shows them.",
+            "They survive the terminal; hpctool runs list shows them. Several ranks each: resources.tasks_per_node=2.",
         ),
     ]
-    if shutil.which("torchrun"):
-        text = "Several ranks on this machine: cluster=local resources.tasks_per_node=2."
-        findings.append(Finding("OK", text))
     return Report("A machine without Slurm", [Section("This machine", findings), *_files(runs)])
