@@ -6,6 +6,8 @@ import ast
 import functools
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -38,6 +40,8 @@ def documented() -> list[tuple[str, list[str]]]:
                 words = shlex.split(re.split(r"\s{2,}", line.strip())[0], comments=True)
                 # After two dashes the words are those of the user's own program.
                 ends = [n for n, word in enumerate(words) if word in ("|", "&&", ">", ";", "--")]
+                # What stands after -- is another program's.
+                ends += [words.index("--")] if "--" in words else []
                 commands.append((where, words[1 : min(ends, default=len(words))]))
     return commands
 
@@ -97,3 +101,23 @@ def test_every_command_in_the_documents_exists() -> None:
 )
 def test_a_command_that_does_not_exist_is_noticed(words: list[str], why: str) -> None:
     assert complaint(words) == why
+
+
+@pytest.mark.slow
+def test_the_script_in_the_readme_is_killed_and_ends_the_same(tmp_path: Path) -> None:
+    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    last = "    losses.append(loss.item())\n"
+    dies = f"{last}    if step == 70 and not job.resumed:\n        os.kill(os.getpid(), 9)\n"
+    (tmp_path / "as_it_is.py").write_text(script)
+    killed = script.replace("every_min=10", "every_steps=20").replace(last, dies)
+    (tmp_path / "killed.py").write_text(f"import os\n{killed}")
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / f"{name}.d").mkdir(exist_ok=True)
+        command = [sys.executable, f"../{name}.py"]
+        return subprocess.run(command, cwd=tmp_path / f"{name}.d", capture_output=True, text=True, check=False)
+
+    whole, dead, resumed = run("as_it_is"), run("killed"), run("killed")
+    assert (whole.returncode, dead.returncode, resumed.returncode) == (0, -9, 0), whole.stderr + resumed.stderr
+    assert whole.stdout.startswith("200 steps, loss ")
+    assert resumed.stdout == f"hpctool: Resumed after step 60 from step-00000060.a1.\n{whole.stdout}"

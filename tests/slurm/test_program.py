@@ -12,6 +12,8 @@ import pytest
 from hpctool.rundir import RunDir
 from tests.slurm.survive import Lab
 
+pytestmark = pytest.mark.timeout(400)
+
 #: A plain PyTorch script: it knows torchrun's variables, nothing else.
 DDP = """
 import os, torch, torch.distributed as dist
@@ -22,6 +24,8 @@ model(torch.ones(3, 4)).sum().backward()
 total = torch.tensor([dist.get_rank()])
 dist.all_reduce(total)
 print(dist.get_rank(), dist.get_world_size(), os.environ["LOCAL_RANK"], int(total), os.uname().nodename, flush=True)
+dist.barrier()
+del model
 dist.destroy_process_group()
 """
 
@@ -79,7 +83,7 @@ def test_a_plain_ddp_script_runs_on_several_hosts(lab: Lab, nodes: int, tasks: i
     lab.until_ended(run, attempts=1)
     assert run.story().state == "completed", lab.words(run)
     size = nodes * tasks
-    lines = [run.log(rank, 1).read_text().split() for rank in range(size)]
+    lines = [run.log(rank, 1).read_text().splitlines()[-1].split() for rank in range(size)]
     assert [line[:4] for line in lines] == [
         [str(rank), str(size), str(rank % tasks), str(sum(range(size)))] for rank in range(size)
     ]
@@ -140,6 +144,7 @@ def test_a_program_that_fails_on_one_rank_fails_in_slurm(lab: Lab) -> None:
     run = submitted(lab, "script=own.py", "resources.nodes=2", "resources.tasks_per_node=2")
     story = lab.until_ended(run, attempts=1)
     assert story.cause == "rank 3: ProgramError: own.py ended with exit code 1: ValueError: boom", lab.words(run)
+    lab.cluster.wait_state(story.slurm_job_id, "FAILED")
     job = lab.cluster.job(story.slurm_job_id)
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "1:0")
     shown = lab.hpctool("runs", "show", run.id).stdout
@@ -147,7 +152,9 @@ def test_a_program_that_fails_on_one_rank_fails_in_slurm(lab: Lab) -> None:
 
 
 def test_a_program_that_is_killed_is_begun_again_once(lab: Lab) -> None:
-    (lab.folder / "own.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    (lab.folder / "own.py").write_text(
+        "import os, signal, time\nif os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(600)"
+    )
     run = submitted(lab, "script=own.py", "resources.nodes=2")
     story = lab.until_ended(run, attempts=2)
     assert story.state == "failed"
@@ -177,3 +184,46 @@ def test_an_edited_script_changes_nothing_for_a_run_that_comes_back(lab: Lab) ->
     (lab.folder / "saver.py").write_text("raise SystemExit('edited')")
     lab.cluster.preempt()
     assert lab.until_ended(run, attempts=2).state == "completed", lab.words(run)
+
+
+#: A plain PyTorch loop with five lines of ours.
+LOOP = """
+import time, torch, torch.distributed as dist, hpctool
+torch.set_num_threads(1); torch.manual_seed(0)
+dist.init_process_group("gloo")
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(0.5)))
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+torch.manual_seed(dist.get_rank())
+job = hpctool.Preemptible(every_steps=15)
+job.register(model=model, optimizer=optimizer)
+for step in job.steps(60):
+    loss = model(torch.randn(16, 8)).pow(2).mean()
+    optimizer.zero_grad(); loss.backward(); optimizer.step()
+    time.sleep(0.15)
+from hpctool.checkpoint import param_digest
+print(param_digest(model.state_dict()), flush=True)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_a_loop_with_preemptible_ends_with_the_same_bits(lab: Lab) -> None:
+    (lab.folder / "loop.py").write_text(LOOP)
+    undisturbed, preempted = (
+        submitted(lab, "script=loop.py", f"name={name}", "resources.nodes=2", "resources.cpus_per_task=8")
+        for name in ("undisturbed", "preempted")
+    )
+    lab.until(preempted, lambda story: story.of_kind("resumed"))
+    time.sleep(3.0)
+    lab.cluster.preempt()
+    # Slurm takes whom it likes, or both.
+    ends = [lab.until_ended(run, attempts=1, at_least=True) for run in (undisturbed, preempted)]
+    assert [story.state for story in ends] == ["completed", "completed"], lab.words(preempted)
+    assert max(story.attempt for story in ends) == 2
+    digests = [
+        run.log(rank, run.story().attempt).read_text().splitlines()[-1]
+        for run in (undisturbed, preempted)
+        for rank in (0, 1)
+    ]
+    assert len(set(digests)) == 1
+    assert [story.step for story in ends] == [60, 60]
