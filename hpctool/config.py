@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from importlib import metadata, resources
@@ -130,10 +130,20 @@ def resolved(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def to_plain(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as dicts, lists and scalars, interpolations resolved."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
+def to_plain(cfg: DictConfig, resolve: Collection[str] | None = None) -> dict[str, Any]:
+    """The configuration as dicts, lists and scalars, interpolations resolved; only below these keys if some are given.
+
+    Raises ConfigError on a dead interpolation.
+    """
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=resolve is None)
+        assert isinstance(plain, dict)
+        for key in resolve or ():
+            if key in plain:
+                value = cfg[key]
+                plain[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except OmegaConfBaseException as error:
+        raise _dead_end(error) from error
     return {str(k): v for k, v in plain.items()}
 
 

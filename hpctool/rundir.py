@@ -187,6 +187,15 @@ class RunDir:
         found: dict[str, Any] = changed[-1]["code"] if changed else self.record()["code"]
         return found
 
+    def inputs(self) -> list[dict[str, Any]]:
+        """What it is made from: kind, name, id of each. A run that came after another knows some since it began."""
+        found: list[dict[str, Any]] = list(self.record().get("inputs") or [])
+        if self.record().get("after"):
+            later = [one for body in self.story().of_kind("resolved")[-1:] for one in body["inputs"]]
+            known = {(one["kind"], one["id"]) for one in found}
+            found += [one for one in later if (one["kind"], one["id"]) not in known]
+        return found
+
     def begin(self, facts: Mapping[str, Any]) -> int:
         """Begin the next attempt and give its number. From now on no older attempt can commit."""
         while True:

@@ -17,10 +17,12 @@ from hpctool.train.resolve import resolve_evaluate
 from hpctool.train.schema import EvaluateConfig as Config
 from hpctool.world import World
 
-__all__ = ["NEEDS_TORCH", "Config", "resolve", "run"]
+__all__ = ["NEEDS_TORCH", "PARENT", "Config", "resolve", "run"]
 
 #: ranks are joined by torch, whoever started them
 NEEDS_TORCH = True
+#: what `after=<run|sweep>` fills
+PARENT = "run"
 
 
 def resolve(cfg: DictConfig) -> Resolved:

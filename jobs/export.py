@@ -3,6 +3,7 @@
 hpctool export run=train-4f2a                        the bundle is named after the run's dataset
 hpctool export run=sweep-91c0 bundle.name=digits     the best run of a sweep
 hpctool export run=train-4f2a cluster=slurm          on a node of the kind that will serve it
+hpctool export -m after=sweep-91c0 cluster=slurm     each run of a sweep, as soon as it has completed
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from hpctool.launch.job import Resolved
 from hpctool.rundir import RunDir
 from hpctool.world import World
 
-__all__ = ["Config", "resolve", "run"]
+__all__ = ["PARENT", "Config", "resolve", "run"]
+
+#: what `after=<run|sweep>` fills
+PARENT = "run"
 
 
 def resolve(cfg: DictConfig) -> Resolved:

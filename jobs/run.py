@@ -20,14 +20,14 @@ from hpctool.launch.schema import RunConfig as Config
 from hpctool.rundir import RunDir
 from hpctool.world import World
 
-__all__ = ["FILES", "LIGHT", "STOPS", "Config", "resolve", "run"]
+__all__ = ["FILES", "LIGHT", "RESOLVES_EARLY", "STOPS", "Config", "resolve", "run"]
 
-#: torch and MPI are the program's
-LIGHT = True
-#: the program is told to stop, and has its time for it
-STOPS = True
+#: torch and MPI are the program's, which is told to stop, and has its time for it
+LIGHT = STOPS = True
 #: belongs to the snapshot whatever its name is
 FILES = ("script",)
+#: `resolve` looks at the program alone
+RESOLVES_EARLY = True
 
 
 def resolve(cfg: DictConfig) -> Resolved:

@@ -37,7 +37,7 @@ def job_command(name: str, summary: str) -> click.Command:
     """The command of one job; its arguments are Hydra overrides."""
 
     @click.command(name, cls=JobCommand, short_help=summary, context_settings={"ignore_unknown_options": True})
-    @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", type=click.UNPROCESSED)
+    @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]... [after=RUN|SWEEP]", type=click.UNPROCESSED)
     @click.option("-m", "--multirun", is_flag=True, help="Expand lists and ranges into a sweep of cells.")
     @click.option("--dry-run", is_flag=True, help="Print the resolved config and the script; submit nothing.")
     @click.option("--cfg", type=click.Choice(["job"]), help="Print the composed config and do nothing.")
@@ -57,7 +57,11 @@ def job_command(name: str, summary: str) -> click.Command:
     ) -> None:
         from hpctool.launch import submit
 
-        request = submit.Request(name, list(overrides), list(config_dirs), config_name)
+        after = [one.removeprefix("after=") for one in overrides if one.startswith("after=")]
+        if len(after) > 1 or "" in after:
+            raise click.UsageError("after= takes one run or sweep.")
+        rest = [one for one in overrides if not one.startswith("after=")]
+        request = submit.Request(name, rest, list(config_dirs), config_name, "".join(after))
         if cfg:
             click.echo(submit.show_config(request), nl=False)
         elif dry_run:

@@ -39,6 +39,10 @@ class Shape:
 
     cfg: DictConfig
     cells: list[int]
+    #: what sbatch is told to wait for
+    dependency: str = ""
+    #: the index of each cell's task, where it matters (`aftercorr`)
+    tasks: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Array:
     cells: list[int]
     num_tasks: int
     mode: str
+    dependency: str = ""
 
 
 def shapes(cells: Iterable[tuple[int, dict[str, Any]]]) -> list[Shape]:
@@ -123,20 +128,33 @@ class _Submitter:
 
     def submit(self, dependency: str) -> Array:
         """Ask until it is taken: with a task for each cell, or with as many tasks as Slurm allows."""
-        options = [f"--dependency={dependency}"] if dependency else []
         mode, num_tasks, at_once = layout(self.part, self.share, self.most)
         while True:
             try:
-                job_id = self._ask(mode, num_tasks, at_once, options)
-                return Array(job_id, self.part.cells, num_tasks, mode)
+                job_id = self._ask(mode, num_tasks, at_once, self._options(mode, dependency))
+                return Array(job_id, self.part.cells, num_tasks, mode, self.part.dependency)
             except SubmitError as error:
                 if num_tasks == 1 or not _TOO_MANY.search(error.reason):
                     raise
                 mode, num_tasks = CLAIMS, min(num_tasks // 2, max(1, self.share // at_once))
 
+    def _options(self, mode: str, behind: str) -> list[str]:
+        """What only this submission is told; the script can be submitted again without it."""
+        part, found = self.part, []
+        # Tasks that claim cells cannot each wait for another one; their jobs look whether the parent has completed.
+        dependency = part.dependency if mode == ARRAY else part.dependency.replace("aftercorr:", "afterany:")
+        if behind or dependency:
+            found.append(f"--dependency={','.join(filter(None, (behind, dependency)))}")
+        if dependency:
+            found.append("--kill-on-invalid-dep=yes")
+        if part.tasks is not None and mode == ARRAY:
+            found.append(f"--array={to_ranges(sorted(part.tasks))}%{self.share}")
+        return found
+
     def _ask(self, mode: str, num_tasks: int, at_once: int, options: Sequence[str]) -> str:
         log = SweepLog(self.sweep.path)
-        number = log.submitting(self.part.cells, mode, self.code)
+        tasks = self.part.tasks if mode == ARRAY else None
+        number = log.submitting(self.part.cells, mode, self.code, tasks)
         script = self._write(number, mode, num_tasks, at_once)
         try:
             job_id = slurm.submit_script(script, *options)
@@ -147,7 +165,7 @@ class _Submitter:
         for position, index in enumerate(self.part.cells):
             if index in self.begun:
                 # What has a ledger of its own is looked for there. A cell that is to be claimed has no job yet.
-                task = f"{job_id}_{position}" if mode == ARRAY else ""
+                task = f"{job_id}_{tasks[position] if tasks else position}" if mode == ARRAY else ""
                 rundir = RunDir(self.runs / self.sweep.run_ids[index])
                 body = {"kind": "submitted", "where": "slurm", "slurm_job_id": task, "array": job_id, "time": now()}
                 rundir.ledger.append(body)
@@ -158,10 +176,13 @@ class _Submitter:
         folder = self.sweep.path / "submissions"
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         path = folder / f"{number:04d}.json"
-        ids = self.sweep.run_ids
+        ids, listed = self.sweep.run_ids, list[int | None](self.part.cells)
+        if self.part.tasks is not None and mode == ARRAY:
+            by_task = dict(zip(self.part.tasks, self.part.cells, strict=True))
+            listed = [by_task.get(task) for task in range(max(by_task) + 1)]
         cluster, resources = self.part.cfg.cluster, self.part.cfg.resources
         body = {
-            **{"format": 1, "runs": str(self.runs), "sweep": self.sweep.id, "cells": self.part.cells, "time": now()},
+            **{"format": 1, "runs": str(self.runs), "sweep": self.sweep.id, "cells": listed, "time": now()},
             **{"mode": mode, "ids": [ids[index] for index in self.part.cells]},
             **{"time_s": limits.time_limit_s(resources.time), "signal_delay_s": cluster.signal_delay_s},
         }

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 from hpctool import config, files
 from hpctool.errors import (
@@ -96,10 +96,23 @@ def last_moment(rundir: RunDir, found: inside.Stop) -> None:
 
 def leave(rundir: RunDir, where: str, is_main: bool, cause: str) -> None:
     """End this process, whose job has no boundary to stop at: the next attempt does it again from the beginning."""
-    code = stopped(rundir, where, is_main, Stopped(cause, endings.committed_step(rundir.story())))
+    exit_now(stopped(rundir, where, is_main, Stopped(cause, endings.committed_step(rundir.story()))))
+
+
+def exit_now(code: int) -> NoReturn:
+    """End this process without Python's own tidying up."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def dropped(rundir: RunDir, is_main: bool, why: str) -> int:
+    """The run cannot begin, because what it comes after did not complete."""
+    if is_main:
+        print(f"hpctool: {why}", file=sys.stderr, flush=True)
+        write_ended(rundir, "cancelled", why)
+        end(rundir, "cancelled", why, 0, EXIT_FAILED)
+    return EXIT_FAILED
 
 
 def failed(rundir: RunDir, where: str, world: World, error: Exception) -> int:

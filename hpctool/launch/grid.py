@@ -7,6 +7,7 @@ key; a cell then names its combination and its values. What the values change is
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +78,11 @@ class Grid:
         """The keys that have several values, as typed."""
         return [axis.key for axis in self.axes if len(axis.texts) > 1]
 
+    @property
+    def count(self) -> int:
+        """How many cells there are."""
+        return math.prod(len(axis.texts) for axis in self.axes)
+
     def cells(self) -> Iterator[Cell]:
         """All cells in the order of the arguments, the last varying fastest. Raises ConfigError, UnknownName."""
         cheap = [number for number, axis in enumerate(self.axes) if axis.values is not None]
@@ -100,12 +106,10 @@ class Grid:
 def expand(job: str, overrides: Sequence[str], config_dirs: Sequence[Path] = (), primary: str = "") -> Grid:
     """Read what was typed. Raises ConfigError, UnknownName, InputError."""
     axes = _axes(overrides, config_dirs)
-    count = 1
-    for axis in axes:
-        count *= len(axis.texts)
-    if count > MAX_CELLS:
-        raise InputError(f"This sweep has {count:,} cells; {MAX_CELLS:,} are the most. Vary less at once.")
-    return Grid([_cheapest(axis, axes) for axis in axes], job, config_dirs, primary)
+    grid = Grid([_cheapest(axis, axes) for axis in axes], job, config_dirs, primary)
+    if grid.count > MAX_CELLS:
+        raise InputError(f"This sweep has {grid.count:,} cells; {MAX_CELLS:,} are the most. Vary less at once.")
+    return grid
 
 
 def refuse_sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> None:

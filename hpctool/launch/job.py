@@ -50,6 +50,10 @@ class Job(Protocol):
     `FILES = ("script",)` (keys whose values are files that belong to the snapshot of code). If `run` returns `outputs`
     with a `path`, a completed run counts as done only as long as that is there.
 
+    `PARENT = "run"` names the key that `after=<run|sweep>` fills: the run that this job is made from. A run that comes
+    after another is resolved when it starts, because what `resolve` looks at may not be there before;
+    `RESOLVES_EARLY = True` says that it looks at nothing that another job makes.
+
     `STAGES` may name the parts that `resolve` consists of, in order. A part is a function of the config and of what
     lies on disk. A sweep runs it once for all cells in which the keys that it looks at have the same values: so what
     is dear should look at few keys, and what looks at many should be cheap. Without STAGES, `resolve` is one part.

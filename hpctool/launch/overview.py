@@ -77,6 +77,7 @@ def unbegun(runs: Path, sweep: Sweep, indices: list[int], queue: Queue | None = 
     if any(story.where == "slurm" for story in found.values()):
         _take_reasons(found, sweeplog.newest(log.submissions()), queue.answer())
         _take_ends(found, queue.answer())
+        _take_parents(found, runs, sweep)
     elif any(story.where == "local" for story in found.values()):
         _take_local(found, runs, sweep)
     return found
@@ -120,6 +121,20 @@ def _take_ends(found: Mapping[int, Story], answer: Answer) -> None:
         end = ends.get(story.slurm_job_id) or (accounting.Ended(job.state) if job else None)
         if end is not None:
             story.state, story.cause = end.word, end.cause
+
+
+def _take_parents(found: Mapping[int, Story], runs: Path, sweep: Sweep) -> None:
+    """Say of cells that Slurm has dropped that what they come after did not complete."""
+    dropped = {i: story for i, story in found.items() if story.state in ("failed", "cancelled") and story.slurm_job_id}
+    after = {i: sweep.body["cells"][i]["after"] for i in dropped if sweep.body["cells"][i].get("after")}
+    if not after:
+        return
+    from hpctool.launch import chain  # which asks here how parents stand
+
+    parents = chain.Parents(runs)
+    for index, parent in after.items():
+        if why := parents.why_not(parent):
+            found[index].state, found[index].cause = "cancelled", why
 
 
 def _take_local(found: Mapping[int, Story], runs: Path, sweep: Sweep) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from hpctool import config
 from hpctool.errors import EXIT_INPUT, CorruptError
-from hpctool.launch import grid, limits
+from hpctool.launch import grid, limits, parents
 from hpctool.launch.identity import run_identity, sweep_identity
 from hpctool.launch.job import Input, Job, Resolved, Stage, in_stages, load_job, stages
+from hpctool.launch.parents import Parent
 from hpctool.launch.template import NotHere, Template
 from hpctool.rundir import SHORT
+
+#: Of a run whose parent is still to run, these are worked out at submission; what `resolve` may pin stays as written.
+EARLY = ("name", "seed", "code", "num_threads", "cluster", "resources", "paths", "track")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Request:
     overrides: list[str]
     config_dirs: list[Path] = field(default_factory=list)
     primary: str = ""
+    #: the run or sweep that has to complete first (`after=`), by its id or the beginning of it
+    after: str = ""
 
 
 @dataclass
@@ -41,6 +47,8 @@ class Planned:
     inputs: list[Input]
     notes: list[str]
     identity: str
+    #: what it comes after. Then what `resolve` would pin is open until it starts.
+    after: Input | None = None
 
     @functools.cached_property
     def cfg(self) -> DictConfig:
@@ -61,6 +69,8 @@ class Plan:
     cells: list[Planned]
     varied: list[str]
     is_sweep: bool
+    #: the run or sweep that was named by `after=`
+    parent: Input | None = None
 
     @property
     def cfg(self) -> DictConfig:
@@ -84,56 +94,100 @@ def make_plan(request: Request, multirun: bool) -> Plan:
     """Compose, type, resolve and check every cell. Raises InputError and what the job's `resolve` raises."""
     if not multirun:
         grid.refuse_sweep(request.overrides, request.config_dirs)
-        return Plan(request, [_planned(request, request.overrides, ())], [], is_sweep=False)
     whole = grid.expand(request.job, request.overrides, request.config_dirs, request.primary)
-    return Plan(request, list(_cells(request, whole)), whole.varied, is_sweep=True)
+    parent = None
+    if request.after:
+        parent, whole = _with_parent(request, whole, multirun)
+    cells = list(_Planner(request, load_job(request.job), whole, parent).cells())
+    return Plan(request, cells, whole.varied, is_sweep=multirun, parent=parent.input if parent else None)
 
 
-def _cells(request: Request, whole: grid.Grid) -> Iterator[Planned]:
-    """The cells of a sweep, each identity once."""
-    job = load_job(request.job)
-    varied = [key.lstrip("+~") for key in whole.varied]
-    templates: dict[int, Template | None] = {}
-    seen: set[str] = set()
-    for cell in whole.cells():
-        try:
-            planned = _planned_quickly(request.job, job, cell, varied, templates)
-        except Exception:
-            # Planned alone it says in the ordinary words what is wrong, or that nothing is.
-            planned = _planned(request, cell.overrides, varied)
-        if planned.identity not in seen:
-            seen.add(planned.identity)
-            yield planned
+def _with_parent(request: Request, whole: grid.Grid, multirun: bool) -> tuple[Parent, grid.Grid]:
+    """What the runs come after, and the grid with the key that names it, where the job has one."""
+    first = next(whole.cells()).combination.composed.cfg
+    parent = parents.find(Path(first.paths.runs), request.after)
+    key = getattr(load_job(request.job), "PARENT", None)
+    if key is None or any(axis.name == key for axis in whole.axes):
+        return parent, whole
+    named = [cell.name for cell in parent.cells] if multirun and parent.cells else [parent.input.name]
+    more = [*request.overrides, f"{key}={','.join(named)}"]
+    return parent, grid.expand(request.job, more, request.config_dirs, request.primary)
 
 
-def _planned_quickly(
-    name: str, job: Job, cell: grid.Cell, varied: Sequence[str], templates: dict[int, Template | None]
-) -> Planned:
-    """A cell from its combination's template, which is made with the first of its cells, or cannot be made."""
-    key = id(cell.combination)
-    if key not in templates:
-        templates[key] = None
-        templates[key] = Template(cell.combination, job.Config, checked_stages(job))
-    template = templates[key]
-    if template is None:
-        raise NotHere
-    plain, answer = template.plan(cell)
-    identity = run_identity(name, plain, answer.inputs, varied)
-    return Planned(plain, cell.overrides, cell.combination.composed.choices, answer.inputs, answer.notes, identity)
+@dataclass
+class _Planner:
+    """From the points of a grid to what would run."""
 
+    request: Request
+    job: Job
+    whole: grid.Grid
+    parent: Parent | None
+    templates: dict[int, Template | None] = field(default_factory=dict)
 
-def _planned(request: Request, overrides: list[str], varied: Sequence[str]) -> Planned:
-    """One run or cell, composed by itself. Raises InputError and what the job's `resolve` raises."""
-    job = load_job(request.job)
-    composed = config.compose(request.job, overrides, request.config_dirs, request.primary)
-    cfg = config.typed(composed.cfg, job.Config)
-    # What is missing or leads nowhere is said before a job stumbles over it.
-    config.check_complete(cfg)
-    answer = in_stages(cfg, checked_stages(job))
-    config.resolved(cfg)
-    plain = config.to_plain(cfg)
-    identity = run_identity(request.job, plain, answer.inputs, varied)
-    return Planned(plain, list(overrides), composed.choices, answer.inputs, answer.notes, identity)
+    @property
+    def varied(self) -> list[str]:
+        return [key.lstrip("+~") for key in self.whole.varied]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether what `resolve` looks at is still to be made."""
+        return self.parent is not None and not getattr(self.job, "RESOLVES_EARLY", False)
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [limits.check] if self.is_open else checked_stages(self.job)
+
+    def cells(self) -> Iterator[Planned]:
+        """All cells, each identity once."""
+        seen: set[str] = set()
+        many = self.whole.count > 1
+        for index, cell in enumerate(self.whole.cells()):
+            try:
+                planned = self._quickly(index, cell) if many else self._alone(index, cell)
+            except Exception:
+                if not many:
+                    raise
+                # Planned alone it says in the ordinary words what is wrong, or that nothing is.
+                planned = self._alone(index, cell)
+            if planned.identity not in seen:
+                seen.add(planned.identity)
+                yield planned
+
+    def _quickly(self, index: int, cell: grid.Cell) -> Planned:
+        """From its combination's template, which is made with the first of its cells, or cannot be made."""
+        key = id(cell.combination)
+        if key not in self.templates:
+            self.templates[key] = None
+            open_keys = EARLY if self.is_open else None
+            self.templates[key] = Template(cell.combination, self.job.Config, self.stages, resolved=open_keys)
+        template = self.templates[key]
+        if template is None:
+            raise NotHere
+        plain, answer = template.plan(cell)
+        return self._planned(index, cell.overrides, plain, cell.combination.composed.choices, answer)
+
+    def _alone(self, index: int, cell: grid.Cell) -> Planned:
+        """Composed by itself. Raises InputError and what the job's `resolve` raises."""
+        request, composed = self.request, cell.combination.composed
+        if cell.combination.keys:
+            composed = config.compose(request.job, cell.overrides, request.config_dirs, request.primary)
+        cfg = config.typed(composed.cfg, self.job.Config)
+        # What is missing or leads nowhere is said before a job stumbles over it.
+        config.check_complete(cfg)
+        answer = in_stages(cfg, self.stages)
+        plain = config.to_plain(cfg, EARLY) if self.is_open else config.to_plain(config.resolved(cfg))
+        return self._planned(index, cell.overrides, plain, composed.choices, answer)
+
+    def _planned(
+        self, index: int, overrides: list[str], plain: dict[str, Any], choices: dict[str, str], answer: Resolved
+    ) -> Planned:
+        inputs, after = answer.inputs, None
+        if self.parent is not None:
+            key = getattr(self.job, "PARENT", None)
+            after = self.parent.of_cell(index, self.whole.count, plain[key] if key else None)
+            inputs = [*inputs, after]
+        identity = run_identity(self.request.job, plain, inputs, self.varied)
+        return Planned(plain, overrides, choices, inputs, answer.notes, identity, after)
 
 
 def checked_stages(job: Job) -> list[Stage]:
@@ -166,6 +220,12 @@ def record(plan: Plan, cell: Planned, code: dict[str, Any]) -> dict[str, Any]:
         "varied": plan.varied,
         "sweep": plan.sweep_id or None,
         "cell": None,
+        "after": after_record(cell.after),
         "code": code,
         "cwd": os.getcwd(),
     }
+
+
+def after_record(after: Input | None) -> dict[str, str] | None:
+    """What run.json says of what a run comes after."""
+    return None if after is None else {"kind": after.kind, "id": after.name}

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from hpctool import config, files
 from hpctool.errors import EXIT_DONE, InputError, OperationError
-from hpctool.launch import inline, limits, local, snapshot
+from hpctool.launch import chain, inline, limits, local, snapshot
 from hpctool.launch.result import current_story, is_alive
 from hpctool.launch.slurm import check
 from hpctool.launch.slurm import script as slurm
@@ -42,9 +42,11 @@ def start(rundir: RunDir, cfg: DictConfig, say: Say) -> int:
     script = slurm.run_script(rundir.path, cfg, snapshot.environment(rundir))
     files.write_atomic(rundir.submit_script, script, mode=0o755)
     (rundir.path / "logs").mkdir(exist_ok=True)
-    job_id = slurm.submit_script(rundir.submit_script)
+    dependency = chain.Parents(rundir.path.parent).dependency(rundir.record().get("after"))
+    options = [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"] if dependency else []
+    job_id = slurm.submit_script(rundir.submit_script, *options)
     mark_submitted(rundir, "slurm", job_id)
-    say(f"Slurm job {job_id}. hpctool runs show {rundir.id}")
+    say(f"Slurm job {job_id}{f', after {dependency}' if dependency else ''}. hpctool runs show {rundir.id}")
     return EXIT_DONE
 
 
@@ -54,10 +56,15 @@ def retry(rundir: RunDir, say: Say) -> int:
     if story.state not in ("failed", "cancelled"):
         raise InputError(f"Run {rundir.id} is {story.state}; only a failed or cancelled run can be tried again.")
     cfg = config.load(rundir.config_yaml)
+    chain.check(rundir.path.parent, [rundir.record().get("after")], cfg.cluster.kind)
     check.before_submission(rundir.path.parent, [config.to_plain(cfg)], say)
     rundir.result_json.unlink(missing_ok=True)
     say(f"run {rundir.id} ended {story.state} at step {story.step}; it goes on from there.")
-    return start(rundir, cfg, say)
+    code = start(rundir, cfg, say)
+    from hpctool.launch import repair
+
+    repair.after_restart(rundir.path.parent, [rundir.id], say)
+    return code
 
 
 def cancel(rundir: RunDir) -> str:

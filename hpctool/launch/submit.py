@@ -10,13 +10,14 @@ from typing import Any
 
 from hpctool import config
 from hpctool.errors import EXIT_DONE, InputError
-from hpctool.launch import arrays, cells, inline, limits, local, snapshot, sweeps
+from hpctool.launch import arrays, cells, chain, inline, limits, local, repair, snapshot, sweeps
 from hpctool.launch.job import load_job
-from hpctool.launch.plan import Plan, Planned, Request, make_plan, record
+from hpctool.launch.plan import Plan, Planned, Request, after_record, make_plan, record
 from hpctool.launch.result import current_story
 from hpctool.launch.slurm import check
 from hpctool.launch.slurm import script as slurm
 from hpctool.launch.start import short, start
+from hpctool.launch.sweepfile import write_sweep
 from hpctool.place import Place, place_from_environment
 from hpctool.rundir import RunDir, create_run, now
 
@@ -83,6 +84,7 @@ def submit(request: Request, multirun: bool = False, *, say: Say) -> Submission:
         )
     for note in dict.fromkeys(note for cell in plan.cells for note in cell.notes):
         say(note)
+    chain.check(plan.runs, (after_record(cell.after) for cell in plan.cells), plan.cfg.cluster.kind)
     check.before_submission(plan.runs, (cell.plain for cell in plan.cells), say)
     code = _snapshot(plan)
     if code.note:
@@ -101,10 +103,14 @@ def _submit_run(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
     if rundir is not None and _reusable(rundir, cell, code, say):
         answer.reused = [cell.run_id]
         return _awaited(plan, answer, say)
+    was_there = rundir is not None
     rundir = _with_code(rundir, code, say) if rundir else _create(plan, cell, code)
+    repair.note_child(plan.runs, after_record(cell.after), rundir.id)
     answer.submitted = [rundir.id]
     say(f"{plan.request.job}: run {rundir.id} in {short(rundir.path)}")
     answer.exit_code = start(rundir, cell.cfg, say)
+    if was_there:
+        repair.after_restart(plan.runs, [rundir.id], say)
     return _awaited(plan, answer, say)
 
 
@@ -113,7 +119,7 @@ def _submit_sweep(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
     if kind == "slurm":
         arrays.require_slurm()
     _check_names(plan)
-    sweep = cells.write_sweep(plan, code.record())
+    sweep = write_sweep(plan, code.record())
     todo, counts = sweeps.left_to_do(sweep, plan.runs, say)
     say(sweeps.progress(sweep, counts, len(todo)))
     ids = [cell.run_id for cell in plan.cells]
@@ -123,6 +129,7 @@ def _submit_sweep(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
     if todo and kind == "inline":
         answer.exit_code = sweeps.run_here(sweep, plan.runs, todo, code.record())
     elif todo:
+        repair.note_child(plan.runs, after_record(plan.parent), sweep.id)
         # The resources are those that are asked for now; sweep.json has those of the first time.
         parts = arrays.shapes((index, plan.cells[index].plain) for index in todo)
         answer.slurm_job_ids = sweeps.start_cells(sweep, plan.runs, parts, code.record(), say)

@@ -4,6 +4,7 @@ sweeps/<id>/log/           a log of facts
   submitting {cells, mode, code, time, by}      before anybody is asked; a submission is named by this entry's number
   submitted  {submission, slurm_job_id}         Slurm has taken it; without this one nobody knows
   refused    {submission, reason}               Slurm has not taken it
+  child      {child}                            a run or sweep that comes after this one
   cancelled  {cells, time, by}                  these will not begin; what has begun says so itself
 sweeps/<id>/submissions/   NNNN.json the cells of a submission, in order of task; NNNN.sh its script; logs/
 sweeps/<id>/claims/NNNN/   a log: entry n is the n-th cell of submission NNNN, claimed by the task that wrote it
@@ -50,6 +51,8 @@ class Submission:
     by: str = ""
     #: the process that submits it
     process: dict[str, Any] = field(default_factory=dict)
+    #: the task of each cell in an array, where they are not counted from 0
+    tasks: list[int] | None = None
 
     @property
     def is_unknown(self) -> bool:
@@ -63,7 +66,7 @@ class Submission:
     @functools.cached_property
     def positions(self) -> dict[int, int]:
         """Which of its tasks a cell is, in an array."""
-        return {cell: position for position, cell in enumerate(self.cells)}
+        return dict(zip(self.cells, self.tasks or range(len(self.cells)), strict=True))
 
     def task(self, cell: int) -> str:
         """The Slurm job id of a cell, `<array>_<index>`; empty where tasks claim cells, or none is known."""
@@ -77,9 +80,15 @@ class SweepLog:
         self.folder = folder
         self.log = Log(folder / "log")
 
-    def submitting(self, cells: Iterable[int], mode: str, code: dict[str, Any]) -> int:
-        """Say that these cells, in ascending order, are about to be submitted; gives the submission's number."""
-        return self._add("submitting", cells=to_ranges(cells), mode=mode, code=code, process=own_process())
+    def submitting(
+        self, cells: Iterable[int], mode: str, code: dict[str, Any], tasks: Iterable[int] | None = None
+    ) -> int:
+        """Say that these cells, in ascending order, are about to be submitted; gives the submission's number.
+
+        `tasks` are their indices in the array, where they are not counted from 0.
+        """
+        more = {} if tasks is None else {"tasks": list(tasks)}
+        return self._add("submitting", cells=to_ranges(cells), mode=mode, code=code, process=own_process(), **more)
 
     def submitted(self, number: int, slurm_job_id: str) -> None:
         """Slurm has taken a submission."""
@@ -106,6 +115,7 @@ class SweepLog:
                     body["time"],
                     by=body["by"],
                     process=body["process"],
+                    tasks=body.get("tasks"),
                 )
             elif body["kind"] == "submitted" and one:
                 one.slurm_job_id, one.time = body["slurm_job_id"], body["time"]
@@ -117,6 +127,15 @@ class SweepLog:
                 for one in found.values():
                     one.cancelled |= dict.fromkeys(gone.intersection(one.cells), body["by"])
         return list(found.values())
+
+    def has_child(self, child: str) -> None:
+        """A run or sweep comes after this one or one of its cells."""
+        if child not in self.children():
+            self._add("child", child=child)
+
+    def children(self) -> list[str]:
+        """The runs and sweeps that come after this one or its cells."""
+        return [entry.body["child"] for entry in self.log.entries() if entry.body["kind"] == "child"]
 
     def code(self) -> dict[str, Any] | None:
         """The code of the newest submission; None if there was none."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpctool.errors import EXIT_DONE, ConflictError, InputError
-from hpctool.launch import arrays, cells, endings, inline, local, overview, snapshot
+from hpctool.launch import arrays, cells, chain, endings, inline, local, overview, snapshot
 from hpctool.launch.cells import Sweep
 from hpctool.launch.overview import cell_stories, quick_stories
 from hpctool.launch.slurm import ask
@@ -71,8 +71,10 @@ def start_cells(sweep: Sweep, runs: Path, parts: list[arrays.Shape], code: dict[
     Raises SubmitError, SchedulerError, OSError.
     """
     todo = [index for part in parts for index in part.cells]
-    begun = _take_up(sweep, runs, todo, code)
     cluster = parts[0].cfg.cluster
+    if cluster.kind == "slurm":
+        parts = chain.arranged(sweep, runs, parts)
+    begun = _take_up(sweep, runs, todo, code)
     if cluster.kind == "local":
         SweepLog(sweep.path).submitting(todo, LOCAL, code)
         # All of one shape have the same ticket but for the names.
@@ -84,8 +86,13 @@ def start_cells(sweep: Sweep, runs: Path, parts: list[arrays.Shape], code: dict[
     queued = arrays.submit(sweep, runs, parts, cluster.max_parallel, code, begun)
     for array in queued:
         how = "each a cell" if array.mode == ARRAY else f"which claim {len(array.cells)} cells one after the other"
-        say(f"Slurm array {array.slurm_job_id}: {array.num_tasks} tasks, {how}.")
+        after = f", after {array.dependency}" if array.dependency else ""
+        say(f"Slurm array {array.slurm_job_id}: {array.num_tasks} tasks, {how}{after}.")
     say(f"hpctool sweep status {sweep.id}")
+    if begun or len(SweepLog(sweep.path).submissions()) > len(parts):
+        from hpctool.launch import repair
+
+        repair.after_restart(runs, [sweep.run_ids[index] for index in todo], say, sweep.id)
     return [array.slurm_job_id for array in queued]
 
 
@@ -109,11 +116,17 @@ def resume(sweep: Sweep, runs: Path, say: Say, *, states: Collection[str] = (), 
     say(progress(sweep, counts, len(todo)))
     if not todo:
         return EXIT_DONE
-    code = SweepLog(sweep.path).code() or sweep.body["code"]
-    if code_now:
-        code = snapshot.take(runs, Path(sweep.body["cwd"])).record()
+    code = snapshot.take(runs, Path(sweep.body["cwd"])).record() if code_now else None
+    return start_again(sweep, runs, todo, say, code)
+
+
+def start_again(sweep: Sweep, runs: Path, todo: Collection[int], say: Say, code: dict[str, Any] | None = None) -> int:
+    """Start cells as sweep.json has them, with the code of the last submission if no other is given; the exit code."""
+    code = code or SweepLog(sweep.path).code() or sweep.body["code"]
     parts = arrays.shapes((index, cells.plain_config(sweep, index)) for index in todo)
-    if parts[0].cfg.cluster.kind == "inline":
+    kind = parts[0].cfg.cluster.kind
+    chain.check(runs, (sweep.body["cells"][index].get("after") for index in todo), kind)
+    if kind == "inline":
         return run_here(sweep, runs, todo, code)
     start_cells(sweep, runs, parts, code, say)
     return EXIT_DONE

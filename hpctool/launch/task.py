@@ -95,12 +95,19 @@ def join(job_name: str, place: Place, folder: Path, meeting: Path | None) -> Wor
 
 def _work(rundir: RunDir, where: str, world: World, guard: Guard) -> int:
     try:
+        if why := _settled(rundir, world):
+            guard.dismiss()
+            return closing.dropped(rundir, world.is_main, why)
         outcome = load_job(rundir.record()["job"]).run(rundir, world)
         # Nobody is done before everybody is.
         world.barrier()
     except Stopped as stop:
         guard.dismiss()
-        return closing.stopped(rundir, where, world.is_main, stop)
+        code = closing.stopped(rundir, where, world.is_main, stop)
+        if inside.is_job(where) and not world.is_main and world.backend != "mpi":
+            # While Python tidies up for seconds, rank 0 leaves, and srun kills this one: its exit code would count.
+            closing.exit_now(code)
+        return code
     except FencedError as error:
         guard.dismiss()
         print(f"hpctool: {error}", file=sys.stderr, flush=True)
@@ -113,6 +120,15 @@ def _work(rundir: RunDir, where: str, world: World, guard: Guard) -> int:
         return closing.failed(rundir, where, world, error)
     guard.dismiss()
     return closing.completed(rundir, world, outcome)
+
+
+def _settled(rundir: RunDir, world: World) -> str:
+    """Why a run that comes after another cannot begin; else it is settled what it is made from. Collective."""
+    if not rundir.record().get("after"):
+        return ""
+    from hpctool.launch import chain  # which needs what submits
+
+    return chain.settle(rundir, world)
 
 
 def _guard(rundir: RunDir, where: str, is_main: bool) -> Guard:

@@ -12,7 +12,7 @@ Whatever does not go well here is planned once more in the ordinary way, which t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -123,11 +123,22 @@ class _State:
 
 
 class Template:
-    """The cells of one combination, to be taken through the stages of planning (launch/job.py)."""
+    """The cells of one combination, to be taken through the stages of planning (launch/job.py).
 
-    def __init__(self, combination: Combination, schema: type, stages: Sequence[Stage]) -> None:
+    With `resolved`, only the interpolations below these keys are worked out; the others stay as they are written.
+    """
+
+    def __init__(
+        self,
+        combination: Combination,
+        schema: type,
+        stages: Sequence[Stage],
+        *,
+        resolved: Collection[str] | None = None,
+    ) -> None:
         self.keys = combination.keys
         self.stages = stages
+        self.resolved = resolved
         cfg = config.typed(combination.composed.cfg, schema)
         config.check_complete(cfg)
         self._scratch = copy.deepcopy(cfg)
@@ -153,7 +164,7 @@ class Template:
                 after, slots = state.run(stage, values)
                 memory.put(cell.positions, slots, after)
             state = after
-        state.trace = state.trace or _trace(state.cfg, values)
+        state.trace = state.trace or _trace(state.cfg, values, self.resolved)
         own = {path: values[slot] for path, slot in state.trace.direct}
         for path, known in state.trace.derived:
             own[path] = _derived(state.cfg, path, known, values, cell.positions)
@@ -173,7 +184,7 @@ def _mark(slot: int) -> str:
     return f"${{{_RESOLVER}:{slot}}}"
 
 
-def _trace(cfg: DictConfig, values: Sequence[Any]) -> _Trace:
+def _trace(cfg: DictConfig, values: Sequence[Any], resolved: Collection[str] | None) -> _Trace:
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
     marks = {_mark(slot): slot for slot in range(len(values))}
@@ -183,7 +194,7 @@ def _trace(cfg: DictConfig, values: Sequence[Any]) -> _Trace:
             trace.direct.append((path, marks[raw]))
         elif "???" in str(raw):
             raise NotHere
-        elif "${" in str(raw):
+        elif "${" in str(raw) and (resolved is None or path[0] in resolved):
             with _reading(values) as slots:
                 _put(trace.plain, path, _evaluated(cfg, path))
             if slots:

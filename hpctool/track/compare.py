@@ -62,7 +62,7 @@ def compare(runs: Sequence[RunDir]) -> Comparison:
         ids=[run.id for run in runs],
         states=[row.state for row in rows],
         config=differing([read_config(run) for run in runs]),
-        data=differing([{one["name"]: one["id"] for one in record.get("inputs") or []} for record in records]),
+        data=differing([{one["name"]: one["id"] for one in run.inputs()} for run in runs]),
         code=differing([record.get("code") or {} for record in records]),
         environment=differing([_environment(run) for run in runs]),
         metrics={name: [row.metrics.get(name) for row in rows] for name in sorted(names)},

@@ -29,7 +29,7 @@ def describe(rundir: RunDir) -> dict[str, Any]:
         story = current_story(rundir)
     found: dict[str, Any] = row.to_json() | {
         "identity": record.get("identity"),
-        "inputs": record.get("inputs") or [],
+        "inputs": rundir.inputs(),
         "choices": record.get("choices") or {},
         "overrides": record.get("overrides") or [],
         "code": (story.of_kind("code") or [record])[-1].get("code") or {},

@@ -57,7 +57,7 @@ def run_lineage(rundir: RunDir, _above: frozenset[str] = frozenset()) -> Node:
             "config_digest": files.sha256_file(rundir.config_yaml),
             "param_digest": row.param_digest,
         }
-        for one in record.get("inputs") or []:
+        for one in rundir.inputs():
             node.made_from.append(_input(rundir.path.parent, one, _above | {rundir.id}))
     return node
 
