@@ -15,6 +15,23 @@ import pytest
 from hpctool.rundir import RunDir
 from tests.launch.programs import NOTE, Rank, are_gone, ended, hpctool, log, noted, of_script, submitted, until, write
 
+
+@pytest.mark.slow
+def test_the_rank_that_waits_is_light(here: Path, rank: Rank) -> None:
+    run = of_script(here, "note('ready')\nwait()")
+    process = rank(run)
+    keeper_pid = int(Path(f"/proc/{noted(run, 'ready')}/stat").read_text().split()[3])
+    assert "torch" not in Path(f"/proc/{process.pid}/maps").read_text()
+    megabytes = [resident_mb(pid) for pid in (process.pid, keeper_pid)]
+    assert megabytes[0] < 120, megabytes
+    assert megabytes[1] < 25, megabytes
+
+
+def resident_mb(pid: int) -> float:
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
 # -- told to stop
 
 

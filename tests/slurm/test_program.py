@@ -128,6 +128,13 @@ def test_the_time_limit_is_said_in_the_programs_own_word(lab: Lab) -> None:
     assert [(one["step"], set(one["told"])) for one in counted(run, 2)] == [(250, {1})] * 2
 
 
+def test_a_program_may_ask_to_be_continued_by_itself(lab: Lab) -> None:
+    (lab.folder / "own.py").write_text("import os\nraise SystemExit(75 if os.environ['HPCTOOL_RESUMED'] == '0' else 0)")
+    run = submitted(lab, "script=own.py")
+    story = lab.until_ended(run, attempts=2)
+    assert [body["cause"] for body in story.of_kind("ended")] == ["it asked to be continued", ""], lab.words(run)
+
+
 def test_a_cancelled_program_saves_and_stays_away(lab: Lab) -> None:
     run = submitted(lab, "script=saver.py", "args=[600]")
     running(lab, run)
@@ -184,6 +191,26 @@ def test_an_edited_script_changes_nothing_for_a_run_that_comes_back(lab: Lab) ->
     (lab.folder / "saver.py").write_text("raise SystemExit('edited')")
     lab.cluster.preempt()
     assert lab.until_ended(run, attempts=2).state == "completed", lab.words(run)
+
+
+#: MPI is the program's: its ranks must not have been joined by MPI before it.
+MPI = """
+from mpi4py import MPI
+import hpctool
+ranks = MPI.COMM_WORLD
+job = hpctool.Preemptible()
+job.register(notes={})
+list(job.steps(3))
+print(ranks.rank, ranks.size, ranks.allreduce(ranks.rank), flush=True)
+"""
+
+
+def test_an_mpi_program_has_mpi_to_itself(lab: Lab) -> None:
+    (lab.folder / "mpi.py").write_text(MPI)
+    run = submitted(lab, "script=mpi.py", "cluster.mpi=pmix", "resources.nodes=2", "resources.tasks_per_node=2")
+    story = lab.until_ended(run, attempts=1)
+    assert (story.state, story.step) == ("completed", 3), lab.words(run)
+    assert [run.log(rank, 1).read_text().split() for rank in range(4)] == [[str(rank), "4", "6"] for rank in range(4)]
 
 
 #: A plain PyTorch loop with five lines of ours.
