@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpctool import config
+from hpctool import config, files
 from hpctool.errors import EXIT_DONE, InputError
 from hpctool.launch import arrays, cells, chain, inline, limits, local, repair, snapshot, sweeps
 from hpctool.launch.job import load_job
@@ -52,7 +52,7 @@ def show_config(request: Request) -> str:
 
 def dry_run(request: Request, multirun: bool) -> str:
     """The resolved config and the exact batch script; nothing is written."""
-    plan = make_plan(request, multirun)
+    plan = _planned(request, multirun)
     first = plan.cells[0]
     parts = [f"# run {first.run_id}", config.to_yaml(first.cfg)]
     if plan.is_sweep:
@@ -75,7 +75,7 @@ def submit(request: Request, multirun: bool = False, *, say: Say) -> Submission:
     place = place_from_environment()
     if place.size > 1:
         return _submit_ranks(request, multirun, place, say)
-    plan = make_plan(request, multirun)
+    plan = _planned(request, multirun)
     wanted = limits.num_ranks(plan.cfg)
     if plan.cfg.cluster.kind == "inline" and wanted > 1:
         raise InputError(
@@ -151,7 +151,7 @@ def _submit_ranks(request: Request, multirun: bool, place: Place, say: Say) -> S
         raise InputError(
             "-m submits a sweep and cannot itself be started as several ranks. Start it once, without them."
         )
-    plan = make_plan(request, multirun)
+    plan = _planned(request, multirun)
     cell = plan.cells[0]
     if plan.cfg.cluster.kind != "inline":
         raise InputError(
@@ -205,6 +205,21 @@ def _reusable(rundir: RunDir, cell: Planned, code: snapshot.Code, say: Say) -> b
     hint = " The code has changed since; code=rerun makes a new run." if changed else ""
     say(f"run {rundir.id} is completed already: {short(rundir.path)}.{hint}")
     return True
+
+
+def _planned(request: Request, multirun: bool) -> Plan:
+    """The plan, in which `code=rerun` makes another run of what is completed already."""
+    plan = make_plan(request, multirun)
+    for cell in plan.cells:
+        first, number = cell.identity, 0
+        while cell.plain["code"] == "rerun" and _is_completed(RunDir(plan.runs / cell.run_id)):
+            number += 1
+            cell.identity = files.sha256_bytes(files.canonical_json([first, number]))
+    return plan
+
+
+def _is_completed(rundir: RunDir) -> bool:
+    return (rundir.result() or {}).get("state") == "completed"
 
 
 def _snapshot(plan: Plan) -> snapshot.Code:

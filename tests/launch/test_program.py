@@ -297,3 +297,14 @@ if count < 3: wait()
         "completed",
         ["timeout", "timeout", "timeout", ""],
     )
+
+
+@pytest.mark.slow
+def test_code_rerun_makes_another_run_of_what_is_completed(here: Path) -> None:
+    write(here / "own.py", "print('ran')")
+    answers = [
+        json.loads(hpctool("script=own.py", *more, "--json").stdout)
+        for more in ([], ["code=rerun"], [], ["code=rerun"])
+    ]
+    assert [bool(answer["submitted"]) for answer in answers] == [True, True, False, True]
+    assert len({answer["folder"] for answer in answers}) == 3
