@@ -113,7 +113,7 @@ def _facts(found: dict[str, Any]) -> Padding:
         ("job", f"{found['job']}{sweep}"),
         ("created", f"{age_text(found['created'])} ago by {found['by']}, {found['created']}"),
         ("where", f"{found['where']}{f', job {slurm}' if slurm else ''}" if found["where"] else None),
-        ("step", found["step"] or None),
+        ("step", _how_far(found)),
         ("changed", "\n".join(f"{key} = {cell_text(value)}" for key, value in found["changed"].items())),
         ("inputs", "\n".join(f"{one['name']}  {one['id'][:_SHORT_HEX]}" for one in found["inputs"])),
         ("data", (found["data_commit"] or "")[:_SHORT_HEX] if not found["inputs"] else None),
@@ -123,6 +123,12 @@ def _facts(found: dict[str, Any]) -> Padding:
         ("outputs", "\n".join(f"{key} = {cell_text(value)}" for key, value in found["outputs"].items())),
     ]
     return Padding(_grid((name, Text(cell_text(value))) for name, value in facts if value), (1, 0, 0, 2), expand=False)
+
+
+def _how_far(found: dict[str, Any]) -> str:
+    step, most, left_s = found["step"], found["max_steps"], found["eta_s"]
+    left = "" if left_s is None else f", about {duration_text(left_s)} to go"
+    return f"{step} of {most}{left}" if most and step != most else str(step or "")
 
 
 def _cost(hours: dict[str, Any] | None) -> str:

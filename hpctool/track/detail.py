@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hpctool.launch.progress import progress
 from hpctool.launch.result import current_story, rank_errors
 from hpctool.launch.slurm.queue import QUEUE
 from hpctool.launch.slurm.standing import is_open
@@ -43,6 +44,8 @@ def describe(rundir: RunDir) -> dict[str, Any]:
         "failure": None,
         "outputs": {},
         "hours": None,
+        "max_steps": None,
+        "eta_s": None,
         "queue": _queue(story),
         "paths": _paths(rundir),
     }
@@ -58,6 +61,9 @@ def describe(rundir: RunDir) -> dict[str, Any]:
         found["artifacts"] = artifacts(rundir)
     with noting(problems):
         found["failure"] = first_failure(rundir, story.attempt)
+    with noting(problems):
+        how_far = progress(rundir, story, time.time())
+        found["max_steps"], found["eta_s"] = how_far.max_steps or None, how_far.eta_s
     with noting(problems):
         found["hours"] = hours.of_run(rundir, story, _resources(rundir), time.time()).to_json()
     with noting([]):  # said by the row already

@@ -11,6 +11,7 @@ import pytest
 from hpctool.errors import UnknownName
 from hpctool.rundir import RunDir
 from hpctool.track.detail import describe
+from tests.launch.slurm.stand_ins import StandIns
 from tests.track.samples import Sample
 
 
@@ -66,3 +67,17 @@ def test_damage_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
 def test_a_run_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownName):
         describe(RunDir(tmp_path / "train-00000000"))
+
+
+def test_a_run_that_runs_says_how_far_it_is_what_it_waits_for_and_what_it_cost(slurm: StandIns, tmp_path: Path) -> None:
+    slurm.says("42|SUSPENDED|1:00:00|0:30|2026-01-01T00:00:00|n[1-2]|None")
+    run = Sample(tmp_path).begin(where="slurm", slurm_job_id="42", time="2026-01-01T00:00:00Z", world_size=4)
+    run.rundir.ledger.append({"kind": "resumed", "attempt": 1, "step": 0, "max_steps": 500})
+    found = describe(run.log([10, 20]).rundir)
+    assert (found["state"], found["cause"], found["step"], found["max_steps"]) == (
+        *("running", "suspended by Slurm", 20, 500),
+    )
+    assert found["queue"]["state"] == "SUSPENDED"
+    assert found["queue"]["nodes"] == "n[1-2]"
+    assert found["hours"]["cpu_hours"] > 1
+    assert len(slurm.calls()) == 1
