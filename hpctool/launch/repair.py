@@ -68,6 +68,7 @@ def _repair_run(rundir: RunDir, again: set[str], sweep: str, say: Say) -> None:
     say(f"run {rundir.id} comes after it and waits for it again.")
     rundir.result_json.unlink(missing_ok=True)
     start(rundir, config.load(rundir.config_yaml), say)
+    after_restart(rundir.path.parent, [rundir.id], say)
 
 
 def _repair_sweep(child: Sweep, runs: Path, again: set[str], sweep: str, say: Say) -> None:
@@ -79,7 +80,7 @@ def _repair_sweep(child: Sweep, runs: Path, again: set[str], sweep: str, say: Sa
     latest = newest(SweepLog(child.path).submissions())
     _withdraw(standing[i].slurm_job_id for i in dropped if i in latest and latest[i].mode == ARRAY)
     if dropped:
-        say(f"{len(dropped)} cells of sweep {child.id} come after it and wait for it again.")
+        say(f"{len(dropped)} of {len(members)} cells of sweep {child.id} come after it and wait for it again.")
         sweeps.start_again(child, runs, dropped, say)
 
 
