@@ -13,7 +13,7 @@ from hpctool.cli.runs import group as runs
 from hpctool.cli.sweep import group
 from hpctool.errors import UnknownName
 from tests.launch.slurm.stand_ins import StandIns
-from tests.track.test_sweeps import SWEEP, Cells, queue_of
+from tests.track.sweeps import SWEEP, Cells, queue_of
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from hpctool.launch.cells import find_sweep
 from hpctool.launch.wait import Watched, state_table, wait_for
 from tests.launch.slurm.stand_ins import StandIns
 from tests.track.samples import Sample
-from tests.track.test_sweeps import SWEEP, Cells, queue_of
+from tests.track.sweeps import SWEEP, Cells, queue_of
 
 
 def watched(sweep: Cells) -> Watched:
