@@ -21,7 +21,7 @@ from hpctool.launch.cells import Sweep
 from hpctool.launch.slurm import ask, loop, site
 from hpctool.launch.slurm import script as slurm
 from hpctool.launch.slurm.queue import QUEUE
-from hpctool.launch.sweeplog import ARRAY, CLAIMS, SweepLog, to_ranges
+from hpctool.launch.sweeplog import ARRAY, CLAIMS, Living, SweepLog, to_ranges
 from hpctool.rundir import RunDir, now
 
 #: Slurm's own default.
@@ -91,11 +91,11 @@ def submit(
     `begun` are those cells that have run folders. Raises SubmitError, which says what was queued before.
     """
     queued: list[Array] = []
-    lanes: list[str] = []
+    free, lanes = _free(SweepLog(sweep.path), max_parallel)
     room = Room()
-    for part, share in zip(parts, shares([len(part.cells) for part in parts], max_parallel), strict=True):
+    for part, share in zip(parts, shares([len(part.cells) for part in parts], free), strict=True):
         # More arrays than may run at once stand in as many lanes, each behind the one before it.
-        lane = len(queued) % max_parallel
+        lane = len(queued) % free
         behind = f"afterany:{lanes[lane]}" if lane < len(lanes) else ""
         try:
             array = _Submitter(sweep, runs, part, share, room.tasks(part.cfg), code, begun).submit(behind)
@@ -104,6 +104,19 @@ def submit(
         queued.append(array)
         lanes[lane : lane + 1] = [array.slurm_job_id]
     return queued
+
+
+def _free(log: SweepLog, max_parallel: int) -> tuple[int, list[str]]:
+    """How many more cells of a sweep may run at once, and the arrays that have to end first if none may now."""
+    submissions = [one for one in log.submissions() if one.slurm_job_id]
+    lives = Living(QUEUE.answer(), log) if submissions else None
+    busy = [(lives.running_at_most(one), one) for one in submissions] if lives else []
+    taken = sum(number for number, _ in busy)
+    if taken < max_parallel:
+        return max_parallel - taken, []
+    # In place of the one that has the least left.
+    number, first = min((item for item in busy if item[0]), key=lambda item: (item[0], len(item[1].cells)))
+    return number, [first.slurm_job_id] * number
 
 
 def _with_what_is_queued(error: SubmitError, sweep: Sweep, queued: list[Array]) -> SubmitError:
@@ -154,7 +167,7 @@ class _Submitter:
     def _ask(self, mode: str, num_tasks: int, at_once: int, options: Sequence[str]) -> str:
         log = SweepLog(self.sweep.path)
         tasks = self.part.tasks if mode == ARRAY else None
-        number = log.submitting(self.part.cells, mode, self.code, tasks)
+        number = log.submitting(self.part.cells, mode, self.code, self.share, tasks)
         script = self._write(number, mode, num_tasks, at_once)
         try:
             job_id = slurm.submit_script(script, *options)

@@ -1,7 +1,7 @@
 """What happened to a sweep as a whole, and to those of its cells that have no run folder to say so themselves.
 
 sweeps/<id>/log/           a log of facts
-  submitting {cells, mode, code, time, by}      before anybody is asked; a submission is named by this entry's number
+  submitting {cells, mode, share, code, …}      before anybody is asked; a submission is named by this entry's number
   submitted  {submission, slurm_job_id}         Slurm has taken it; without this one nobody knows
   refused    {submission, reason}               Slurm has not taken it
   child      {child}                            a run or sweep that comes after this one
@@ -53,6 +53,8 @@ class Submission:
     process: dict[str, Any] = field(default_factory=dict)
     #: the task of each cell in an array, where they are not counted from 0
     tasks: list[int] | None = None
+    #: how many of its cells may run at once
+    share: int = 0
 
     @property
     def is_unknown(self) -> bool:
@@ -81,13 +83,13 @@ class SweepLog:
         self.log = Log(folder / "log")
 
     def submitting(
-        self, cells: Iterable[int], mode: str, code: dict[str, Any], tasks: Iterable[int] | None = None
+        self, cells: Iterable[int], mode: str, code: dict[str, Any], share: int, tasks: Iterable[int] | None = None
     ) -> int:
         """Say that these cells, in ascending order, are about to be submitted; gives the submission's number.
 
-        `tasks` are their indices in the array, where they are not counted from 0.
+        At most `share` of them run at once. `tasks` are their indices in the array, where they do not count from 0.
         """
-        more = {} if tasks is None else {"tasks": list(tasks)}
+        more = {"share": share} | ({} if tasks is None else {"tasks": list(tasks)})
         return self._add("submitting", cells=to_ranges(cells), mode=mode, code=code, process=own_process(), **more)
 
     def submitted(self, number: int, slurm_job_id: str) -> None:
@@ -116,6 +118,7 @@ class SweepLog:
                     by=body["by"],
                     process=body["process"],
                     tasks=body.get("tasks"),
+                    share=body["share"],
                 )
             elif body["kind"] == "submitted" and one:
                 one.slurm_job_id, one.time = body["slurm_job_id"], body["time"]
@@ -209,6 +212,13 @@ class Living:
     def has(self, submission: Submission) -> bool:
         """Whether any task of a submission is there."""
         return self._cannot_know(submission) or submission.slurm_job_id in self.arrays
+
+    def running_at_most(self, submission: Submission) -> int:
+        """How many cells of a submission may run at once now: no more than its share, nor than its tasks can run."""
+        if self._cannot_know(submission):
+            return submission.share
+        mine = sum(name.startswith(f"{submission.slurm_job_id}_") for name in self.tasks)
+        return min(submission.share, mine) if submission.mode == ARRAY else submission.share * (mine > 0)
 
     def can_begin(self, submission: Submission, cell: int) -> bool:
         """Whether a cell that has not begun still will."""

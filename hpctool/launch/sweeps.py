@@ -11,8 +11,9 @@ from hpctool.errors import EXIT_DONE, ConflictError, InputError
 from hpctool.launch import arrays, cells, chain, endings, inline, local, overview, snapshot
 from hpctool.launch.cells import Sweep
 from hpctool.launch.overview import cell_stories, quick_stories
-from hpctool.launch.slurm import ask
+from hpctool.launch.slurm import ask, check
 from hpctool.launch.slurm.queue import QUEUE
+from hpctool.launch.slurm.standing import is_elsewhere
 from hpctool.launch.start import short, ticket
 from hpctool.launch.sweeplog import ARRAY, LOCAL, Living, SweepLog, is_in_slurm, stories
 from hpctool.place import Place
@@ -76,7 +77,7 @@ def start_cells(sweep: Sweep, runs: Path, parts: list[arrays.Shape], code: dict[
         parts = chain.arranged(sweep, runs, parts)
     begun = _take_up(sweep, runs, todo, code)
     if cluster.kind == "local":
-        SweepLog(sweep.path).submitting(todo, LOCAL, code)
+        SweepLog(sweep.path).submitting(todo, LOCAL, code, cluster.max_parallel)
         # All of one shape have the same ticket but for the names.
         shaped = [(part, ticket(part.cfg, "")) for part in parts]
         named = [(index, one) for part, one in shaped for index in part.cells]
@@ -123,8 +124,10 @@ def resume(sweep: Sweep, runs: Path, say: Say, *, states: Collection[str] = (), 
 def start_again(sweep: Sweep, runs: Path, todo: Collection[int], say: Say, code: dict[str, Any] | None = None) -> int:
     """Start cells as sweep.json has them, with the code of the last submission if no other is given; the exit code."""
     code = code or SweepLog(sweep.path).code() or sweep.body["code"]
-    parts = arrays.shapes((index, cells.plain_config(sweep, index)) for index in todo)
+    plains = {index: cells.plain_config(sweep, index) for index in todo}
+    parts = arrays.shapes(plains.items())
     kind = parts[0].cfg.cluster.kind
+    check.before_submission(runs, plains.values(), say)
     chain.check(runs, (sweep.body["cells"][index].get("after") for index in todo), kind)
     if kind == "inline":
         return run_here(sweep, runs, todo, code)
@@ -144,26 +147,30 @@ def cancel(sweep: Sweep, runs: Path, say: Say) -> None:
     """End a sweep for good: what waits does not begin, what runs saves if it can. Raises InputError, SchedulerError."""
     standing = cell_stories(runs, sweep, quick_stories)
     open_ = [index for index, story in enumerate(standing) if story.state not in endings.OVER]
-    if not open_:
-        raise InputError(f"Every cell of {sweep.id} has ended already; there is nothing to cancel.")
     log = SweepLog(sweep.path)
+    submitted = [one for one in log.submissions() if one.slurm_job_id]
+    submissions = [one for one in submitted if not is_elsewhere(one.cluster)]
+    lives = Living(QUEUE.answer(), log) if submissions else None
+    jobs = [one.slurm_job_id for one in submissions if lives and lives.has(one)]
+    if not open_ and not jobs:
+        raise InputError(f"Every cell of {sweep.id} has ended already; there is nothing to cancel.")
     # Said first: whoever sees the signal, or would begin meanwhile, must know that its user wants no more.
-    log.cancelled(index for index in open_ if standing[index].state not in ("running", "stopping"))
+    if waiting := [index for index in open_ if standing[index].state not in ("running", "stopping")]:
+        log.cancelled(waiting)
     local.cancel(runs, sweep.id)
     for index in open_:
         rundir = RunDir(runs / sweep.run_ids[index])
         if standing[index].entries and rundir.run_json.exists():
             endings.record_cancel(rundir, who())
-    submissions = [one for one in log.submissions() if one.slurm_job_id]
-    if submissions:
-        lives = Living(QUEUE.answer(), log)
-        jobs = [one.slurm_job_id for one in submissions if lives.has(one)]
-        if jobs:
-            ask.call("scancel", *jobs, env=ask.outside())
-            say(f"Slurm jobs {', '.join(jobs)} are cancelled.")
-    num_running = sum(standing[index].state in ("running", "stopping") for index in open_)
+    if jobs:
+        # Where this fails it is written down what is wanted; asked again, it is tried again.
+        ask.call("scancel", *jobs, env=ask.outside())
+        say(f"Slurm jobs {', '.join(jobs)} are cancelled.")
+    if elsewhere := {one.cluster for one in submitted} - {one.cluster for one in submissions}:
+        say(f"What the cluster {', '.join(sorted(elsewhere))} has of it can only be cancelled there.")
+    num_running = len(open_) - len(waiting)
     what = f"; {num_running} run and are told to stop, they save if they can" if num_running else ""
-    say(f"sweep {sweep.id}: {len(open_) - num_running} cells that waited are cancelled{what}.")
+    say(f"sweep {sweep.id}: {len(waiting)} cells that waited are cancelled{what}.")
 
 
 def find_unknown(sweep: Sweep) -> None:

@@ -127,10 +127,25 @@ def test_several_cells_share_an_allocation(sweep: Sweep, plain: dict[str, Any], 
     assert "#SBATCH --ntasks-per-node=4" in script
     assert "#SBATCH --mem=6GB" in script
     assert "for slot in 0 1 2 3; do" in script
-    # Never more at once than the sweep may have.
-    (array,) = submit(sweep, [small] * 10, max_parallel=3)
+
+
+def test_no_more_cells_share_an_allocation_than_may_run_at_once(
+    sweep: Sweep, plain: dict[str, Any], toy_slurm: ToySlurm
+) -> None:
+    (array,) = submit(sweep, [cell(plain, cluster__cells_at_once=4)] * 10, max_parallel=3)
     assert array.num_tasks == 1
     assert "for slot in 0 1 2; do" in Path(toy_slurm.calls("sbatch")[-1]).read_text()
+
+
+def test_what_runs_already_counts(sweep: Sweep, plain: dict[str, Any], toy_slurm: ToySlurm) -> None:
+    submit(sweep, [plain] * 3, max_parallel=4)
+    submit(sweep, [plain] * 5, max_parallel=4)
+    assert "#SBATCH --array=0-4%1" in Path(toy_slurm.calls("sbatch")[-1]).read_text()
+    # Nothing is free: this one takes the place of the array that has the least left.
+    submit(sweep, [plain] * 5, max_parallel=4)
+    call = toy_slurm.calls("sbatch")[-1]
+    assert call.startswith("--dependency=afterany:102 ")
+    assert "#SBATCH --array=0-4%1" in Path(call.split()[-1]).read_text()
 
 
 def test_a_submission_lists_cells_and_runs_in_the_order_of_tasks(

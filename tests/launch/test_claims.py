@@ -29,7 +29,7 @@ def submission(tmp_path: Path) -> Path:
     folder = tmp_path / "runs" / "sweeps" / "toy-0123abcd"
     log = SweepLog(folder)
     indices = list(range(10, 10 + NUM_CELLS))
-    number = log.submitting(indices, CLAIMS, CODE)
+    number = log.submitting(indices, CLAIMS, CODE, 8)
     log.submitted(number, "7")
     log.cancelled([13, 14])
     ids = [f"toy-{index:08x}" for index in indices]

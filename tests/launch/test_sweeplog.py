@@ -32,7 +32,7 @@ class Told(Queue):
 
 
 def submit(log: SweepLog, cells: list[int], job: str, mode: str = ARRAY) -> int:
-    number = log.submitting(cells, mode, CODE)
+    number = log.submitting(cells, mode, CODE, 8)
     log.submitted(number, job)
     return number
 
@@ -68,7 +68,7 @@ def test_a_cell_that_was_never_submitted_has_no_entries(log: SweepLog) -> None:
 def test_the_newest_submission_counts_and_one_that_was_refused_does_not(log: SweepLog) -> None:
     submit(log, [0, 1, 2], "10")
     submit(log, [1], "11")
-    number = log.submitting([2], ARRAY, CODE)
+    number = log.submitting([2], ARRAY, CODE, 8)
     log.refused(number, "Slurm is tired")
     assert {cell: one.slurm_job_id for cell, one in newest(log.submissions()).items()} == {0: "10", 1: "11", 2: "10"}
 
@@ -96,7 +96,7 @@ def test_slurm_is_not_asked_about_what_it_does_not_have(log: SweepLog) -> None:
         def answer(self) -> Answer:
             raise AssertionError("asked")
 
-    log.submitting([0, 1], LOCAL, CODE)
+    log.submitting([0, 1], LOCAL, CODE, 8)
     log.cancelled([1])
     assert [story.state for story in stories([0, 1, 2], log, Deaf()).values()] == ["queued", "cancelled", "queued"]
     assert not sweeplog.is_in_slurm(log, Deaf())
@@ -105,12 +105,12 @@ def test_slurm_is_not_asked_about_what_it_does_not_have(log: SweepLog) -> None:
 def test_the_code_is_that_of_the_newest_submission(log: SweepLog) -> None:
     assert log.code() is None
     submit(log, [0], "10")
-    log.submitting([0], ARRAY, {"snapshot": "new"})
+    log.submitting([0], ARRAY, {"snapshot": "new"}, 8)
     assert log.code() == {"snapshot": "new"}
 
 
 def test_a_submission_nobody_has_confirmed_is_unknown(log: SweepLog) -> None:
-    log.submitting([0], ARRAY, CODE)
+    log.submitting([0], ARRAY, CODE, 8)
     (one,) = log.submissions()
     assert one.is_unknown
     assert not one.is_being_made()  # that was long ago

@@ -216,13 +216,13 @@ def test_a_submission_that_slurm_does_not_know_is_made_anew_unless_somebody_is_a
     answer = desk.ask("args=[0],[1]")
     desk.slurm.ends("101")
     log = SweepLog(desk.sweep(answer).path)
-    log.submitting([0, 1], sweeplog.ARRAY, {"snapshot": ""})
+    log.submitting([0, 1], sweeplog.ARRAY, {"snapshot": ""}, 8)
     assert desk.ask("args=[0],[1]").submitted == answer.runs
     # This very process may be submitting, if it was a moment ago.
     monkeypatch.undo()
     monkeypatch.chdir(desk.folder)
     monkeypatch.setenv("PATH", f"{desk.slurm.folder}:/usr/bin:/bin")
-    log.submitting([0, 1], sweeplog.ARRAY, {"snapshot": ""})
+    log.submitting([0, 1], sweeplog.ARRAY, {"snapshot": ""}, 8)
     with pytest.raises(ConflictError, match="by two at once"):
         desk.ask("args=[0],[1]")
 

@@ -44,7 +44,7 @@ class Cells:
         files.write_json(folder / "sweep.json", shared)
         self.log = SweepLog(folder)
         if mode:
-            number = self.log.submitting(range(count), mode, CODE)
+            number = self.log.submitting(range(count), mode, CODE, count)
             self.log.submitted(number, "7")
             for path in sorted((folder / "log").iterdir()):  # as if it had been an hour ago
                 body = decode_entry(path, path.read_bytes())
