@@ -74,7 +74,7 @@ def answering(rundir: RunDir, rank: int) -> Iterator[None]:
     """Write down which process this rank is, and let it answer to `signals.STACKS`."""
     facts = {**own_process(), "node": os.environ.get("SLURMD_NODENAME", "")}
     facts["slurm_job"] = os.environ.get("SLURM_JOB_ID", "")
-    with open(path_of(rundir, rank), "w", encoding="utf-8") as file:
+    with open(rundir.stacks(rank), "w", encoding="utf-8") as file:
         faulthandler.register(signals.STACKS, file=file, all_threads=True)
         # Last, as whoever reads it may ask at once.
         file.write(json.dumps(facts) + "\n")
@@ -86,15 +86,10 @@ def answering(rundir: RunDir, rank: int) -> Iterator[None]:
             faulthandler.unregister(signals.STACKS)
 
 
-def path_of(rundir: RunDir, rank: int, attempt: int | None = None) -> Path:
-    """logs/<attempt>/<rank>.stacks"""
-    return rundir.log(rank, attempt).with_suffix(".stacks")
-
-
 def rank_processes(rundir: RunDir, attempt: int) -> list[RankProcess]:
     """The ranks of an attempt that have begun, in order."""
     found = []
-    for path in path_of(rundir, 0, attempt).parent.glob("*.stacks"):
+    for path in rundir.stacks(0, attempt).parent.glob("*.stacks"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             with open(path, encoding="utf-8") as file:
                 facts = json.loads(file.readline())

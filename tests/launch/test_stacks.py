@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hpctool.launch import signals, stacks
+from hpctool.launch import signals
 from hpctool.launch.stacks import RankProcess, Stacks, ask_here, rank_processes, read
 from hpctool.rundir import RunDir
 from tests.track.samples import Sample
@@ -92,7 +92,7 @@ def test_a_number_that_now_belongs_to_somebody_else_is_never_signalled(run: RunD
     innocent = spawn("import time; print('here', flush=True); time.sleep(60)")
     assert innocent.stdout is not None
     innocent.stdout.readline()
-    path = stacks.path_of(run, 0, 1)
+    path = run.stacks(0, 1)
     path.write_text(path.read_text().replace(str(rank.pid), str(innocent.pid), 1))
     (told,) = ask(rank_processes(run, 1), patience_s=0.5)
     assert "is gone" in told.problem
@@ -122,7 +122,7 @@ def test_programs_that_a_rank_starts_ignore_it_too_before_and_after_the_work(run
 
 
 def test_a_broken_file_is_no_rank(run: RunDir) -> None:
-    path = stacks.path_of(run, 0, 1)
+    path = run.stacks(0, 1)
     path.parent.mkdir(parents=True)
     path.write_text("{")
     path.with_name("notes.stacks").write_text("{}")

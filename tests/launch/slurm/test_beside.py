@@ -16,7 +16,6 @@ import pytest
 from hpctool.errors import InputError, OperationError, SchedulerError, UnknownName
 from hpctool.launch.result import own_process
 from hpctool.launch.slurm import beside
-from hpctool.launch.stacks import path_of
 from hpctool.rundir import RunDir
 from tests.track.samples import Sample
 
@@ -52,7 +51,7 @@ def start(spawn: Spawn, run: RunDir, rank: int, **options: object) -> subprocess
 
 def elsewhere(run: RunDir, rank: int, node: str, job: str = "4711") -> None:
     """A rank on another host."""
-    path = path_of(run, rank, 1)
+    path = run.stacks(rank, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {**own_process(), "host": f"{node}.cluster", "node": node, "slurm_job": job}
     path.write_text(json.dumps(facts) + "\n")
@@ -92,7 +91,7 @@ def test_ranks_elsewhere_are_asked_through_one_srun_for_all_nodes(
         elsewhere(run, rank, node)
     answers = []
     for rank in (3, 1):
-        path = path_of(run, rank, 1)
+        path = run.stacks(rank, 1)
         first = path.stat().st_size
         path.write_text(path.read_text() + f"at line {rank}\n")
         answers.append(json.dumps({"rank": rank, "start": first, "end": path.stat().st_size, "problem": ""}))
