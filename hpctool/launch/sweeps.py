@@ -11,7 +11,7 @@ from hpctool.errors import EXIT_DONE, ConflictError, InputError
 from hpctool.launch import arrays, cells, chain, endings, inline, local, overview, snapshot
 from hpctool.launch.cells import Sweep
 from hpctool.launch.overview import cell_stories, quick_stories
-from hpctool.launch.slurm import ask, check
+from hpctool.launch.slurm import ask, check, inside
 from hpctool.launch.slurm.queue import QUEUE
 from hpctool.launch.slurm.standing import is_elsewhere
 from hpctool.launch.start import short, ticket
@@ -27,8 +27,16 @@ UNDERWAY = ("queued", "running", "stopping", "requeued")
 
 def is_settled(story: Story) -> bool:
     """Whether a run is done or under way."""
+    if story.state == "completed":
+        return True
+    begun = story.of_kind("begun")
+    if story.where == "inline" and begun:
+        # Nobody brings it back but who asks for it now: a person, or the job script whose earlier start it was.
+        mine = inside.is_job("inline") and begun[-1].get("slurm_job_id") == inside.slurm_job_id()
+        if mine or story.state == "requeued":
+            return False
     # A folder without any entry is what a submission left that was killed half-way.
-    return story.state == "completed" or (story.state in UNDERWAY and bool(story.entries))
+    return story.state in UNDERWAY and bool(story.entries)
 
 
 def left_to_do(sweep: Sweep, runs: Path, say: Say) -> tuple[list[int], Counter[str]]:

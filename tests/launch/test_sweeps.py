@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,8 @@ from hpctool.launch import arrays, cells, submit, sweeplog, sweeps
 from hpctool.launch.cells import Sweep
 from hpctool.launch.overview import cell_stories, quick_stories
 from hpctool.launch.sweeplog import SweepLog
-from hpctool.rundir import RunDir, Story
+from hpctool.log import Entry
+from hpctool.rundir import RunDir, Story, fold
 from tests.launch.toy_slurm import ToySlurm
 
 LONG_AGO = "2026-01-01T00:00:00.000Z"
@@ -232,3 +234,19 @@ def test_without_slurm_nothing_is_written(desk: Desk, monkeypatch: pytest.Monkey
     with pytest.raises(InputError, match="no sbatch"):
         desk.ask("args=[0],[1]")
     assert not (desk.runs / "sweeps").exists()
+
+
+def test_a_stopped_inline_run_is_brought_back_by_who_asks_and_a_jobs_own_earlier_start_is_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def story(*bodies: dict[str, Any]) -> Story:
+        return fold([Entry(number, body) for number, body in enumerate(bodies, 1)])
+
+    begun = {"kind": "begun", "attempt": 1, "where": "inline", "slurm_job_id": "7"}
+    stopped = {"kind": "ended", "attempt": 1, "state": "requeued", "cause": "preempted", "step": 5}
+    assert not sweeps.is_settled(story(begun, stopped))
+    assert sweeps.is_settled(story({**begun, "where": "slurm"}, stopped)), "its script asks for the requeue"
+    assert sweeps.is_settled(story(begun)), "somebody runs it"
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert not sweeps.is_settled(story(begun)), "this very job, before its node was lost"
