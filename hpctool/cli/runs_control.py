@@ -94,7 +94,10 @@ def stacks(run: str, rank: int | None, as_json: bool, root: Path | None) -> None
     """Print where each rank of a run is in its Python code, also while it hangs; it runs on meanwhile."""
     from hpctool.launch.slurm import beside
 
-    found = beside.stacks(find_run(resolve_paths(root).runs, run), rank)
+    rundir = find_run(resolve_paths(root).runs, run)
+    found = beside.stacks(rundir, rank)
+    if rundir.record()["job"] == "run":
+        say("These are hpctool's own ranks; the program is a process of its own below each, which is not asked.")
     if as_json:
         print_json([vars(one) for one in found])
         return

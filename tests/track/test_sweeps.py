@@ -144,3 +144,9 @@ def test_damage_in_one_cell_leaves_the_others(slurm: StandIns, tmp_path: Path) -
     result = sweep.runs / sweep.run_id(1) / "result.json"
     result.write_text("{")
     assert sweep.look().counts == {"completed": 2}
+
+
+def test_cells_that_the_local_queue_does_not_know_any_more_were_cancelled(tmp_path: Path) -> None:
+    found = Cells(tmp_path, 2, mode="local").look()
+    assert found.counts == {"cancelled": 2}
+    assert found.groups[0].cause == "cancelled before it began"
