@@ -74,8 +74,9 @@ def test_one_rank_told_to_stop_stops_all_and_the_run_goes_on_exactly(make_run: M
     # The 2 discarded passes, then 2 for each step: the 13th pass is in step 6.
     assert attempt(stopped, 3, FAULT="stop 2 13") == [75, 75, 75]
     ended = stopped.story().of_kind("ended")[-1]
-    assert (ended["cause"], ended["step"]) == ("preempted", 7)
-    assert stopped.story().checkpoints[-1]["step"] == 7
+    # Step 6 is validated, which is given up; else the ranks would agree at the boundary and save at step 7.
+    assert (ended["cause"], ended["step"]) == ("preempted", 6)
+    assert stopped.story().checkpoints[-1]["step"] == 6
     assert attempt(stopped, 3) == [0, 0, 0]
     assert result(stopped)["param_digest"] == result(straight)["param_digest"]
     assert curves(stopped) == curves(straight)
