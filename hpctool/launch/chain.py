@@ -130,8 +130,10 @@ class Parents:
         waiting = {i for i in unknown if i not in self._stories or not self._stories[i].entries}
         for sweep in self._sweeps.values():
             mine = [index for index, run_id in enumerate(sweep.run_ids) if run_id in waiting]
-            found = overview.unbegun(self.runs, sweep, mine)
-            self._stories |= {sweep.run_ids[i]: story for i, story in found.items() if story.entries}
+            for index, story in overview.unbegun(self.runs, sweep, mine).items():
+                # Of several sweeps with this cell, one that will run it counts.
+                if story.entries or sweep.run_ids[index] not in self._stories:
+                    self._stories[sweep.run_ids[index]] = story
         return ids
 
     @functools.cached_property

@@ -11,7 +11,7 @@ import pytest
 
 from hpctool import config
 from hpctool.errors import InputError, UnknownName
-from hpctool.launch import cells, repair, start, submit, sweeps
+from hpctool.launch import cells, chain, repair, start, submit, sweeps
 from hpctool.rundir import RunDir
 from tests.launch.test_sweeps import Desk, desk
 
@@ -153,6 +153,19 @@ def test_what_was_dropped_with_its_parent_says_so_and_comes_back_with_it(desk: D
     calls = [call.split()[0] for call in desk.slurm.calls("sbatch")[3:]]
     assert calls[0].startswith("/")
     assert calls[1:] == ["--dependency=afterok:104", "--dependency=afterok:105"]
+
+
+def test_a_run_after_a_cell_that_was_dropped_says_so_too(desk: Desk) -> None:
+    first = desk.ask("args=[1],[2]")
+    second = after(desk, first.sweep, "args=[3],[4]", multirun=True)
+    last = after(desk, second.runs[0], "args=[5]")
+    desk.begin(first, 0, "101_0", "failed")
+    desk.slurm.ends("101_0", "102_0", "103")
+    desk.slurm.forget()
+    known = chain.Parents(desk.runs)
+    assert known.why_not({"kind": "run", "id": second.runs[0]}) == f"its parent {second.runs[0]} was cancelled"
+    assert known.why_not({"kind": "sweep", "id": second.sweep}).endswith("did not complete: 1 cancelled")
+    assert known.why_not({"kind": "run", "id": last.runs[0]}) == ""
 
 
 def test_what_its_user_has_cancelled_does_not_come_back(desk: Desk) -> None:
