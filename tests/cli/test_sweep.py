@@ -58,6 +58,7 @@ def test_the_status_fits_into_a_terminal(
     assert "running" in lines[1]
 
 
+@pytest.mark.slow
 def test_the_status_says_what_people_ask(root: Path, slurm: StandIns) -> None:
     sweep = half_way(root, slurm, 2000)
     sweep.begin(1999).end("failed", "rank 3: RuntimeError: cuda", 7)

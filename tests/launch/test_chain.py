@@ -51,6 +51,7 @@ def test_a_run_waits_for_the_run_before_it(desk: Desk) -> None:
     assert desk.ask("args=[2]", multirun=False).runs != child.runs
 
 
+@pytest.mark.slow
 def test_what_has_completed_is_not_waited_for_and_changes_nothing_about_who_a_run_is(desk: Desk) -> None:
     parent = single(desk, "args=[1]")
     before = after(desk, parent.id, "args=[2]")
@@ -125,6 +126,7 @@ def test_where_tasks_claim_cells_the_whole_array_is_waited_for_and_the_job_looks
     assert waits(desk) == "--dependency=afterany:101 --kill-on-invalid-dep=yes"
 
 
+@pytest.mark.slow
 def test_a_job_that_names_its_parent_is_given_it(desk: Desk) -> None:
     """`export -m after=SWEEP`: one cell for each run of the sweep, which need not have completed."""
     parent = desk.ask("args=[1],[2]")
@@ -137,6 +139,7 @@ def test_a_job_that_names_its_parent_is_given_it(desk: Desk) -> None:
     assert config.load(desk.runs / best.runs[0] / "config.yaml").run == parent.sweep
 
 
+@pytest.mark.slow
 def test_what_was_dropped_with_its_parent_says_so_and_comes_back_with_it(desk: Desk) -> None:
     parent = single(desk, "args=[1]")
     child = RunDir(desk.runs / after(desk, parent.id, "args=[2]").runs[0])

@@ -56,6 +56,7 @@ def test_an_installed_program_needs_no_path(here: Path) -> None:
     assert program.command(run, config.load(run.config_yaml), {}) == ["hostname"]
 
 
+@pytest.mark.slow
 def test_who_it_is_depends_on_script_words_and_folder_and_not_on_the_way_they_were_typed(here: Path) -> None:
     write(here / "own.py", "")
     (here / "data").mkdir()

@@ -41,12 +41,12 @@ def check_against_alone(overrides: list[str]) -> None:
 
 
 SWEEPS = [
-    ["optim.lr=1e-3,1e-2", "optim.weight_decay=${optim.lr}", "name=run-${seed}", "seed=3,4"],
     ["+task.label_smoothing=0.1,0.2", "++optim.lr=1,2", "~optim.weight_decay"],
     ["augment=null,'{_target_: hpctool.train.augment.RandomShift, pixels: 1}'", "seed=1,2"],
-    ["seed=1,2", "seed=3,4"],
 ]
 LONGER_SWEEPS = [
+    ["seed=1,2", "seed=3,4"],
+    ["optim.lr=1e-3,1e-2", "optim.weight_decay=${optim.lr}", "name=run-${seed}", "seed=3,4"],
     ["model=mlp,cnn", "optim.lr=1e-3,0.01,1", "seed=range(0,2)"],
     ["name=a,b", "resources.nodes=1,2", "loop.global_batch_size=32,64"],
     ["model.hidden_sizes=[64],[128,128],[]", "loop.grad_clip=null,1,2.5", "cluster.setup=['module load a'],[]"],

@@ -58,6 +58,7 @@ def test_load_params_needs_a_checkpoint(make_run: MakeRun) -> None:
         load_params(make_run(SHORT))
 
 
+@pytest.mark.slow
 def test_the_seed_alone_decides(make_run: MakeRun, train_here: TrainHere) -> None:
     digests = [
         train_here(make_run(SHORT, "model.dropout=0.2", f"name={name}", f"seed={seed}"))["param_digest"]
