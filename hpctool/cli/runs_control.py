@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hpctool.cli.output import json_option, paths_option, print_json, resolve_paths, say
-from hpctool.errors import EXIT_DONE, UnknownName
+from hpctool.errors import EXIT_DONE, InputError, UnknownName
 from hpctool.rundir import RunDir, find_run, list_run_ids
 
 if TYPE_CHECKING:
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 @paths_option
 def cancel(names: tuple[str, ...], root: Path | None) -> None:
     """End runs for good: what runs saves if it can, what waits is dropped, nothing is requeued."""
-    from hpctool.launch import cells, start, sweeps
+    from hpctool.launch import cells, overview, start, sweeps
 
     runs = resolve_paths(root).runs.absolute()
     for name in names:
         full, ids = _found(runs, name)
         if full in ids:
-            say(start.cancel(RunDir(runs / full)))
+            cell = overview.find_cell(runs, full)
+            how = sweeps.cancel_cell(cell[0], runs, cell[1]) if cell else None
+            say(how or start.cancel(RunDir(runs / full)))
         else:
             sweeps.cancel(cells.find_sweep(runs, full), runs, say)
 
@@ -42,6 +44,8 @@ def retry(names: tuple[str, ...], root: Path | None) -> None:
     codes = []
     for name in names:
         full, ids = _found(runs, name)
+        if full in ids and not RunDir(runs / full).run_json.exists():
+            raise InputError(f"Run {full} is a cell that has not begun. hpctool sweep resume starts what is left.")
         if full in ids:
             codes.append(start.retry(RunDir(runs / full), say))
         else:
@@ -125,12 +129,15 @@ def _underway(runs: Path, sweeps: list[Sweep]) -> list[str]:
 
 def _found(runs: Path, name: str) -> tuple[str, list[str]]:
     """The full id that a name means, and the runs behind it: itself, or a sweep's cells. Raises UnknownName."""
-    from hpctool.launch import cells
+    from hpctool.launch import cells, overview
 
     try:
         run_id = find_run(runs, name).id
         return run_id, [run_id]
     except UnknownName:
+        if waiting := overview.find_cell(runs, name):
+            run_id = waiting[0].run_ids[waiting[1]]
+            return run_id, [run_id]
         if not any(sweep.startswith(name) for sweep in cells.list_sweep_ids(runs)):
             raise
     sweep = cells.find_sweep(runs, name)

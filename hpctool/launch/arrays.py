@@ -20,7 +20,7 @@ from hpctool.launch import limits, snapshot
 from hpctool.launch.cells import Sweep
 from hpctool.launch.slurm import ask, loop, site
 from hpctool.launch.slurm import script as slurm
-from hpctool.launch.slurm.queue import QUEUE
+from hpctool.launch.slurm.queue import QUEUE, cluster_name
 from hpctool.launch.sweeplog import ARRAY, CLAIMS, Living, SweepLog, to_ranges
 from hpctool.rundir import RunDir, now
 
@@ -181,7 +181,7 @@ class _Submitter:
                 task = f"{job_id}_{tasks[position] if tasks else position}" if mode == ARRAY else ""
                 rundir = RunDir(self.runs / self.sweep.run_ids[index])
                 body = {"kind": "submitted", "where": "slurm", "slurm_job_id": task, "array": job_id, "time": now()}
-                rundir.ledger.append(body)
+                rundir.ledger.append({**body, "cluster": cluster_name()})
         return job_id
 
     def _write(self, number: int, mode: str, num_tasks: int, at_once: int) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hpctool.launch.slurm import ask, check, inside
 from hpctool.launch.slurm.queue import QUEUE
 from hpctool.launch.slurm.standing import is_elsewhere
 from hpctool.launch.start import short, ticket
-from hpctool.launch.sweeplog import ARRAY, LOCAL, Living, SweepLog, is_in_slurm, stories
+from hpctool.launch.sweeplog import ARRAY, CLAIMS, LOCAL, Living, SweepLog, is_in_slurm, newest, stories
 from hpctool.place import Place
 from hpctool.rundir import RunDir, Story, now, who
 
@@ -154,31 +154,72 @@ def progress(sweep: Sweep, counts: Counter[str], num_todo: int) -> str:
 def cancel(sweep: Sweep, runs: Path, say: Say) -> None:
     """End a sweep for good: what waits does not begin, what runs saves if it can. Raises InputError, SchedulerError."""
     standing = cell_stories(runs, sweep, quick_stories)
-    open_ = [index for index, story in enumerate(standing) if story.state not in endings.OVER]
     log = SweepLog(sweep.path)
     submitted = [one for one in log.submissions() if one.slurm_job_id]
     submissions = [one for one in submitted if not is_elsewhere(one.cluster)]
     lives = Living(QUEUE.answer(), log) if submissions else None
     jobs = [one.slurm_job_id for one in submissions if lives and lives.has(one)]
-    if not open_ and not jobs:
+    if not jobs and all(story.state in endings.OVER for story in standing):
         raise InputError(f"Every cell of {sweep.id} has ended already; there is nothing to cancel.")
-    # Said first: whoever sees the signal, or would begin meanwhile, must know that its user wants no more.
-    if waiting := [index for index in open_ if standing[index].state not in ("running", "stopping")]:
-        log.cancelled(waiting)
+    num_waiting, num_running = _note_cancelled(sweep, runs, dict(enumerate(standing)))
     local.cancel(runs, sweep.id)
-    for index in open_:
-        rundir = RunDir(runs / sweep.run_ids[index])
-        if standing[index].entries and rundir.run_json.exists():
-            endings.record_cancel(rundir, who())
     if jobs:
         # Where this fails it is written down what is wanted; asked again, it is tried again.
         ask.call("scancel", *jobs, env=ask.outside())
         say(f"Slurm jobs {', '.join(jobs)} are cancelled.")
     if elsewhere := {one.cluster for one in submitted} - {one.cluster for one in submissions}:
         say(f"What the cluster {', '.join(sorted(elsewhere))} has of it can only be cancelled there.")
-    num_running = len(open_) - len(waiting)
     what = f"; {num_running} run and are told to stop, they save if they can" if num_running else ""
-    say(f"sweep {sweep.id}: {len(waiting)} cells that waited are cancelled{what}.")
+    say(f"sweep {sweep.id}: {num_waiting} cells that waited are cancelled{what}.")
+
+
+def cancel_cell(sweep: Sweep, runs: Path, index: int) -> str | None:
+    """End one cell that has no job of its own or no folder, and give a sentence on how; None for any other cell.
+
+    Where tasks claim cells, the job of one cell is that of others too. Raises InputError, SchedulerError.
+    """
+    latest = newest(SweepLog(sweep.path).submissions()).get(index)
+    rundir = RunDir(runs / sweep.run_ids[index])
+    story = cell_stories(runs, sweep, quick_stories)[index]
+    # It may have been started by itself since then.
+    is_claimed = (
+        latest is not None
+        and latest.mode == CLAIMS
+        and story.slurm_job_id.partition("_")[0]
+        in (
+            "",
+            latest.slurm_job_id,
+        )
+    )
+    if rundir.run_json.exists() and not is_claimed:
+        return None
+    if story.state in endings.OVER or not story.entries:
+        raise InputError(f"Cell {index} of {sweep.id} is {story.state} ({story.cause}); there is nothing to cancel.")
+    _note_cancelled(sweep, runs, {index: story})
+    if story.state in ("running", "stopping"):
+        step = f"{story.slurm_job_id}.{story.of_kind('begun')[-1]['slurm_step_id']}"
+        ask.call("scancel", "--signal=TERM", step, env=ask.outside())
+        return f"run {rundir.id} is told to stop; it saves if it can. Other cells in its job go on."
+    local.cancel(runs, rundir.id)
+    if not is_claimed and story.slurm_job_id:
+        ask.call("scancel", story.slurm_job_id, env=ask.outside())
+    return f"run {rundir.id}, cell {index} of {sweep.id}, is cancelled before it began."
+
+
+def _note_cancelled(sweep: Sweep, runs: Path, standing: Mapping[int, Story]) -> tuple[int, int]:
+    """Write down that cells are cancelled; gives how many of them waited and how many run.
+
+    Said before anybody is told: whoever sees the signal, or would begin meanwhile, must know that no more is wanted.
+    """
+    open_ = {index: story for index, story in standing.items() if story.state not in endings.OVER}
+    waiting = [index for index, story in open_.items() if story.state not in ("running", "stopping")]
+    if waiting:
+        SweepLog(sweep.path).cancelled(waiting)
+    for index, story in open_.items():
+        rundir = RunDir(runs / sweep.run_ids[index])
+        if story.entries and rundir.run_json.exists():
+            endings.record_cancel(rundir, who())
+    return len(waiting), len(open_) - len(waiting)
 
 
 def find_unknown(sweep: Sweep) -> None:

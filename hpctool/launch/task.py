@@ -70,6 +70,7 @@ def begin(rundir: RunDir, where: str, place: Place) -> int:
         "world_size": place.size,
         "nodes": [os.environ.get("SLURM_STEP_NODELIST", socket.gethostname())],
         "slurm_job_id": inside.slurm_job_id() if inside.is_job(where) else "",
+        "slurm_step_id": os.environ.get("SLURM_STEP_ID", "") if inside.is_job(where) else "",
         "restart_count": inside.restart_count(),
         "cluster": os.environ.get("SLURM_CLUSTER_NAME", ""),
         "code": rundir.code(),

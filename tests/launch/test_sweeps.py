@@ -54,7 +54,7 @@ class Desk:
     def begin(self, answer: submit.Submission, index: int, task: str, state: str = "") -> RunDir:
         """What a task writes when it begins a cell, and when it ends in that state."""
         rundir = cells.open_cell(self.runs, answer.sweep, index)
-        attempt = rundir.begin({"where": "slurm", "slurm_job_id": task})
+        attempt = rundir.begin({"where": "slurm", "slurm_job_id": task, "slurm_step_id": "3"})
         if state:
             rundir.ledger.append({"kind": "ended", "attempt": attempt, "state": state, "step": 0, "time": LONG_AGO})
         return rundir
@@ -188,6 +188,31 @@ def test_cancel_takes_the_array_away_and_says_who_did_it(desk: Desk) -> None:
     assert "cancelled by" in waiting.cause
     desk.resume(answer)
     assert desk.states(answer) == ["completed", "stopping", "queued"]
+
+
+def test_a_single_cell_that_waits_can_be_cancelled(desk: Desk) -> None:
+    answer = desk.ask("args=[0],[1],[2]")
+    assert sweeps.cancel_cell(desk.sweep(answer), desk.runs, 1) is not None
+    assert desk.slurm.calls("scancel") == ["101_1"]
+    assert desk.states(answer) == ["queued", "cancelled", "queued"]
+    # One that has begun in a job of its own is a run like others.
+    desk.begin(answer, 0, "101_0")
+    assert sweeps.cancel_cell(desk.sweep(answer), desk.runs, 0) is None
+    with pytest.raises(InputError, match="nothing to cancel"):
+        sweeps.cancel_cell(desk.sweep(answer), desk.runs, 1)
+
+
+def test_a_cell_in_a_job_of_several_is_told_alone(desk: Desk) -> None:
+    desk.slurm.set("max_array", 2)
+    answer = desk.ask("args=[0],[1],[2]")
+    run = desk.begin(answer, 0, "101_0")
+    said = sweeps.cancel_cell(desk.sweep(answer), desk.runs, 0)
+    assert said is not None
+    assert desk.slurm.calls("scancel") == ["--signal=TERM 101_0.3"]
+    assert run.story().state == "stopping"
+    sweeps.cancel_cell(desk.sweep(answer), desk.runs, 2)
+    assert len(desk.slurm.calls("scancel")) == 1
+    assert desk.states(answer) == ["stopping", "queued", "cancelled"]
 
 
 def test_a_refusal_after_some_arrays_says_what_is_queued(desk: Desk) -> None:

@@ -130,6 +130,17 @@ def test_small_cells_share_an_allocation(sweeps: Sweeps) -> None:
     assert most_at_once(sweeps.runs(answer)) == 3
 
 
+def test_a_cell_is_cancelled_without_those_that_share_its_job(sweeps: Sweeps) -> None:
+    shared = ("cluster.cells_at_once=2", "cluster.max_parallel=2")
+    answer = sweeps.submit(args("60,a", "5,b", "0.1,c", "60,d"), *shared)
+    sweeps.until(answer, lambda states: states[:2] == ["running", "running"])
+    time.sleep(2.0)
+    sweeps.lab.hpctool("runs", "cancel", answer["runs"][0], answer["runs"][3])
+    assert sweeps.until_over(answer) == ["cancelled", "completed", "completed", "cancelled"]
+    assert (sweeps.runs(answer)[0].path / "artifacts" / "steps").exists()
+    assert all(run.story().attempt == 1 for run in sweeps.runs(answer)[1:3])
+
+
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_a_task_that_is_preempted_comes_back_to_the_cells_that_it_had(sweeps: Sweeps, at_once: int) -> None:
     sweeps.lab.cluster.limits(max_array_size=3)
