@@ -57,6 +57,8 @@ def dry_run(request: Request, multirun: bool) -> str:
     parts = [f"# run {first.run_id}", config.to_yaml(first.cfg)]
     if plan.is_sweep:
         parts.insert(0, f"# sweep {plan.sweep_id}: {len(plan.cells)} cells over {', '.join(plan.varied) or 'nothing'}")
+    if plan.parent is not None:
+        parts.insert(0, f"# It waits for {plan.parent.kind} {plan.parent.name}; what is made there is looked at then.")
     if plan.cfg.cluster.kind == "slurm":
         folder = plan.runs / first.run_id
         environment = {"PYTHONPATH": f"{plan.runs}/.code/<snapshot>/…", "PYTHONSAFEPATH": "1"}

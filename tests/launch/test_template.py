@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
+from hpctool import config
 from hpctool.errors import InputError
-from hpctool.launch import grid
+from hpctool.launch import grid, limits
 from hpctool.launch.job import Resolved, load_job
-from hpctool.launch.plan import Request, checked_stages, make_plan
+from hpctool.launch.plan import EARLY, Request, checked_stages, make_plan
 from hpctool.launch.template import NotHere, Template
 from tests.launch.data import make_datasets
 
@@ -66,6 +67,22 @@ LONGER_SWEEPS = [
 def test_a_cell_of_a_sweep_is_what_it_would_have_been_alone(root: Path, overrides: list[str]) -> None:
     data = [] if overrides[0].startswith("data.name") else ["data.name=stripes"]
     check_against_alone([f"paths.root={root}", *data, *overrides])
+
+
+@pytest.mark.parametrize("overrides", SWEEPS, ids=" ".join)
+def test_what_is_resolved_later_stays_as_it_is_written(root: Path, overrides: list[str]) -> None:
+    data = [] if overrides[0].startswith("data.name") else ["data.name=stripes"]
+    job = load_job("train")
+    templates: dict[int, Template] = {}
+    for cell in grid.expand("train", [f"paths.root={root}", *data, *overrides]).cells():
+        combination = cell.combination
+        if id(combination) not in templates:
+            templates[id(combination)] = Template(combination, job.Config, [limits.check], resolved=EARLY)
+        alone = config.typed(config.compose("train", cell.overrides).cfg, job.Config)
+        plain, _ = templates[id(combination)].plan(cell)
+        assert repr(plain) == repr(config.to_plain(alone, EARLY))
+        assert plain["paths"]["runs"] == f"{root}/runs"
+        assert plain["model"]["num_classes"] == "${data.num_classes}"
 
 
 AXES = [
