@@ -172,7 +172,9 @@ class _Submitter:
         try:
             job_id = slurm.submit_script(script, *options)
         except SubmitError as error:
-            log.refused(number, error.reason)
+            # Else it is looked for in the queue when somebody asks again.
+            if not slurm.may_have_been_taken(error):
+                log.refused(number, error.reason)
             raise
         log.submitted(number, job_id)
         for position, index in enumerate(self.part.cells):

@@ -94,6 +94,19 @@ def cancel(rundir: RunDir) -> str:
     return f"run {rundir.id} is cancelled."
 
 
+def find_submitted(rundir: RunDir) -> bool:
+    """Whether Slurm has the job of a run whose submitter ended before it knew; then it is written down.
+
+    Raises SchedulerError.
+    """
+    if not rundir.submit_script.exists() or rundir.story().entries:
+        return False
+    job_id = slurm.in_queue().get(str(rundir.submit_script))
+    if job_id:
+        mark_submitted(rundir, "slurm", job_id)
+    return job_id is not None
+
+
 def mark_submitted(rundir: RunDir, where: str, slurm_job_id: str = "") -> None:
     """Write into the ledger that somebody will run this."""
     cluster = {"cluster": cluster_name()} if where == "slurm" else {}

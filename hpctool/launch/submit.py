@@ -16,7 +16,7 @@ from hpctool.launch.plan import Plan, Planned, Request, after_record, make_plan,
 from hpctool.launch.result import current_story
 from hpctool.launch.slurm import check
 from hpctool.launch.slurm import script as slurm
-from hpctool.launch.start import short, start
+from hpctool.launch.start import find_submitted, short, start
 from hpctool.launch.sweepfile import write_sweep
 from hpctool.place import Place, place_from_environment
 from hpctool.rundir import RunDir, create_run, now
@@ -188,6 +188,7 @@ def _existing(plan: Plan, cell: Planned) -> RunDir | None:
 
 def _reusable(rundir: RunDir, cell: Planned, code: snapshot.Code, say: Say) -> bool:
     """Whether the run that is there answers what was asked; says what it found."""
+    find_submitted(rundir)
     story = current_story(rundir)
     if story.state != "completed" and sweeps.is_settled(story):
         say(f"run {rundir.id} is {story.state} already. hpctool runs show {rundir.id}")

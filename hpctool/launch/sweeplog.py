@@ -199,14 +199,28 @@ def _story(submission: Submission | None, cell: int) -> Story:
     return fold([Entry(0, body)])
 
 
+class _Known:
+    """What the newest answer came to: hundreds of sweeps are looked at with one."""
+
+    answer: Answer | None = None
+    found: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
+
+
+def _there(answer: Answer) -> tuple[frozenset[str], frozenset[str]]:
+    """The jobs that are not over, and the arrays that they belong to."""
+    if _Known.answer is not answer:
+        tasks = frozenset(name for name, job in answer.jobs.items() if not job.is_over)
+        _Known.answer, _Known.found = answer, (tasks, frozenset(name.partition("_")[0] for name in tasks))
+    return _Known.found
+
+
 class Living:
     """What of a sweep's submissions Slurm still has, by one answer of squeue. Where that cannot know, it says yes."""
 
     def __init__(self, answer: Answer, log: SweepLog) -> None:
         self.answer = answer
         self.log = log
-        self.tasks = {name for name, job in answer.jobs.items() if not job.is_over}
-        self.arrays = {name.partition("_")[0] for name in self.tasks}
+        self.tasks, self.arrays = _there(answer)
         self._claims: dict[int, dict[int, str]] = {}
 
     def has(self, submission: Submission) -> bool:

@@ -12,6 +12,7 @@ from hpctool.launch import arrays, cells, chain, endings, inline, local, overvie
 from hpctool.launch.cells import Sweep
 from hpctool.launch.overview import cell_stories, quick_stories
 from hpctool.launch.slurm import ask, check, inside
+from hpctool.launch.slurm import script as slurm
 from hpctool.launch.slurm.queue import QUEUE
 from hpctool.launch.slurm.standing import is_elsewhere
 from hpctool.launch.start import short, ticket
@@ -228,12 +229,11 @@ def find_unknown(sweep: Sweep) -> None:
     unknown = [one for one in log.submissions() if one.is_unknown]
     if not unknown:
         return
-    listed = ask.call("squeue", "--me", "--noheader", "--format=%F|%o", env=ask.outside()).splitlines()
-    jobs = {command.strip(): job for job, _, command in (line.partition("|") for line in listed)}
+    jobs = slurm.in_queue()
     for one in unknown:
         script = str(sweep.path / "submissions" / f"{one.number:04d}.sh")
         if script in jobs:
-            log.submitted(one.number, jobs[script].strip())
+            log.submitted(one.number, jobs[script])
         elif one.is_being_made():
             raise ConflictError(f"Sweep {sweep.id}", "this submission", f"that of {one.by} since {one.time}")
         else:

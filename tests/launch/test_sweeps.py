@@ -237,6 +237,25 @@ def test_a_submitter_that_died_before_it_knew_has_submitted_all_the_same(desk: D
     assert desk.slurm.tasks == ["101_0", "101_1"]
 
 
+def test_the_same_of_a_single_run(desk: Desk) -> None:
+    desk.slurm.set("die")
+    command = [sys.executable, "-m", "hpctool.cli.main", "run", "script=work.sh", "cluster=slurm", "args=[0]"]
+    assert subprocess.run(command, cwd=desk.folder, capture_output=True, check=False).returncode == -9
+    desk.slurm.clear("die")
+    again = desk.ask("args=[0]", multirun=False)
+    assert (again.submitted, len(again.reused)) == ([], 1)
+    assert desk.slurm.tasks == ["101_0"]
+
+
+def test_an_sbatch_that_was_not_answered_in_time_may_have_been_heard(desk: Desk) -> None:
+    desk.slurm.set("deaf", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
+    with pytest.raises(SubmitError, match="timed out"):
+        desk.ask("args=[0],[1]")
+    desk.slurm.clear("deaf")
+    assert desk.slurm.tasks == ["101_0", "101_1"]
+    assert not desk.ask("args=[0],[1]").submitted
+
+
 def test_a_submission_that_slurm_does_not_know_is_made_anew_unless_somebody_is_at_it(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

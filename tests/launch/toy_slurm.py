@@ -29,6 +29,7 @@ job=$(($(cat {folder}/last 2> /dev/null || echo 100) + 1))
 echo $job > {folder}/last
 for ((i = 0; i < count; i++)); do echo "$job $i $script" >> {folder}/jobs; done
 [ -e {folder}/die ] && kill -9 $PPID
+if [ -e {folder}/deaf ]; then cat {folder}/deaf >&2; exit 1; fi
 echo "Submitted batch job $job"
 """
 
@@ -74,7 +75,7 @@ class ToySlurm:
         self.key = queue.cache_key()
 
     def set(self, name: str, value: object = "") -> None:
-        """max_submit, max_array: a limit; refuse: with what sbatch refuses; refuse_after: so many jobs; die, silent."""
+        """max_submit, max_array: a limit; refuse, deaf: what sbatch says; refuse_after: so many jobs; die, silent."""
         (self.folder / name).write_text(f"{value}\n")
 
     def clear(self, name: str) -> None:

@@ -6,6 +6,7 @@ so it can be read, kept and submitted again by hand.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -78,3 +79,14 @@ def submit_script(path: Path, *options: str) -> str:
     except (FailedSubmissionError, FailedJobError) as error:
         raise SubmitError(path, f"sbatch answered '{answer.strip()}'.") from error
     return job_id
+
+
+def in_queue() -> dict[str, str]:
+    """The scripts of this user's jobs in the queue: path → job id (of an array, its own). Raises SchedulerError."""
+    listed = ask.call("squeue", "--me", "--noheader", "--format=%F|%o", env=ask.outside()).splitlines()
+    return {path.strip(): job.strip() for job, _, path in (line.partition("|") for line in listed)}
+
+
+def may_have_been_taken(error: SubmitError) -> bool:
+    """Whether Slurm may have taken a job although sbatch failed: it did not answer in time."""
+    return bool(re.search("no answer within|timed out", error.reason, re.I))
