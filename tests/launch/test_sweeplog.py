@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from hpctool.launch import sweeplog
+from hpctool.launch import cells, sweeplog
 from hpctool.launch.slurm.queue import Answer, Job, Queue
 from hpctool.launch.sweeplog import ARRAY, CLAIMS, LOCAL, SweepLog, from_ranges, newest, stories, to_ranges
 
+GOLDEN = Path(__file__).parents[1] / "assets" / "sweep_v1" / "run-5c2ff0d1"
 CODE = {"snapshot": "0123456789ab"}
 THEN, LATER_S = "2026-01-01T00:00:00.000Z", 1_800_000_000.0
 
@@ -114,3 +115,18 @@ def test_a_submission_nobody_has_confirmed_is_unknown(log: SweepLog) -> None:
     (one,) = log.submissions()
     assert one.is_unknown
     assert not one.is_being_made()  # that was long ago
+
+
+def test_a_sweep_of_format_1_is_read_for_ever() -> None:
+    sweep = cells.read_sweep(GOLDEN)
+    assert sweep.run_ids == ["run-00000000", "run-00000001", "run-00000002"]
+    assert [cells.plain_config(sweep, index)["args"] for index in range(3)] == [["a"], ["b"], ["c"]]
+    log = SweepLog(GOLDEN)
+    first, second, third = log.submissions()
+    assert (first.slurm_job_id, first.mode, first.cells, first.share) == ("101", ARRAY, [0, 1, 2], 2)
+    assert first.cancelled == {2: "ann@login1"}
+    assert (second.slurm_job_id, second.mode, second.cluster, second.is_refused) == ("102", CLAIMS, "big", False)
+    assert (third.positions, third.is_refused) == ({0: 0, 2: 5}, True)
+    assert {cell: one.number for cell, one in newest(log.submissions()).items()} == {0: 1, 1: 4, 2: 4}
+    assert log.claims(second.number) == {0: "102_0"}
+    assert log.children() == ["export-00000001"]
