@@ -238,7 +238,9 @@ def test_a_plain_ddp_script_runs_as_it_is(here: Path, bench: Bench) -> None:
     done = hpctool("script=ddp.py", "cluster=local", "cluster.wait=true", "resources.tasks_per_node=2", "--json")
     assert done.returncode == 0, done.stderr
     run = RunDir(Path(json.loads(done.stdout)["folder"]))
-    assert [run.log(rank, 1).read_text().splitlines()[-1] for rank in (0, 1)] == ["ranks 2 rank 0", "ranks 2 rank 1"]
+    # Once in a hundred times torch itself aborts while such a process ends, and it is run again.
+    lines = [run.log(rank, run.story().attempt).read_text().splitlines()[-1] for rank in (0, 1)]
+    assert lines == ["ranks 2 rank 0", "ranks 2 rank 1"]
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ from tests.slurm.survive import Lab
 
 pytestmark = pytest.mark.timeout(400)
 
-#: A plain PyTorch script: it knows torchrun's variables, nothing else.
+#: A plain PyTorch script: it knows torchrun's variables, nothing else. Once in a hundred times torch itself aborts while
+#: such a process ends ("terminate called without an active exception"), and Slurm runs it again.
 DDP = """
 import os, torch, torch.distributed as dist
 torch.set_num_threads(1)
@@ -80,10 +81,10 @@ SHAPES = [(1, 1), (2, 2), (4, 1)]
 @pytest.mark.parametrize(("nodes", "tasks"), SHAPES)
 def test_a_plain_ddp_script_runs_on_several_hosts(lab: Lab, nodes: int, tasks: int) -> None:
     run = submitted(lab, "script=ddp.py", f"resources.nodes={nodes}", f"resources.tasks_per_node={tasks}")
-    lab.until_ended(run, attempts=1)
-    assert run.story().state == "completed", lab.words(run)
+    story = lab.until_ended(run, attempts=1, at_least=True)
+    assert story.state == "completed", lab.words(run)
     size = nodes * tasks
-    lines = [run.log(rank, 1).read_text().splitlines()[-1].split() for rank in range(size)]
+    lines = [run.log(rank, story.attempt).read_text().splitlines()[-1].split() for rank in range(size)]
     assert [line[:4] for line in lines] == [
         [str(rank), str(size), str(rank % tasks), str(sum(range(size)))] for rank in range(size)
     ]
@@ -93,7 +94,7 @@ def test_a_plain_ddp_script_runs_on_several_hosts(lab: Lab, nodes: int, tasks: i
 def test_two_programs_on_one_host_do_not_meet(lab: Lab) -> None:
     one = [submitted(lab, "script=ddp.py", f"name=run{n}", "resources.tasks_per_node=2") for n in range(3)]
     for run in one:
-        lab.until_ended(run, attempts=1)
+        lab.until_ended(run, attempts=1, at_least=True)
         assert run.story().state == "completed", lab.words(run)
 
 
@@ -246,7 +247,7 @@ def test_a_loop_with_preemptible_ends_with_the_same_bits(lab: Lab) -> None:
     # Slurm takes whom it likes, or both.
     ends = [lab.until_ended(run, attempts=1, at_least=True) for run in (undisturbed, preempted)]
     assert [story.state for story in ends] == ["completed", "completed"], lab.words(preempted)
-    assert max(story.attempt for story in ends) == 2
+    assert max(story.attempt for story in ends) >= 2
     digests = [
         run.log(rank, run.story().attempt).read_text().splitlines()[-1]
         for run in (undisturbed, preempted)
