@@ -14,8 +14,8 @@ from tests.slurm.survive import Lab
 
 pytestmark = pytest.mark.timeout(400)
 
-#: A plain PyTorch script: it knows torchrun's variables, nothing else. Once in a hundred times torch itself aborts while
-#: such a process ends ("terminate called without an active exception"), and Slurm runs it again.
+#: A plain PyTorch script: it knows torchrun's variables, nothing else. Once in a hundred times torch itself aborts
+#: while such a process ends ("terminate called without an active exception"), and Slurm runs it again.
 DDP = """
 import os, torch, torch.distributed as dist
 torch.set_num_threads(1)
