@@ -31,6 +31,10 @@ SHORT = 8  # hex digits of an identity that a folder's name shows
 
 #: The words for a run's state, the same in every table, file and message.
 STATES = ("queued", "running", "stopping", "requeued", "completed", "failed", "cancelled")
+#: in which somebody is at a run, or will be
+UNDERWAY = STATES[:4]
+#: after which a run is not run again unless somebody submits it again
+OVER = STATES[4:]
 
 
 def now() -> str:

@@ -9,7 +9,7 @@ import click
 
 from hpctool.cli.output import json_option, paths_option, print_json, resolve_paths, say
 from hpctool.errors import EXIT_DONE, InputError, UnknownName
-from hpctool.rundir import RunDir, find_run, list_run_ids
+from hpctool.rundir import OVER, RunDir, find_run, list_run_ids
 
 if TYPE_CHECKING:
     from hpctool.launch.cells import Sweep
@@ -115,11 +115,10 @@ def stacks(run: str, rank: int | None, as_json: bool, root: Path | None) -> None
 def _underway(runs: Path, sweeps: list[Sweep]) -> list[str]:
     """The runs that have not ended, and the cells that wait."""
     from hpctool.launch.overview import quick_stories, unbegun
-    from hpctool.launch.wait import ENDED
 
     ids = list_run_ids(runs)
     stories = quick_stories([RunDir(runs / run_id) for run_id in ids])
-    open_ = [run_id for run_id, story in zip(ids, stories, strict=True) if story.state not in ENDED]
+    open_ = [run_id for run_id, story in zip(ids, stories, strict=True) if story.state not in OVER]
     there = set(ids)
     for sweep in sweeps:
         waiting = unbegun(runs, sweep, [i for i, run_id in enumerate(sweep.run_ids) if run_id not in there])

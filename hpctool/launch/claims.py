@@ -20,10 +20,9 @@ from hpctool import files
 from hpctool.errors import EXIT_CONTINUE, EXIT_DONE
 from hpctool.launch.slurm import inside
 from hpctool.launch.sweeplog import SweepLog
-from hpctool.rundir import RunDir, now
+from hpctool.rundir import OVER, RunDir, now
 
 EXIT_NONE_LEFT = 3
-_OVER = ("completed", "failed", "cancelled")
 
 
 def main(arguments: list[str]) -> int:
@@ -68,7 +67,7 @@ class Claims:
     def next(self, tried: list[int]) -> int | None:
         """The position of the next cell in the submission, claimed for this loop; None if none is left."""
         for position in self._mine():
-            if position not in tried and position not in self.cancelled and self._state(position) not in _OVER:
+            if position not in tried and position not in self.cancelled and self._state(position) not in OVER:
                 return position
         while self.log.last() < len(self.ids):
             # An entry's number belongs to one writer: whoever gets number n has the n-th cell.

@@ -14,10 +14,7 @@ from hpctool.launch import output
 from hpctool.launch.job import job_names, load_job
 from hpctool.launch.ranks import Outcome, starting_log
 from hpctool.launch.result import first_error, is_alive, write_ended
-from hpctool.rundir import RunDir, Story, now
-
-#: States after which a run is not run again unless somebody submits it again.
-OVER = ("completed", "failed", "cancelled")
+from hpctool.rundir import OVER, RunDir, Story, now
 
 # With what a rank is stopped here; any other signal comes from somewhere else.
 _OURS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL)

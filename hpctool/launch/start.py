@@ -21,9 +21,8 @@ from hpctool.launch.slurm import check
 from hpctool.launch.slurm import script as slurm
 from hpctool.launch.slurm.queue import cluster_name
 from hpctool.launch.slurm.standing import cluster_of, is_elsewhere
-from hpctool.launch.wait import ENDED
 from hpctool.place import Place
-from hpctool.rundir import RunDir, now, who
+from hpctool.rundir import OVER, RunDir, now, who
 
 Say = Callable[[str], None]
 
@@ -73,7 +72,7 @@ def cancel(rundir: RunDir) -> str:
     Raises InputError where it has ended, OperationError where Slurm does not answer.
     """
     story = current_story(rundir)
-    if story.state in ENDED:
+    if story.state in OVER:
         raise InputError(f"Run {rundir.id} is {story.state} already; there is nothing to cancel.")
     if local.cancel(rundir.path.parent, rundir.id):
         return f"run {rundir.id} is told to stop; it saves if it can."

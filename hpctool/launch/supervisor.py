@@ -27,7 +27,7 @@ from hpctool.launch.endings import Verdict
 from hpctool.launch.local import QUEUE_FORMAT, Queue, Submission, submissions
 from hpctool.launch.ranks import Attempt, Limits, Outcome
 from hpctool.launch.result import own_process, process_start
-from hpctool.rundir import RunDir, Story, now
+from hpctool.rundir import OVER, RunDir, Story, now
 
 #: How often the inbox is looked at; the end of a process is seen at once.
 POLL_S = 0.1
@@ -208,7 +208,7 @@ class Supervisor:
                 return  # asked for twice: wait for the end of the first, whose ledger then tells what is left to do
             endings.record_lost(rundir)
             story = rundir.story()
-            if story.state in (*endings.OVER, "stopping"):
+            if story.state in (*OVER, "stopping"):
                 say(f"{rundir.id}: nothing to do, it is {story.state}")
                 self._leave(submission.number, index)
                 return

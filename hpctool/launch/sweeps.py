@@ -18,12 +18,9 @@ from hpctool.launch.slurm.standing import is_elsewhere
 from hpctool.launch.start import short, ticket
 from hpctool.launch.sweeplog import ARRAY, CLAIMS, LOCAL, Living, SweepLog, is_in_slurm, newest, stories
 from hpctool.place import Place
-from hpctool.rundir import RunDir, Story, now, who
+from hpctool.rundir import OVER, UNDERWAY, RunDir, Story, now, who
 
 Say = Callable[[str], None]
-
-#: States in which a cell needs nobody: it is done, or somebody is at it.
-UNDERWAY = ("queued", "running", "stopping", "requeued")
 
 
 def is_settled(story: Story) -> bool:
@@ -160,7 +157,7 @@ def cancel(sweep: Sweep, runs: Path, say: Say) -> None:
     submissions = [one for one in submitted if not is_elsewhere(one.cluster)]
     lives = Living(QUEUE.answer(), log) if submissions else None
     jobs = [one.slurm_job_id for one in submissions if lives and lives.has(one)]
-    if not jobs and all(story.state in endings.OVER for story in standing):
+    if not jobs and all(story.state in OVER for story in standing):
         raise InputError(f"Every cell of {sweep.id} has ended already; there is nothing to cancel.")
     num_waiting, num_running = _note_cancelled(sweep, runs, dict(enumerate(standing)))
     local.cancel(runs, sweep.id)
@@ -183,18 +180,11 @@ def cancel_cell(sweep: Sweep, runs: Path, index: int) -> str | None:
     rundir = RunDir(runs / sweep.run_ids[index])
     story = cell_stories(runs, sweep, quick_stories)[index]
     # It may have been started by itself since then.
-    is_claimed = (
-        latest is not None
-        and latest.mode == CLAIMS
-        and story.slurm_job_id.partition("_")[0]
-        in (
-            "",
-            latest.slurm_job_id,
-        )
-    )
+    job = story.slurm_job_id.partition("_")[0]
+    is_claimed = latest is not None and latest.mode == CLAIMS and job in ("", latest.slurm_job_id)
     if rundir.run_json.exists() and not is_claimed:
         return None
-    if story.state in endings.OVER or not story.entries:
+    if story.state in OVER or not story.entries:
         raise InputError(f"Cell {index} of {sweep.id} is {story.state} ({story.cause}); there is nothing to cancel.")
     _note_cancelled(sweep, runs, {index: story})
     if story.state in ("running", "stopping"):
@@ -212,7 +202,7 @@ def _note_cancelled(sweep: Sweep, runs: Path, standing: Mapping[int, Story]) -> 
 
     Said before anybody is told: whoever sees the signal, or would begin meanwhile, must know that no more is wanted.
     """
-    open_ = {index: story for index, story in standing.items() if story.state not in endings.OVER}
+    open_ = {index: story for index, story in standing.items() if story.state not in OVER}
     waiting = [index for index, story in open_.items() if story.state not in ("running", "stopping")]
     if waiting:
         SweepLog(sweep.path).cancelled(waiting)

@@ -14,9 +14,8 @@ from hpctool.launch import local, overview
 from hpctool.launch.cells import Sweep
 from hpctool.launch.progress import Progress, duration_text, progress
 from hpctool.launch.slurm.queue import QUEUE
-from hpctool.rundir import RunDir, Story
+from hpctool.rundir import OVER, RunDir, Story
 
-ENDED = ("completed", "failed", "cancelled")
 _POLL_S = 0.5
 #: Looking at ten thousand runs takes a while: most of the time is spent waiting all the same.
 _REST = 4.0
@@ -58,7 +57,7 @@ class Watched:
     def look(self) -> None:
         """Bring the stories up to date: one listing, one squeue at most."""
         there = overview.begun(self.runs)
-        open_ = [i for i in self.ids if i not in self.stories or self.stories[i].state not in ENDED]
+        open_ = [i for i in self.ids if i not in self.stories or self.stories[i].state not in OVER]
         begun = [run_id for run_id in open_ if run_id in there or run_id not in self._cells]
         told = overview.quick_stories([RunDir(self.runs / run_id) for run_id in begun])
         self.stories |= dict(zip(begun, told, strict=True))
@@ -83,7 +82,7 @@ class Watched:
     def is_over(self) -> bool:
         """Whether all have ended, or will never begin."""
         return all(
-            story.state in ENDED or (run_id in self._cells and not story.entries)
+            story.state in OVER or (run_id in self._cells and not story.entries)
             for run_id, story in self.stories.items()
         )
 

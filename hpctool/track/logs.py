@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hpctool.errors import UnknownName
-from hpctool.launch.endings import OVER
 from hpctool.launch.ranks import starting_log
 from hpctool.launch.result import current_story
 from hpctool.launch.slurm.standing import batch_logs
-from hpctool.rundir import RunDir
+from hpctool.rundir import OVER, RunDir
 
 _TAIL_BLOCK_BYTES = 64 * 1024
 _CHUNK_BYTES = 1 << 20

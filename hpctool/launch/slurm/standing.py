@@ -24,9 +24,7 @@ from pathlib import Path
 from hpctool.errors import HpctoolError
 from hpctool.launch.slurm import accounting, reasons, states
 from hpctool.launch.slurm.queue import QUEUE, Answer, Job, Queue, cluster_name
-from hpctool.rundir import RunDir, Story
-
-UNDERWAY = ("queued", "running", "stopping", "requeued")
+from hpctool.rundir import UNDERWAY, RunDir, Story
 
 #: The cause of a run whose job holds its nodes, stopped.
 SUSPENDED = "suspended by Slurm"

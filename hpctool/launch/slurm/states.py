@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hpctool.rundir import OVER
+
 #: Slurm's state → our word. `ended` states say nothing of success: the run's own files know more.
 STATES: dict[str, str] = {
     # waits
@@ -94,4 +96,4 @@ def word(state: str) -> str:
 
 def is_over(state: str) -> bool:
     """Whether a job in this state is over for Slurm; an unknown state counts as still there."""
-    return STATES.get(base(state)) in ("completed", "failed", "cancelled")
+    return STATES.get(base(state)) in OVER
