@@ -10,7 +10,7 @@ import struct
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hpctool import files
 from hpctool.errors import WorldError, listing
@@ -105,14 +105,20 @@ def _store_of_file(place: Place, path: Path, timeout_s: float) -> TCPStore:
     deadline, wait_s = time.monotonic() + timeout_s, 0.02
     while True:
         with contextlib.suppress(OSError):
-            # A network file system remembers that the file was missing; listing its folder makes it look again.
-            os.listdir(path.parent)
-            meeting = files.read_json(path)
+            meeting = read_meeting(path)
             return _tcp_store(place, meeting["host"], meeting["port"], False, timeout_s)
         if time.monotonic() > deadline:
             raise WorldError(f"Rank {place.rank} waited {timeout_s:.0f} s for {path}, which rank 0 did not write.")
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, 0.5)
+
+
+def read_meeting(path: Path) -> dict[str, Any]:
+    """What rank 0 wrote of where it listens. Raises OSError while it is not there."""
+    # A network file system remembers that the file was missing; listing its folder makes it look again.
+    os.listdir(path.parent)
+    meeting: dict[str, Any] = files.read_json(path)
+    return meeting
 
 
 def own_address(place: Place) -> str:

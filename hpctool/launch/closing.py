@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
@@ -10,7 +9,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from hpctool import config, files
+from hpctool import files
 from hpctool.errors import (
     EXIT_CONTINUE,
     EXIT_DONE,
@@ -18,7 +17,6 @@ from hpctool.errors import (
     EXIT_INTERRUPTED,
     HpctoolError,
     ProgramError,
-    SchedulerError,
     Stopped,
     WorldError,
 )
@@ -30,9 +28,6 @@ from hpctool.world import World
 
 #: A rank that lost its peers waits this long for the one that really failed to write down why.
 _PEERS_ERROR_S = 1.0
-#: Under Slurm it waits longer: a lost node is Slurm's to find out (SlurmdTimeout, 300 s by default), and who goes
-#: before that makes a failure of what would have been requeued.
-_VERDICT_S = 420.0
 #: Rank 0 leaves last, so that srun sees its exit code and not that of a rank which it has killed.
 _OTHERS_LEAVE_S = 1.0
 
@@ -62,18 +57,13 @@ def _stopped_in_slurm(rundir: RunDir, stop: Stopped) -> int:
     # A program may ask to be continued although nobody told it to stop.
     found = inside.why(stop.cause) if signals.stop_requested() else inside.Stop(stop.cause, "incomplete")
     if found.cause == "cancelled":
-        write_ended(rundir, "cancelled", "cancelled in Slurm")
-        end(rundir, "cancelled", "cancelled in Slurm", stop.step, EXIT_FAILED)
-        return EXIT_FAILED
-    if found.cause == "timeout" and (over := endings.too_many_timeouts(rundir, stop, _max_timeouts(rundir))):
-        write_ended(rundir, "failed", over)
-        end(rundir, "failed", over, stop.step, EXIT_FAILED)
-        return EXIT_FAILED
+        return _over(rundir, "cancelled", "cancelled in Slurm", stop.step)
+    if found.cause == "timeout" and (over := endings.too_many_timeouts(rundir, stop)):
+        return _over(rundir, "failed", over, stop.step)
     end(rundir, "requeued", found.cause, stop.step, EXIT_CONTINUE, saved=stop.saved)
     time.sleep(_OTHERS_LEAVE_S)
     if found.ask == "plain":
-        with contextlib.suppress(SchedulerError):
-            inside.requeue("plain")
+        inside.try_requeue()
     return EXIT_CONTINUE
 
 
@@ -85,8 +75,7 @@ def last_moment(rundir: RunDir, found: inside.Stop) -> None:
     step = endings.committed_step(rundir.story())
     cause = f"{found.cause}; there was no time to save"
     if found.cause == "cancelled":
-        write_ended(rundir, "cancelled", cause)
-        end(rundir, "cancelled", cause, step, EXIT_FAILED)
+        _over(rundir, "cancelled", cause, step)
         return
     end(rundir, "requeued", cause, step, EXIT_CONTINUE)
     print(f"hpctool: {found.cause}, and no time to save; the next attempt goes on from the newest checkpoint.")
@@ -110,8 +99,7 @@ def dropped(rundir: RunDir, is_main: bool, why: str) -> int:
     """The run cannot begin, because what it comes after did not complete."""
     if is_main:
         print(f"hpctool: {why}", file=sys.stderr, flush=True)
-        write_ended(rundir, "cancelled", why)
-        end(rundir, "cancelled", why, 0, EXIT_FAILED)
+        _over(rundir, "cancelled", why, 0)
     return EXIT_FAILED
 
 
@@ -131,14 +119,12 @@ def failed(rundir: RunDir, where: str, world: World, error: Exception) -> int:
     if lost_peers:
         time.sleep(_PEERS_ERROR_S)
     cause = first_error(rundir, rundir.attempt) or f"{type(error).__name__}: {error}"
-    write_ended(rundir, "failed", cause)
-    end(rundir, "failed", cause, rundir.story().step, code)
-    return code
+    return _over(rundir, "failed", cause, rundir.story().step, code)
 
 
 def _wait_for_verdict(rundir: RunDir) -> None:
     """Until another rank says what its own error was, or Slurm ends this one."""
-    deadline_s = time.monotonic() + _VERDICT_S
+    deadline_s = time.monotonic() + inside.VERDICT_S
     while time.monotonic() < deadline_s:
         if any(error["type"] != "WorldError" for error in rank_errors(rundir, rundir.attempt)):
             return
@@ -161,12 +147,15 @@ def write_error(rundir: RunDir, world: World, error: Exception) -> None:
     files.write_json(path, story)
 
 
+def _over(rundir: RunDir, state: str, cause: str, step: int, code: int = EXIT_FAILED) -> int:
+    """Write down that the run is over and not completed; gives the exit code."""
+    write_ended(rundir, state, cause)
+    end(rundir, state, cause, step, code)
+    return code
+
+
 def end(rundir: RunDir, state: str, cause: str, step: int, code: int, *, saved: bool = False) -> None:
     """The ledger's entry: this attempt is over."""
     body: dict[str, Any] = {"kind": "ended", "attempt": rundir.attempt, "state": state, "cause": cause, "step": step}
     body |= {"saved": True} if saved else {}
     rundir.ledger.append({**body, "exit_code": code, "time": now()})
-
-
-def _max_timeouts(rundir: RunDir) -> int:
-    return int(config.load(rundir.config_yaml).cluster.get("max_timeouts", 100))

@@ -9,8 +9,9 @@ import signal
 from dataclasses import dataclass
 from typing import Any
 
+from hpctool import config
 from hpctool.errors import EXIT_CONTINUE, EXIT_FAILED, EXIT_INPUT, Stopped
-from hpctool.launch import output
+from hpctool.launch import output, signals
 from hpctool.launch.job import job_names, load_job
 from hpctool.launch.ranks import Outcome, starting_log
 from hpctool.launch.result import first_error, is_alive, write_ended
@@ -55,7 +56,7 @@ def judge(rundir: RunDir, before: Story, outcome: Outcome, max_failures: int, ca
         what = "without progress" if stopped else "before the run had saved and stopped"
         return _after_failure(story, f"the time limit came {what}", max_failures)
     if code < 0:
-        cause = f"rank {outcome.first_rank} was killed by {_signal_name(-code)}"
+        cause = f"rank {outcome.first_rank} was killed by {signals.name_of(-code)}"
         return _after_failure(story, cause, max_failures)
     own = outcome.first_rank == 0 and said.get("state") == "failed"
     return Verdict("failed", _why(rundir, outcome, attempt, before), recorded=own)
@@ -142,12 +143,14 @@ def _got_further(rundir: RunDir, story: Story, before: Story, said: dict[str, An
     return _is_service(rundir)
 
 
-def too_many_timeouts(rundir: RunDir, stop: Stopped, max_timeouts: int) -> str:
+def too_many_timeouts(rundir: RunDir, stop: Stopped) -> str:
     """Why a run that its time limit stops is given up; empty if it may come back.
 
-    Counted since it was submitted: `max_timeouts` may pass, and not two in a row without a step between them,
+    Counted since it was submitted: `cluster.max_timeouts` may pass, and not two in a row without a step between them,
     unless the job says itself that it has saved something.
     """
+    # Runs of earlier versions have no such key.
+    max_timeouts = int(config.load(rundir.config_yaml).cluster.get("max_timeouts", 100))
     story = rundir.story()
     ended = [body for body in _since_submitted(story, "ended") if body["state"] == "requeued"]
     timeouts = [body for body in ended if body["cause"].startswith("timeout")]
@@ -196,10 +199,3 @@ def _why(rundir: RunDir, outcome: Outcome, attempt: int, before: Story) -> str:
     what = words.get(outcome.first_code, f"ended with exit code {outcome.first_code}")
     said = output.last_lines(log)[:300] or "it said nothing"
     return f"rank {outcome.first_rank} {what}: {said} ({log.relative_to(rundir.path)})"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

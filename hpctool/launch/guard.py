@@ -23,7 +23,7 @@ PATIENCE_S = 1.0
 
 
 class Guard(threading.Thread):
-    """Waits for the stop of one attempt; `dismiss` it when the job's own end is being written.
+    """Waits for the stop of one attempt; `dismiss` it, or leave its `with`, before the job's own end is written.
 
     `leave(cause)` ends the process of a job that cannot stop itself; None for one that can. `last_moment(stop)` is
     called on rank 0 under Slurm shortly before the kill, asks for the requeue or says that there will be none.
@@ -41,6 +41,12 @@ class Guard(threading.Thread):
         signals.wake()
         if self is not threading.current_thread():
             self.join(timeout=5.0)
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.dismiss()
 
     def run(self) -> None:
         """Wait for a stop, then for the job to end by itself, then act."""

@@ -199,8 +199,8 @@ def _verdict(rundir: RunDir, world: World, cfg: DictConfig, ending: Ending, told
     if code > 0:
         raise ProgramError(name, f"ended with exit code {code}", output.last_lines(log, _LAST_LINES))
     if rundir.story().where == "inline":
-        raise ProgramError(name, f"was killed by {_signal_name(-code)}", output.last_lines(log, _LAST_LINES))
-    _say(f"{name} was killed by {_signal_name(-code)}.")
+        raise ProgramError(name, f"was killed by {signals.name_of(-code)}", output.last_lines(log, _LAST_LINES))
+    _say(f"{name} was killed by {signals.name_of(-code)}.")
     return _die_of(-code)
 
 
@@ -239,13 +239,6 @@ def _metrics(rundir: RunDir) -> dict[str, float]:
 
 def _first(causes: list[str]) -> str:
     return next((cause for cause in causes if cause), "")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _say(text: str) -> None:

@@ -121,6 +121,14 @@ def clear() -> None:
     _noted.clear()
 
 
+def name_of(number: int) -> str:
+    """`SIGKILL` for 9, `signal 99` for one that has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def _note(number: int, _frame: FrameType | None) -> None:
     if number == signal.SIGINT and (stop_requested() or not _has_boundaries):
         raise KeyboardInterrupt

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import secrets
 import socket
 import struct
@@ -22,7 +21,7 @@ import numpy as np
 from hpctool import files
 from hpctool.errors import WorldError, listing
 from hpctool.place import Place
-from hpctool.rendezvous import listen, own_address
+from hpctool.rendezvous import listen, own_address, read_meeting
 from hpctool.world import Array, Operation, World
 
 _LENGTH = struct.Struct("!Q")
@@ -137,9 +136,7 @@ class SocketWorld(ExchangeWorld):
         while time.monotonic() < deadline:
             # OSError, too: the file may be of an earlier start, where nobody listens any more.
             with contextlib.suppress(OSError):
-                # A network file system remembers that the file was missing; listing its folder makes it look again.
-                os.listdir(path.parent)
-                meeting = files.read_json(path)
+                meeting = read_meeting(path)
                 link = socket.create_connection((meeting["host"], meeting["port"]), timeout=10.0)
                 with contextlib.suppress(OSError):
                     link.sendall(f"{meeting['word']} {self.rank:7d}".encode())

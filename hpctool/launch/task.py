@@ -11,6 +11,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hpctool import files, rendezvous
 from hpctool.errors import EXIT_FAILED, FencedError, Stopped, WorldError
@@ -95,31 +96,29 @@ def join(job_name: str, place: Place, folder: Path, meeting: Path | None) -> Wor
 
 
 def _work(rundir: RunDir, where: str, world: World, guard: Guard) -> int:
+    outcome: dict[str, Any] = {}
     try:
-        if why := _settled(rundir, world):
-            guard.dismiss()
-            return closing.dropped(rundir, world.is_main, why)
-        outcome = load_job(rundir.record()["job"]).run(rundir, world)
-        # Nobody is done before everybody is.
-        world.barrier()
+        with guard:
+            why_not = _settled(rundir, world)
+            if not why_not:
+                outcome = load_job(rundir.record()["job"]).run(rundir, world)
+                # Nobody is done before everybody is.
+                world.barrier()
     except Stopped as stop:
-        guard.dismiss()
         code = closing.stopped(rundir, where, world.is_main, stop)
         if inside.is_job(where) and not world.is_main and world.backend != "mpi":
             # While Python tidies up for seconds, rank 0 leaves, and srun kills this one: its exit code would count.
             closing.exit_now(code)
         return code
     except FencedError as error:
-        guard.dismiss()
         print(f"hpctool: {error}", file=sys.stderr, flush=True)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        guard.dismiss()
         return closing.stopped(rundir, where, world.is_main, Stopped("interrupted", rundir.story().step))
     except Exception as error:
-        guard.dismiss()
         return closing.failed(rundir, where, world, error)
-    guard.dismiss()
+    if why_not:
+        return closing.dropped(rundir, world.is_main, why_not)
     return closing.completed(rundir, world, outcome)
 
 

@@ -23,13 +23,6 @@ from hpctool.world import World
 from tests.track.samples import CODE, Sample, sweep_of
 
 
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HPCTOOL_ROOT", str(tmp_path))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    return tmp_path
-
-
 def call(*arguments: str) -> Result:
     return CliRunner().invoke(group, arguments, catch_exceptions=False)
 

@@ -16,13 +16,6 @@ from tests.launch.slurm.stand_ins import StandIns
 from tests.track.sweeps import SWEEP, Cells, queue_of
 
 
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HPCTOOL_ROOT", str(tmp_path))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    return tmp_path
-
-
 def call(*arguments: str) -> Result:
     return CliRunner().invoke(group, arguments, catch_exceptions=False)
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from hpctool.files import sha256_bytes
 from hpctool.launch import local, ranks
 from hpctool.launch.result import process_start
 from hpctool.rundir import RunDir, create_run
-from tests.launch.programs import Rank
+from tests.launch.programs import Rank, until
 from tests.launch.toy_slurm import ToySlurm
 
 #: A rank that runs `program.py` of its run folder.
@@ -82,15 +81,6 @@ def notes(run: RunDir) -> list[tuple[int, float, str]]:
         return []
     parts = [line.split(" ", 2) for line in lines]
     return [(int(rank), float(when), text) for rank, when, text in parts]
-
-
-def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
-    """Wait for something to become true and give it."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    return value
 
 
 class Bench:

@@ -62,6 +62,7 @@ def hpctool(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+    """Wait for something to become true and give it."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, "waited in vain"

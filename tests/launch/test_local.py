@@ -14,7 +14,8 @@ import pytest
 from hpctool import files
 from hpctool.errors import OperationError
 from hpctool.launch import local
-from tests.launch.conftest import COMMAND, Bench, MakeRun, notes, until
+from tests.launch.conftest import COMMAND, Bench, MakeRun, notes
+from tests.launch.programs import until
 
 pytestmark = pytest.mark.slow  # whole commands and processes
 

@@ -14,7 +14,8 @@ from hpctool.launch import ranks
 from hpctool.launch.ranks import Attempt, Limits, Outcome
 from hpctool.launch.result import process_start
 from hpctool.rundir import RunDir
-from tests.launch.conftest import COMMAND, MakeRun, notes, until
+from tests.launch.conftest import COMMAND, MakeRun, notes
+from tests.launch.programs import until
 
 FOREVER = Limits(time_s=None, signal_delay_s=1.0, kill_wait_s=1.0)
 

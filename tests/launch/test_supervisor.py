@@ -14,7 +14,8 @@ from hpctool.launch import local
 from hpctool.launch.result import process_start
 from hpctool.launch.submit import Request, submit
 from hpctool.rundir import RunDir
-from tests.launch.conftest import Bench, MakeRun, notes, until
+from tests.launch.conftest import Bench, MakeRun, notes
+from tests.launch.programs import until
 
 pytestmark = pytest.mark.slow  # whole commands and processes
 
@@ -180,11 +181,12 @@ def test_a_killed_supervisor_loses_nothing_and_doubles_nothing(
     bench.wait(*runs)
     for run in runs:
         assert [state for _, state, _ in ends(run)].count("completed") == 1
-        # An attempt that was cut off left no `to`, and nothing overlaps with what came after it.
+        # An attempt may be cut off after its `to` and before its ledger says so; but nothing of it overlaps with what
+        # came after it.
         begun = [when for rank, when, text in notes(run) if rank == 0 and text == "from"]
         done = [when for rank, when, text in notes(run) if rank == 0 and text == "to"]
-        assert len(done) == 1
-        assert done[0] > max(begun)
+        assert sum(when > max(begun) for when in done) == 1
+        assert len(done) <= len(begun)
 
 
 def test_orphans_of_a_killed_supervisor_are_ended_before_their_run_comes_back(bench: Bench, make_run: MakeRun) -> None:

@@ -5,6 +5,7 @@ Every call costs the controller something; lists of jobs are asked through queue
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import shutil
@@ -71,3 +72,27 @@ def plain(text: str) -> str:
     """An error text of Slurm's as one line without the programs' prefixes."""
     lines = [re.sub(r"^(\w+: )(error: |fatal: )?", "", line.strip()) for line in text.splitlines()]
     return "; ".join(dict.fromkeys(line for line in lines if line))
+
+
+def moment_s(text: str) -> float | None:
+    """A time of Slurm's, local and without a zone, in seconds of time.time(); None for N/A and Unknown."""
+    try:
+        return datetime.datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
+
+
+def seconds(text: str) -> float | None:
+    """A duration as squeue prints it: `3:04` (minutes and seconds), `2:03:04`, `1-02:03:04`; None for UNLIMITED …"""
+    days, _, rest = text.rpartition("-")
+    parts = rest.split(":")
+    if len(parts) not in (2, 3) or not all(part.isdigit() for part in [*parts, days or "0"]):
+        return None
+    hours, minutes, rest_s = [0] * (3 - len(parts)) + [int(part) for part in parts]
+    return float(int(days or 0) * 86400 + hours * 3600 + minutes * 60 + rest_s)
+
+
+def kill_wait_s(config: Mapping[str, str]) -> int:
+    """Seconds between Slurm's SIGTERM and its SIGKILL, from what `site_config` gives."""
+    match = re.match(r"\d+", config.get("KillWait", "30 sec"))
+    return int(match.group()) if match else 30

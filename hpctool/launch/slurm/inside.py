@@ -14,7 +14,8 @@ What `scontrol show job` says while the ranks save (measured, Slurm 22.05):
 
 from __future__ import annotations
 
-import datetime
+import contextlib
+import functools
 import os
 import time
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ from hpctool.launch.slurm import ask
 EARLY_S = 60.0
 #: Asked from a job that is being stopped: it must not wait for a controller that does not answer.
 ASK_S = 8.0
-_TIME = "%Y-%m-%dT%H:%M:%S"
+#: A lost node is Slurm's to find out (SlurmdTimeout, 300 s by default); who goes before that makes a failure of what
+#: would have been requeued.
+VERDICT_S = 420.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def restart_count() -> int:
 def look() -> Stop:
     """Ask Slurm once why this job is being stopped. Raises SchedulerError."""
     record = ask.show("job", slurm_job_id(), timeout_s=ASK_S)[0]
-    limits = Limits.read(record)
+    limits = Limits.of(record["Partition"])
     return judge(record, restart_count(), limits, time.time())
 
 
@@ -81,18 +84,18 @@ class Limits:
     grace_s: float = 0.0
     kill_wait_s: float = 30.0
 
-    @classmethod
-    def read(cls, record: dict[str, str]) -> Limits:
-        """Ask for both; a QOS may say another grace time, which is not asked (its users see a shorter deadline)."""
-        partition = ask.show("partition", record["Partition"], timeout_s=ASK_S)[0]
-        config = ask.site_config(timeout_s=ASK_S)
-        return cls(float(partition.get("GraceTime", "0")), float(config.get("KillWait", "30 sec").split()[0]))
+    @staticmethod
+    @functools.cache
+    def of(partition: str) -> Limits:
+        """Ask for both, once; a QOS may say another grace time, which is not asked (it sees a shorter deadline)."""
+        record = ask.show("partition", partition, timeout_s=ASK_S)[0]
+        return Limits(float(record.get("GraceTime", "0")), ask.kill_wait_s(ask.site_config(timeout_s=ASK_S)))
 
 
 def judge(record: dict[str, str], restarts_before: int, limits: Limits, now_s: float) -> Stop:
     """The table above: `record` is what `scontrol show job` says, `now_s` the time at which it said it."""
-    preempted_s = _time(record.get("PreemptTime"))
-    started_s, end_s = _time(record.get("StartTime")), _time(record.get("EndTime"))
+    preempted_s = ask.moment_s(record.get("PreemptTime", ""))
+    started_s, end_s = (ask.moment_s(record.get(key, "")) for key in ("StartTime", "EndTime"))
     if int(record.get("Restarts", "0")) > restarts_before:
         return Stop("requeued")
     if record["JobState"] in ("RUNNING", "SUSPENDED"):
@@ -102,7 +105,7 @@ def judge(record: dict[str, str], restarts_before: int, limits: Limits, now_s: f
         if end_s is not None and end_s - now_s <= signal_s + EARLY_S:
             return Stop("timeout", "incomplete", end_s)
         return Stop("signal", "incomplete")
-    limit_s = _minutes_s(record.get("TimeLimit"))
+    limit_s = ask.seconds(record.get("TimeLimit", ""))
     if started_s is not None and limit_s is not None and now_s >= started_s + limit_s:
         return Stop("timeout", "plain", started_s + limit_s + limits.kill_wait_s)
     if preempted_s is not None and now_s >= preempted_s + limits.grace_s:
@@ -119,29 +122,18 @@ def requeue(how: str) -> None:
     ask.call("scontrol", "requeue", *words, slurm_job_id(), timeout_s=ASK_S)
 
 
+def try_requeue() -> None:
+    """Ask for the requeue of a job that preemption has cancelled; where that fails, whoever asks next sees it gone."""
+    with contextlib.suppress(SchedulerError):
+        requeue("plain")
+
+
 def why(signal_cause: str) -> Stop:
     """Like `look`; where Slurm cannot be asked from here, what the signal alone says: the script will ask."""
     try:
         return look()
     except (SchedulerError, IndexError, KeyError, ValueError):
         return Stop(signal_cause, "incomplete")
-
-
-def _time(text: str | None) -> float | None:
-    try:
-        return datetime.datetime.strptime(text or "", _TIME).timestamp()
-    except ValueError:  # None, Unknown, N/A
-        return None
-
-
-def _minutes_s(text: str | None) -> float | None:
-    """Seconds of `1-02:03:04` or `02:03:04`; None for UNLIMITED."""
-    days, _, rest = (text or "").rpartition("-")
-    parts = rest.split(":")
-    if len(parts) != 3 or not all(part.isdigit() for part in parts):
-        return None
-    hours, minutes, seconds = (int(part) for part in parts)
-    return float(int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds)
 
 
 def _signal_delay_s() -> float:

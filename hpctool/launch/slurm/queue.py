@@ -9,7 +9,6 @@ not answer at all it is asked more and more rarely, and the old answer stands, w
 from __future__ import annotations
 
 import contextlib
-import datetime
 import fcntl
 import functools
 import hashlib
@@ -243,7 +242,12 @@ def parse(text: str) -> dict[str, Job]:
         if len(parts) == len(_FIELDS):
             name, state, limit, used, start, nodes, reason = (part.strip() for part in parts)
             job = Job(
-                state.upper(), "" if reason == "None" else reason, nodes, moment_s(start), seconds(limit), seconds(used)
+                state.upper(),
+                "" if reason == "None" else reason,
+                nodes,
+                ask.moment_s(start),
+                ask.seconds(limit),
+                ask.seconds(used),
             )
             jobs |= dict.fromkeys(cell_ids(name), job)
     return jobs
@@ -261,21 +265,3 @@ def cell_ids(name: str) -> Iterator[str]:
         if found:
             first, last = int(found[1]), int(found[2] or found[1])
             yield from (f"{together[1]}_{index}" for index in range(first, last + 1, int(found[3] or 1)))
-
-
-def moment_s(text: str) -> float | None:
-    """A time of Slurm's, local and without a zone, in seconds of time.time(); None for N/A and Unknown."""
-    try:
-        return datetime.datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return None
-
-
-def seconds(text: str) -> float | None:
-    """A duration as squeue prints it: `3:04` (minutes and seconds), `2:03:04`, `1-02:03:04`; None for UNLIMITED …"""
-    days, _, rest = text.rpartition("-")
-    parts = rest.split(":")
-    if len(parts) not in (2, 3) or not all(part.isdigit() for part in [*parts, days or "0"]):
-        return None
-    hours, minutes, rest_s = [0] * (3 - len(parts)) + [int(part) for part in parts]
-    return float(int(days or 0) * _DAY_S + hours * 3600 + minutes * 60 + rest_s)

@@ -8,7 +8,6 @@ Exit code 75: the script is to ask for a requeue. Otherwise the job's own exit c
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
 import signal
 import sys
@@ -16,7 +15,7 @@ import time
 from pathlib import Path
 
 from hpctool import config
-from hpctool.errors import EXIT_CONTINUE, EXIT_DONE, EXIT_FAILED, EXIT_INPUT, SchedulerError, Stopped
+from hpctool.errors import EXIT_CONTINUE, EXIT_DONE, EXIT_FAILED, EXIT_INPUT, Stopped
 from hpctool.launch import endings
 from hpctool.launch.endings import Verdict
 from hpctool.launch.ranks import Outcome
@@ -31,8 +30,6 @@ _OUT_OF_MEMORY = re.compile(
     r"^.*(oom[_-]kill|error: .*out of memory|exceeded (step |job )?memory limit).*$", re.I | re.M
 )
 _NODE_LOST = re.compile(r"node failure|node_fail|communication connection failure|job .* failed nodes", re.I)
-#: How long a lost node may stay unnoticed by the controller (SlurmdTimeout, 300 s by default).
-_VERDICT_S = 420.0
 
 
 def main(arguments: list[str]) -> int:
@@ -61,15 +58,14 @@ def settle(rundir: RunDir, code: int, said: str, log: str = "") -> int:
     outcome = _outcome(code, said)
     if _NODE_LOST.search(said):
         print("hpctool: a node seems lost; Slurm is waited for, which requeues.", file=sys.stderr, flush=True)
-        time.sleep(_VERDICT_S)
+        time.sleep(inside.VERDICT_S)
     stop = inside.why("")
     verdict = _by_slurm(rundir, stop) or _by_itself(rundir, before, outcome, f"{said}\n{log}")
     endings.record(rundir, before, outcome, verdict)
     print(f"hpctool: {verdict.state}: {verdict.cause}", file=sys.stderr, flush=True)
     if verdict.state == "requeued":
         if stop.ask == "plain":
-            with contextlib.suppress(SchedulerError):
-                inside.requeue("plain")
+            inside.try_requeue()
         return EXIT_CONTINUE
     return EXIT_INPUT if outcome.first_code == EXIT_INPUT else EXIT_FAILED
 
@@ -81,9 +77,8 @@ def _by_slurm(rundir: RunDir, stop: inside.Stop) -> Verdict | None:
     if stop.cause in ("preempted", "requeued"):
         return Verdict("requeued", f"{stop.cause}; there was no time to save")
     if stop.cause == "timeout":
-        cfg = config.load(rundir.config_yaml)
         stopped = Stopped("timeout", endings.committed_step(rundir.story()))
-        if over := endings.too_many_timeouts(rundir, stopped, int(cfg.cluster.get("max_timeouts", 100))):
+        if over := endings.too_many_timeouts(rundir, stopped):
             return Verdict("failed", over)
         return Verdict("requeued", "timeout; there was no time to save")
     return None

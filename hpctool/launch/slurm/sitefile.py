@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 
 from hpctool import files
 from hpctool.errors import InputError, SchedulerError, listing
+from hpctool.launch.slurm import ask, doctor, stops
 from hpctool.launch.slurm import check as limits_here
-from hpctool.launch.slurm import doctor, stops
 from hpctool.launch.slurm.doctor import Report
 from hpctool.launch.slurm.site import Site
 
@@ -104,7 +104,7 @@ def _delay(report: Report, found: Site, partition: str) -> list[str]:
         lines += _comment(f"resources.time may be up to {longest}; shorter jobs often start sooner.")
     try:
         for one in stops.preemptions(found):
-            room_s = one.grace_s + stops.kill_wait_s(found)
+            room_s = one.grace_s + ask.kill_wait_s(found.config)
             lines += _comment(f"Preempted in {one.whose}, it has {room_s} s instead.")
     except SchedulerError:
         pass

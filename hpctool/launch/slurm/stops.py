@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpctool.errors import HpctoolError
+from hpctool.launch.slurm import ask
 from hpctool.launch.slurm.check import time_text
 from hpctool.launch.slurm.findings import Finding
 from hpctool.launch.slurm.inside import EARLY_S
@@ -61,12 +61,6 @@ def measure(runs: Path) -> Measured:
             found.num_preempted += len(ends)
             found.num_unsaved += sum("no time to save" in cause for cause in ends)
     return found
-
-
-def kill_wait_s(site: Site) -> int:
-    """Seconds between Slurm's SIGTERM and its SIGKILL."""
-    match = re.match(r"\d+", site.config.get("KillWait", "30 sec"))
-    return int(match.group()) if match else 30
 
 
 def preemptions(site: Site) -> list[Preemption]:
@@ -134,7 +128,7 @@ def _saves(measured: Measured) -> str:
 
 
 def _preemption(site: Site, one: Preemption, measured: Measured) -> Finding:
-    kill_s = kill_wait_s(site)
+    kill_s = ask.kill_wait_s(site.config)
     room_s = one.grace_s + kill_s
     if "SUSPEND" in one.mode:
         return Finding(
@@ -185,7 +179,7 @@ def _settings(site: Site, measured: Measured) -> Iterator[Finding]:
     exempt_s = seconds(site.config.get("PreemptExemptTime", ""))
     if exempt_s:
         yield Finding("NOTE", f"For the first {time_text(exempt_s)} of a job nobody may preempt it.")
-    kill_s = kill_wait_s(site)
+    kill_s = ask.kill_wait_s(site.config)
     cancelled = f"Cancelled by hand (hpctool runs cancel, scancel), a job has {kill_s} s to save, and stays cancelled."
     if measured.longest_s * MARGIN > kill_s:
         yield Finding("NOTE", f"{cancelled} {_saves(measured)} So a last save may not be finished.")

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from hpctool.launch.slurm.queue import Answer, Job, Queue, cache_key, moment_s, parse, seconds
+from hpctool.launch.slurm.ask import moment_s, seconds
+from hpctool.launch.slurm.queue import Answer, Job, Queue, cache_key, parse
 from tests.launch.slurm.stand_ins import StandIns
 
 RUNNING = "42|RUNNING|1:00:00|3:04|2026-11-22T14:00:00|n[1-2]|None"
