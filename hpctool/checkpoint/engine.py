@@ -26,6 +26,7 @@ from hpctool.checkpoint import manifest, retention, snapshot
 from hpctool.checkpoint.commits import Commit, check_fence, commit, committed
 from hpctool.checkpoint.restore import Restored, choose, read
 from hpctool.errors import InputError, OperationError
+from hpctool.launch import moments
 from hpctool.rundir import RunDir, now
 from hpctool.world import World
 
@@ -66,8 +67,9 @@ class Checkpointer:
         name = self.world.on_main(lambda: self._begin(final))
         if name is None:
             return final
+        moments.reached("save", step, self.rundir.attempt)
         try:
-            reports = self.world.together(lambda: self._write(final.parent / name, state, per_rank))
+            reports = self.world.together(lambda: self._write(final.parent / name, step, state, per_rank))
             self.world.on_main(lambda: self._commit(final.parent / name, final, step, info, reports, began_s))
         except Exception as error:
             if self.world.is_main:
@@ -89,6 +91,7 @@ class Checkpointer:
         `<name>.corrupt-<n>` (a reader leaves them). Raises CorruptError if checkpoints were committed and none is
         whole, OperationError if others can write where this attempt resumes from, NewerFormat, OSError.
         """
+        moments.reached("resume", attempt=self.rundir.attempt)
         chosen = self.world.on_main(self._choose)
         if chosen is None:
             return None
@@ -111,13 +114,14 @@ class Checkpointer:
         folder.mkdir(mode=0o700)
         return folder.name
 
-    def _write(self, folder: Path, state: Any, per_rank: Any) -> dict[str, Any]:
+    def _write(self, folder: Path, step: int, state: Any, per_rank: Any) -> dict[str, Any]:
         """Write this rank's files and report their sizes and checksums."""
         taken = snapshot.take(state, per_rank, self.world.rank, self.world.size)
         entries = {}
         for name, image in taken.images.items():
             files.write_durably(folder / name, memoryview(image), mode=0o600)
             entries[name] = {"size_bytes": len(image), "sha256": files.sha256_bytes(memoryview(image))}
+        moments.reached("written", step, self.rundir.attempt)
         return {"files": entries, "table": taken.table_digest}
 
     def _commit(
@@ -149,7 +153,9 @@ class Checkpointer:
                 raise
         files.fsync_dir(final.parent)
         save_s = round(time.monotonic() - began_s, 3)
+        moments.reached("commit", step, attempt)
         commit(self.rundir, self._ledger, Commit(step, attempt, final, made.digest), save_s)
+        moments.reached("committed", step, attempt)
 
     def _undo(self, folder: Path, final: Path) -> None:
         """Rank 0: leave nothing of a save that failed, unless its entry stands after all."""

@@ -34,7 +34,7 @@ from hpctool.checkpoint.restore import Restored
 from hpctool.checkpoint.streams import random_state, set_random_state
 from hpctool.checkpoint.things import Thing, leaves, of_single_ranks, replaced, thing
 from hpctool.errors import EXIT_CONTINUE, InputError, OperationError, listing
-from hpctool.launch import signals
+from hpctool.launch import moments, signals
 from hpctool.launch.result import own_process
 from hpctool.rundir import RunDir
 from hpctool.world import World
@@ -108,6 +108,7 @@ class Preemptible:
         FencedError where a newer attempt has begun; and what saving raises.
         """
         self._check()
+        attempt = self._open().rundir.attempt
         end_listening = signals.listen(signal.Signals[os.environ.get("HPCTOOL_STOP_SIGNAL", "SIGTERM")])
         self._looping = True
         try:
@@ -116,6 +117,7 @@ class Preemptible:
                     # Only now: what the program has drawn since its start, it drew the first time, too.
                     set_random_state(self._streams)
                     self._streams = None
+                moments.reached("step", self.step, attempt)
                 yield self.step
                 self.step += 1
                 self._end_step(stop)

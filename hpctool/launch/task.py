@@ -15,7 +15,7 @@ from typing import Any
 
 from hpctool import files, rendezvous
 from hpctool.errors import EXIT_FAILED, FencedError, Stopped, WorldError
-from hpctool.launch import cells, closing, output, signals, snapshot, stacks
+from hpctool.launch import cells, closing, moments, output, signals, snapshot, stacks
 from hpctool.launch.guard import Guard
 from hpctool.launch.job import load_job
 from hpctool.launch.result import own_process
@@ -29,6 +29,7 @@ from hpctool.world import MpiWorld, TorchWorld, World
 def main(arguments: list[str]) -> int:
     """The process's exit code: 0 done, 1 failed, 2 wrong input, 75 stopped and to be continued."""
     signals.install()
+    moments.reached("start")
     return run_attempt(open_run(arguments), inside.where(), place_from_environment())
 
 

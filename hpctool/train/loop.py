@@ -23,7 +23,7 @@ import torch
 
 from hpctool.checkpoint import Checkpointer, Restored, check_state, param_digest, random_state, set_random_state
 from hpctool.errors import OperationError, Stopped
-from hpctool.launch import signals
+from hpctool.launch import moments, signals
 from hpctool.rundir import RunDir
 from hpctool.track.metrics import MetricWriter
 from hpctool.train import parallel, params, seeds
@@ -113,6 +113,7 @@ class Trainer:
 
     def train_step(self) -> float:
         """One optimizer step over one global batch; the norm of its gradient. Raises OperationError."""
+        moments.reached("step", self.step, self.rundir.attempt)
         factor = lr_factor(self.cfg.schedule, self.step, self.max_steps)
         for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
             group["lr"] = lr * factor
@@ -175,6 +176,7 @@ class Trainer:
         """Measure on the validation split, if that is due, and keep what was best. Collective. Raises Stopped."""
         if self.step % self.eval_every and self.step != self.max_steps:
             return
+        moments.reached("evaluate", self.step, self.rundir.attempt)
         self.share_buffers()
         model, batch_size = self.trained.eval(), self.cfg.loop.eval_batch_size
         found = measure(model, self.task, self.val_samples, self.world, batch_size, signals.stop_requested)

@@ -1,0 +1,47 @@
+"""Moments of a rank: the points between which something may go wrong, told to whoever rehearses that (chaos/).
+
+HPCTOOL_CHAOS names the socket of a rehearsal. At each moment the rank tells it (JSON, a line) and waits for a byte:
+until it comes, the rank stands exactly there, and can be killed there. Without the variable nothing happens. A
+rehearsal that is gone is forgotten, and the rank goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from typing import Literal
+
+from hpctool.place import place_from_environment
+
+#: Environment variable: where a rehearsal listens.
+CHAOS = "HPCTOOL_CHAOS"
+
+Moment = Literal["start", "resume", "step", "evaluate", "save", "written", "commit", "committed"]
+
+# A writer thread saves while the main thread takes steps: each has a line of its own.
+_own = threading.local()
+
+
+def reached(moment: Moment, step: int = 0, attempt: int = 0) -> None:
+    """Tell a rehearsal, where one listens, that this rank stands here; go on when it says so.
+
+    `start`: the process runs · `resume`: a checkpoint is looked for · `step`, `evaluate`, `save`: begin now, after
+    `step` steps · `written`: this rank's files are · `commit`: all of it is, but the ledger does not say so yet ·
+    `committed`: now it does.
+    """
+    address = os.environ.get(CHAOS)
+    if not address:
+        return
+    place = place_from_environment()
+    said = {"moment": moment, "step": step, "attempt": attempt, "rank": place.rank, "pid": os.getpid()}
+    try:
+        if getattr(_own, "pid", 0) != os.getpid():
+            _own.link, _own.pid = socket.socket(socket.AF_UNIX), os.getpid()
+            _own.link.connect(address)
+        _own.link.sendall(json.dumps(said).encode() + b"\n")
+        if not _own.link.recv(1):
+            raise ConnectionResetError
+    except OSError:
+        del os.environ[CHAOS]
