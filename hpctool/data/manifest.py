@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hpctool.data.layout import FORMAT
-from hpctool.data.objects import StoredObject
+from hpctool.data.objects import StoredObject, offsets_of
 from hpctool.errors import CorruptError, NewerFormat
 
 Role = Literal["feature", "label", "identity"]
@@ -25,7 +26,7 @@ NO_LABEL = -1
 
 @dataclass(frozen=True)
 class Column:
-    """One column: `shape` is that of one row, (H, W, C) for images."""
+    """One column: `shape` is that of one row, (H, W, C) for images; of one item of a row, if the column is ragged."""
 
     name: str
     dtype: np.dtype[Any]
@@ -35,17 +36,42 @@ class Column:
     #: the names of the parts of a row, where they have names (the columns of a csv file)
     names: list[str] | None = None
     role: Role = "feature"
+    #: rows have different lengths: () for a text of bytes, (3,) for a cloud of points (n, 3)
+    ragged: bool = False
+    #: rows are files that are yet to be decoded: uint8, ragged. "image" is what Pillow reads
+    encoding: Literal["image"] | None = None
+    #: NaN and infinity are forbidden, in what is appended, too
+    finite: bool = False
 
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = {"dtype": self.dtype.str, "shape": list(self.shape), "role": self.role}
-        optional = {"classes": self.classes, "names": self.names}
+        optional = {
+            "classes": self.classes,
+            "names": self.names,
+            "ragged": self.ragged or None,
+            "encoding": self.encoding,
+            "finite": self.finite or None,
+        }
         return value | {key: v for key, v in optional.items() if v is not None}
 
     @classmethod
     def from_json(cls, name: str, value: dict[str, Any]) -> Column:
         """Raises KeyError, TypeError, ValueError where the value is none of ours."""
         shape = tuple(int(n) for n in value["shape"])
-        return cls(name, np.dtype(value["dtype"]), shape, value.get("classes"), value.get("names"), value["role"])
+        dtype, encoding = np.dtype(value["dtype"]), value.get("encoding")
+        if encoding not in (None, "image"):
+            raise ValueError(f"column '{name}' is encoded as {encoding!r}")
+        return cls(
+            name,
+            dtype,
+            shape,
+            value.get("classes"),
+            value.get("names"),
+            value["role"],
+            ragged=bool(value.get("ragged")),
+            encoding=encoding,
+            finite=bool(value.get("finite")),
+        )
 
 
 IDENTITY_COLUMNS = [Column(name, np.dtype(np.uint8), (16,), role="identity") for name in (UID, CONTENT)]
@@ -76,7 +102,7 @@ class Manifest:
     row_groups: list[RowGroup]
     #: one int64 array of row indices for each split
     splits: StoredObject
-    #: {"by": "uid", "fractions": [["train", 0.6], …]}: how rows find their split, so that new ones can
+    #: {"by": "uid", "fractions": [["train", 0.6], …]}: how rows find their split, so that new ones can (splits.py)
     rule: dict[str, Any]
     #: what stats.py found: counts of rows and classes, moments of features, for each split
     stats: dict[str, Any]
@@ -93,11 +119,21 @@ class Manifest:
     @property
     def split_names(self) -> list[str]:
         """The splits in the order in which they were asked for."""
-        return [name for name, _ in self.rule["fractions"]]
+        return rule_splits(self.rule)
+
+    @property
+    def format(self) -> int:
+        """The lowest format that can say it, so that equal contents have equal manifests whichever came since.
+
+        2 has ragged and compressed columns, and splits that do not follow from the uid alone.
+        """
+        ragged = any(column.ragged for column in self.columns.values())
+        packed = any(extent.chunks for stored in self.objects for extent in stored.extents.values())
+        return 2 if ragged or packed or self.rule["by"] != "uid" else 1
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "format": FORMAT,
+            "format": self.format,
             "num_rows": self.num_rows,
             "columns": {name: column.to_json() for name, column in self.columns.items()},
             "row_groups": [
@@ -129,6 +165,11 @@ class Manifest:
         return manifest
 
 
+def rule_splits(rule: Mapping[str, Any]) -> list[str]:
+    """The splits of a rule in their order. Raises KeyError, TypeError where it is none of ours."""
+    return list(rule["splits"]) if rule["by"] == "given" else [name for name, _ in rule["fractions"]]
+
+
 def check_format(path: Path, kind: str, value: Any) -> None:
     """Refuse what a newer hpctool wrote. Raises NewerFormat, CorruptError where it says no format at all."""
     found = value.get("format") if isinstance(value, dict) else None
@@ -142,9 +183,14 @@ def _check_shapes(manifest: Manifest) -> None:
     """Every row group holds every column with its dtype and shape; the splits are row indices. Raises ValueError."""
     for number, group in enumerate(manifest.row_groups):
         for name, column in manifest.columns.items():
-            extent = group.holder(name).extents[name]
-            if extent.dtype != column.dtype or extent.shape != (group.num_rows, *column.shape):
+            extents = group.holder(name).extents
+            extent = extents[name]
+            offsets = extents[offsets_of(name)] if column.ragged else None
+            num_items = extent.shape[0] if offsets else group.num_rows
+            if extent.dtype != column.dtype or extent.shape != (num_items, *column.shape):
                 raise ValueError(f"column '{name}' of row group {number} is {extent.dtype} {extent.shape}")
+            if offsets and (offsets.dtype != np.int64 or offsets.shape != (group.num_rows + 1,)):
+                raise ValueError(f"the offsets of '{name}' in row group {number} are {offsets.dtype} {offsets.shape}")
     for name in manifest.split_names:
         extent = manifest.splits.extents[name]
         if extent.dtype != np.int64 or len(extent.shape) != 1:

@@ -13,9 +13,11 @@ from typing import Any, cast
 
 from hpctool import files
 from hpctool.data.commit import Commit, Draft
+from hpctool.data.filters import Filter
 from hpctool.data.layout import FORMAT, Layout, check_name
 from hpctool.data.manifest import Manifest, check_format
 from hpctool.data.objects import StoredObject, read_array, write_object
+from hpctool.data.ragged import Values
 from hpctool.errors import CorruptError, InputError, UnknownName, listing
 from hpctool.log import Log, decode_entry, encode_entry
 from hpctool.rundir import now, who
@@ -68,9 +70,9 @@ class Store:
 
     # -- what is immutable
 
-    def put(self, arrays: Mapping[str, Array]) -> StoredObject:
-        """Store arrays as one object; see `write_object`."""
-        return write_object(self.layout, arrays)
+    def put(self, columns: Mapping[str, Values], filters: Mapping[str, Filter] | None = None) -> StoredObject:
+        """Store columns as one object; see `write_object`."""
+        return write_object(self.layout, columns, filters)
 
     def get(self, stored: StoredObject, name: str) -> Array:
         """One array of an object, in memory. Raises CorruptError."""

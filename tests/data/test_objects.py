@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import h5py
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 
 from hpctool import files
+from hpctool.data.filters import Filter, unpack
 from hpctool.data.layout import Layout
-from hpctool.data.objects import Extent, StoredObject, array_digest, damage, read_array, write_object
+from hpctool.data.objects import Extent, StoredObject, array_digest, damage, read_array, read_column, write_object
+from hpctool.data.ragged import Ragged, Values
 from hpctool.errors import CorruptError, SourceError
 from hpctool.world import Array
 
@@ -43,6 +46,50 @@ def test_any_hdf5_library_reads_an_object(tmp_path: Path) -> None:
     with h5py.File(Layout(tmp_path).object(stored.id), "r") as file:
         assert file.attrs["format"] == 1
         assert np.array_equal(file["image"][()], arrays()["image"])
+
+
+def test_ragged_and_compressed_columns_are_read_back_by_us_and_by_any_hdf5(tmp_path: Path) -> None:
+    layout, noise = Layout(tmp_path), np.random.default_rng(0).integers(0, 256, (9, 70_000), np.uint8)
+    words = Ragged.of([b"", b"a", b"cd" * 9, b""])
+    columns: dict[str, Values] = {
+        "word": words,
+        "points": Ragged.of([np.ones((n, 3), np.float32) * n for n in (2, 0, 5)]),
+        "smooth": np.arange(300_000, dtype=np.int32).reshape(10, 30_000),
+        "noise": noise,
+        "text": Ragged.of([np.arange(n, dtype=np.int64) for n in (70_000, 0, 9)]),
+    }
+    filters: dict[str, Filter] = {"smooth": "shuffle+deflate", "noise": "deflate", "text": "shuffle+deflate"}
+    stored = write_object(layout, columns, filters)
+    assert StoredObject.from_json(stored.to_json()) == stored
+    with h5py.File(layout.object(stored.id), "r") as file:
+        assert file.attrs["format"] == 2
+        for name, values in columns.items():
+            array = values.values if isinstance(values, Ragged) else values
+            found = read_column(layout, stored, name)
+            assert np.array_equal(found.values if isinstance(found, Ragged) else found, array)
+            assert np.array_equal(file[name][()], array)
+            if isinstance(values, Ragged) and isinstance(found, Ragged):
+                assert np.array_equal(found.offsets, values.offsets)
+    assert stored.size_bytes < noise.nbytes * 1.2
+
+
+def test_a_chunk_that_is_not_what_was_packed_is_an_error_that_names_the_object(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    stored = write_object(layout, {"x": np.arange(100_000)}, {"x": "deflate"})
+    path = layout.object(stored.id)
+    place = int(read_array(layout, stored, "x.chunks")[1, 0])
+    path.chmod(0o644)
+    with open(path, "r+b") as file:
+        file.seek(place + 100)
+        file.write(b"harm")
+    with pytest.raises(CorruptError, match=rf"{stored.id}.h5 is damaged: a chunk"):
+        read_array(layout, stored, "x")
+
+
+def test_a_chunk_never_unpacks_to_more_than_it_should() -> None:
+    bomb = zlib.compress(bytes(100 << 20))
+    with pytest.raises(ValueError, match="unpacks to other than 80 bytes"):
+        unpack(bomb, "deflate", np.dtype(np.int64), 10)
 
 
 def test_the_same_arrays_make_the_same_bytes_at_another_time_in_another_process(tmp_path: Path) -> None:
@@ -133,7 +180,17 @@ def test_an_array_beyond_its_file_is_refused_before_it_is_read() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"dtype": "O"}, {"dtype": "<M8[s]"}, {"shape": []}, {"shape": [-1]}, {"offset": -8}, {"dtype": "nonsense"}],
+    [
+        {"chunks": {"rows": 0, "filter": "deflate"}},
+        {"chunks": {"rows": 1, "filter": "lzma"}},
+        {"chunks": None},
+        {"dtype": "O"},
+        {"dtype": "<M8[s]"},
+        {"shape": []},
+        {"shape": [-1]},
+        {"offset": -8},
+        {"dtype": "nonsense"},
+    ],
 )
 def test_extents_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
     fine = {"dtype": "<i8", "shape": [1], "offset": 0, "digest": ""}

@@ -16,6 +16,7 @@ import pytest
 
 from hpctool import files
 from hpctool.data.commit import Commit, Draft
+from hpctool.data.layout import FORMAT
 from hpctool.data.prepare import Prepared
 from hpctool.data.store import Store, list_datasets, short
 from hpctool.data.verify import verify
@@ -131,14 +132,14 @@ def test_what_a_newer_hpctool_wrote_is_refused(tiny: Version, datasets: Path, ki
     store = tiny.store
     if kind == "dataset":
         record = files.read_json(store.layout.format_file)
-        files.write_json(store.layout.format_file, record | {"format": 2})
+        files.write_json(store.layout.format_file, record | {"format": FORMAT + 1})
     elif kind == "manifest":
-        newer = store._put_json(store.layout.manifest, tiny.manifest | {"format": 2})
+        newer = store._put_json(store.layout.manifest, tiny.manifest | {"format": FORMAT + 1})
         store.commit("main", lambda tip: Draft(newer, "newer", {"kind": "test"}))
     else:
-        newer = store._put_json(store.layout.commit, draft(tiny).to_json(tiny.commit) | {"format": 2})
+        newer = store._put_json(store.layout.commit, draft(tiny).to_json(tiny.commit) | {"format": FORMAT + 1})
         store.head("main").append({"commit": newer, "by": "", "time": ""})
-    with pytest.raises(NewerFormat, match=f"is a {kind} of format 2; this hpctool reads up to 1"):
+    with pytest.raises(NewerFormat, match=f"is a {kind} of format {FORMAT + 1}; this hpctool reads up to {FORMAT}"):
         Version(Store.open(datasets, "tiny"), "main", Store.open(datasets, "tiny").resolve("main"))
 
 
