@@ -4,6 +4,7 @@ HpctoolError                          exit code 1
 ├── InputError                        exit code 2: what was asked cannot be; nothing was written
 │   ├── ConfigError                   a key, a type or a value of the configuration
 │   ├── UnknownName                   a dataset, revision, run, model … that is not there
+│   ├── MergeConflict                 two branches that changed the same rows otherwise
 │   ├── TargetError                   an importable name (`_target_`) that cannot be imported
 │   └── SourceError                   a file or row that was to be read in
 ├── OperationError                    exit code 1: it was asked rightly and failed
@@ -93,6 +94,16 @@ class UnknownName(InputError):
         guess = f" Did you mean {' or '.join(near)}?" if near else ""
         there = listing(self.known)
         super().__init__(f"There is no {kind} '{name}'; there is: {there}.{guess}{' ' + hint if hint else ''}")
+
+
+class MergeConflict(InputError):
+    """Two branches that changed the same rows otherwise; `rows` has one entry for each, with both sides."""
+
+    def __init__(self, ours: str, theirs: str, rows: list[dict[str, Any]], problem: str) -> None:
+        self.ours = ours
+        self.theirs = theirs
+        self.rows = rows
+        super().__init__(f"{theirs} cannot be merged into {ours}: {problem}")
 
 
 class TargetError(InputError):

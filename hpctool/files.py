@@ -61,13 +61,16 @@ def temporary_name(prefix: str = ".t") -> str:
     return f"{prefix}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
 
-def write_durably(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> None:
+def write_durably(path: Path, data: bytes | memoryview, *, mode: int = 0o644, exact: bool = False) -> None:
     """Write a new file and sync it. Raises FileExistsError, and OSError where the disk is full (at close, too).
 
+    `exact` gives it this mode whatever the umask says: what a group shares must not depend on who wrote it.
     After an error the half-written file is gone: on a full disk every leftover makes the next failure likelier.
     """
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
+        if exact:
+            os.fchmod(handle, mode)
         with open(handle, "wb", buffering=0) as file:
             view = memoryview(data).cast("B")
             while view:
@@ -107,14 +110,16 @@ def read_json(path: Path) -> Any:
         raise CorruptError(path, f"it is not JSON ({error})") from error
 
 
-def create(path: Path, data: bytes, *, mode: int = 0o644, primitive: Primitive | None = None) -> bool:
+def create(
+    path: Path, data: bytes, *, mode: int = 0o644, exact: bool = False, primitive: Primitive | None = None
+) -> bool:
     """Give complete bytes a name, if the name is free: True when the name is now ours, False when it was taken.
 
     With `primitive=None` a hard link is tried first and a symbolic link where the file system has none. Both fail
     on a name that exists in either form, so writers that use different ones still exclude each other.
     """
     temporary = path.parent / temporary_name(".e")
-    write_durably(temporary, data, mode=mode)
+    write_durably(temporary, data, mode=mode, exact=exact)
     try:
         won = place(temporary, path, primitive)
         if won:

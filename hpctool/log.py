@@ -95,9 +95,11 @@ class Log:
     _NAME = re.compile(r"\d{10}")
     _PACK_NAME = re.compile(r"pack-(\d{10})-(\d{10})")
 
-    def __init__(self, folder: Path, primitive: Primitive | None = None) -> None:
+    def __init__(self, folder: Path, primitive: Primitive | None = None, *, shared: bool = False) -> None:
         self.folder = folder
         self.primitive = primitive
+        #: others read it, too, whatever the umask of whoever writes
+        self.shared = shared
         self.broken: dict[str, str] = {}
         self._cache: dict[int, dict[str, Any]] = {}
 
@@ -137,7 +139,7 @@ class Log:
         data = encode_entry(body)
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / temporary_name(".e")
-        write_durably(temporary, data)
+        write_durably(temporary, data, exact=self.shared)
         try:
             while not place(temporary, self.path(number), self.primitive):
                 if not insist:
@@ -185,7 +187,12 @@ class Log:
                 first = number - size + 1
                 items = [{"n": e.number, "body": e.body} for e in self.entries(first - 1) if e.number <= number]
                 lines = b"".join(canonical_json(item) + b"\n" for item in items)
-                create(self.folder / f"pack-{first:010d}-{number:010d}", _sealed(lines), primitive=self.primitive)
+                create(
+                    self.folder / f"pack-{first:010d}-{number:010d}",
+                    _sealed(lines),
+                    exact=self.shared,
+                    primitive=self.primitive,
+                )
                 self._sweep()
 
     def _load_packs(self, packs: list[tuple[int, int, str]], missing: set[int]) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
+from hpctool.cli.data_change import COMMANDS
 from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
 from hpctool.data import describe
 from hpctool.data.authors import authored_rows, label_authors
 from hpctool.data.diff import diff as diff_versions
+from hpctool.data.history import GraphLine
+from hpctool.data.history import graph as draw
 from hpctool.data.labels import blame as blame_row
-from hpctool.data.labels import read_fixes
-from hpctool.data.labels import relabel as relabel_rows
 from hpctool.data.layout import split_ref
 from hpctool.data.store import Store, short
 from hpctool.data.verify import verify as verify_store
@@ -65,29 +67,45 @@ def list_command(as_json: bool, root: Path | None) -> None:
 
 @group.command()
 @click.argument("version")
+@click.option("--graph", is_flag=True, help="Also what was merged into it, with lines of descent.")
+@click.option("--all", "everything", is_flag=True, help="The graph of all branches and tags of the dataset.")
 @json_option
 @paths_option
-def log(version: str, as_json: bool, root: Path | None) -> None:
-    """Show the history of a version, newest first."""
-    entries = list(describe.commit_entries(_open(root, version)))
+def log(version: str, graph: bool, everything: bool, as_json: bool, root: Path | None) -> None:
+    """Show the history of a version, newest first.
+
+    \b
+    hpctool data log digits
+    hpctool data log digits --graph --all
+    """
+    found = _open(root, version)
+    entries = list(describe.commit_entries(found, merged=graph, everything=everything))
     if as_json:
         print_json(entries)
         return
-    print_table(
-        ["commit", "refs", "time", "author", "made by", "rows", "message"],
-        [
-            [
-                short(entry["commit"]),
-                " ".join(entry["refs"]),
-                entry["time"],
-                entry["author"],
-                entry["run"] or entry["operation"]["kind"],
-                entry["num_rows"],
-                entry["message"],
-            ]
-            for entry in entries
-        ],
-    )
+    by_id = {entry["commit"]: entry for entry in entries}
+    if graph or everything:
+        lines = list(draw([found.store.commit_of(commit) for commit in by_id]))
+    else:
+        lines = [GraphLine("", commit) for commit in by_id]
+    columns = [_log_cells(by_id[line.commit]) if line.commit else [""] * 7 for line in lines]
+    drawn = [
+        [line.drawing, *cells] if graph or everything else cells for line, cells in zip(lines, columns, strict=True)
+    ]
+    names = ["commit", "refs", "time", "author", "made by", "rows", "message"]
+    print_table([""] * (graph or everything) + names, drawn)
+
+
+def _log_cells(entry: dict[str, Any]) -> list[object]:
+    return [
+        short(entry["commit"]),
+        " ".join(entry["refs"]),
+        entry["time"],
+        entry["author"],
+        entry["run"] or entry["operation"]["kind"],
+        entry["num_rows"],
+        entry["message"],
+    ]
 
 
 @group.command()
@@ -226,66 +244,6 @@ def authors(version: str, author: str | None, as_json: bool, root: Path | None) 
 
 @group.command()
 @click.argument("dataset")
-@click.option("--from", "fixes", required=True, type=click.Path(path_type=Path), help="csv with columns uid, label.")
-@click.option("-m", "--message", required=True, help="Why.")
-@click.option("--tag", default=None, help="Name the new version for ever.")
-@json_option
-@paths_option
-def relabel(dataset: str, fixes: Path, message: str, tag: str | None, as_json: bool, root: Path | None) -> None:
-    """Change labels: a new version that shares everything else. DATASET is NAME or NAME@branch.
-
-    The csv has the columns uid and label (a class's name or index), and perhaps who and why.
-    """
-    version = _open(root, dataset)
-    if version.revision not in version.store.branches():
-        raise InputError(f"'{version.revision}' is no branch of dataset '{version.name}'; labels go onto a branch.")
-    changes = read_fixes(version, fixes)
-    commit = relabel_rows(version.store, version.revision, changes, message, tag, base=version.commit)
-    num_labels = commit.operation["num_labels"] if commit.id != version.commit else 0
-    if as_json:
-        print_json({"dataset": version.ref, "commit": commit.id, "num_labels": num_labels, "tag": tag})
-    elif num_labels:
-        say(f"{version.ref}: labels changed: {num_labels:,}; commit {short(commit.id)}.")
-    else:
-        say(f"{version.ref}: unchanged, every label is so already; commit {short(commit.id)}.")
-
-
-@group.command()
-@click.argument("version")
-@click.argument("name")
-@json_option
-@paths_option
-def tag(version: str, name: str, as_json: bool, root: Path | None) -> None:
-    """Name a version for ever: hpctool data tag digits v2."""
-    found = _open(root, version)
-    found.store.create_tag(name, found.commit)
-    if as_json:
-        print_json({"tag": name, "commit": found.commit})
-    else:
-        say(f"{found.name}@{name} is commit {short(found.commit)}.")
-
-
-@group.command()
-@click.argument("version")
-@click.argument("name", required=False)
-@json_option
-@paths_option
-def branch(version: str, name: str | None, as_json: bool, root: Path | None) -> None:
-    """Begin a branch at a version, or list the branches: hpctool data branch digits@v1 experiment."""
-    if name is not None:
-        found = _open(root, version)
-        found.store.create_branch(name, found.commit)
-        say(f"{found.name}@{name} begins at commit {short(found.commit)}.")
-    store = Store.open(resolve_paths(root).datasets, split_ref(version)[0])
-    tips = {branch: store.resolve(branch) for branch in store.branches()}
-    if as_json:
-        print_json(tips)
-    elif name is None:
-        print_table(["branch", "commit"], [[branch, short(commit)] for branch, commit in tips.items()])
-
-
-@group.command()
-@click.argument("dataset")
 @click.option("--deep", is_flag=True, help="Read every object and check its checksums, not only its size.")
 @json_option
 @paths_option
@@ -303,3 +261,7 @@ def verify(dataset: str, deep: bool, as_json: bool, root: Path | None) -> None:
         raise OperationError(
             f"Dataset '{dataset}' is damaged; files that are not what was written: {len(report.damaged)}."
         )
+
+
+for command in COMMANDS:
+    group.add_command(command)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from hpctool.data.labels import Change, put_changes
 from hpctool.data.layout import check_name
 from hpctool.data.manifest import CONTENT, LABEL, NO_LABEL, UID, Manifest, RowGroup
 from hpctool.data.splits import split_index
-from hpctool.data.stats import Moments, duplicates, group_moments, label_counts, merge_moments
+from hpctool.data.stats import described_moments, duplicates, group_moments, label_counts, merge_moments
 from hpctool.data.store import Store
 from hpctool.data.version import Version
 from hpctool.errors import InputError, UnknownName
@@ -80,8 +80,8 @@ def append(
                 return commit
         _check_new(current, keys, uids)
         _check_rows(current, columns, labels, len(keys), len(authors), split)
-        if tag in (*store.tag_names(), *store.branches()):
-            raise InputError(f"Dataset '{store.name}' has a tag or branch '{tag}' already; choose another name.")
+        if tag is not None:
+            store.check_free(tag)
         manifest = _with_rows(current, group, columns, uids, labels, split)
         return Draft(store.put_manifest(manifest), message, operation, changes=stored, run=run)
 
@@ -163,8 +163,7 @@ def _with_rows(
     for number, name in enumerate(names):
         split_of_row[splits[name]] = number
     counts = label_counts(np.concatenate([version.read(LABEL), labels]), splits, version.classes)
-    before = {name: _moments(contents.stats["splits"][name]["features"]) for name in names}
-    moments = merge_moments([before, group_moments(columns, version.columns, added)])
+    moments = merge_moments([described_moments(contents.stats), group_moments(columns, version.columns, added)])
     described = {
         name: {
             "rows": len(splits[name]),
@@ -175,11 +174,3 @@ def _with_rows(
     }
     stats = contents.stats | {"duplicates": duplicates(content, split_of_row), "splits": described}
     return replace(contents, row_groups=[*contents.row_groups, group], splits=store.put(splits), stats=stats)
-
-
-def _moments(described: Mapping[str, Mapping[str, Any]]) -> dict[str, Moments]:
-    """What `Moments.to_json` said, so that rows can be added without reading the old ones."""
-    return {
-        name: Moments(m["count"], m["mean"], m["std"] ** 2 * m["count"], m["min"], m["max"])
-        for name, m in described.items()
-    }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hpctool.data.commit import Commit
+from hpctool.data.history import ancestors, newest_first
 from hpctool.data.labels import class_name
 from hpctool.data.layout import DEFAULT_BRANCH
 from hpctool.data.manifest import LABEL
@@ -59,13 +61,21 @@ def row_entries(version: Version, num_rows: int | None = None) -> list[dict[str,
     ]
 
 
-def commit_entries(version: Version) -> Iterator[dict[str, Any]]:
-    """The history of a version, newest first, each commit with the branches and tags that name it."""
+def commit_entries(version: Version, *, merged: bool = False, everything: bool = False) -> Iterator[dict[str, Any]]:
+    """The history of a version, newest first, each commit with the branches and tags that name it.
+
+    `merged`: also what was merged into it; `everything`: all that any branch or tag descends from.
+    """
     store = version.store
     names: dict[str, list[str]] = {}
     for ref, commit_id in _refs(store).items():
         names.setdefault(commit_id, []).append(ref)
-    for commit in store.history(version.commit):
+    if merged or everything:
+        tips = [version.commit, *(names if everything else [])]
+        commits: Iterable[Commit] = newest_first(ancestors(store, tips).values())
+    else:
+        commits = store.history(version.commit)
+    for commit in commits:
         yield {
             "commit": commit.id,
             "refs": names.get(commit.id, []),

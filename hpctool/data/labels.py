@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpctool.data.commit import Commit, Draft
-from hpctool.data.identity import places, uids_from_hex
+from hpctool.data.identity import Digests, places, uids_from_hex
 from hpctool.data.layout import check_name
 from hpctool.data.manifest import LABEL, NO_LABEL, UID, Manifest
 from hpctool.data.objects import StoredObject
@@ -19,7 +19,7 @@ from hpctool.data.sources.csvfile import read_csv
 from hpctool.data.stats import label_counts
 from hpctool.data.store import Store, short
 from hpctool.data.version import Version
-from hpctool.errors import ConflictError, InputError, SourceError, UnknownName
+from hpctool.errors import ConflictError, InputError, SourceError
 from hpctool.rundir import now, who
 
 
@@ -71,16 +71,17 @@ def relabel(
     old = seen.read(LABEL, seen.find(uids))
 
     def decide(tip: Commit | None) -> Draft | Commit:
-        assert tip is not None, "a branch does not lose its commits"
+        if tip is None:  # deleted meanwhile
+            raise store.unknown_branch(branch)
         current = Version(store, branch, tip.id)
         rows = current.find(uids)
         now_there = _labels_there(current, wanted, rows, old, new)
         effective = np.flatnonzero(now_there != new)
         if not effective.size:
             return tip
-        if tag is not None and tag in store.tag_names():
-            raise InputError(f"Dataset '{store.name}' has a tag '{tag}' already; choose another name.")
-        manifest = _with_labels(current, rows[effective], new[effective])
+        if tag is not None:
+            store.check_free(tag)
+        manifest = with_labels(current, rows[effective], new[effective])
         return Draft(
             manifest=store.put_manifest(manifest),
             message=message,
@@ -126,7 +127,7 @@ def blame(version: Version, uid: str) -> list[Blame]:
     store, wanted = version.store, _one_uid(version, uid)
     found: list[Blame] = []
     label: str | None = None
-    for commit in reversed(list(store.history(version.commit))):
+    for commit in reversed(_commits_of_row(store, version.commit, wanted)):
         then = Version(store, commit.id, commit.id)
         if commit.changes is not None:
             row = int(places(wanted, store.get(commit.changes, UID))[0])
@@ -141,6 +142,20 @@ def blame(version: Version, uid: str) -> list[Blame]:
     return found[::-1]
 
 
+def _commits_of_row(store: Store, commit_id: str, wanted: Digests) -> list[Commit]:
+    """The commits that may have set a row's label, newest first: past a merge only those of the side it came from."""
+    found: list[Commit] = []
+    following: str | None = commit_id
+    while following:
+        commit = store.commit_of(following)
+        merged = len(commit.parents) > 1
+        came_over = merged and commit.changes and places(wanted, store.get(commit.changes, UID))[0] >= 0
+        if not merged:
+            found.append(commit)
+        following = commit.parents[1 if came_over else 0] if commit.parents else None
+    return found
+
+
 def class_name(version: Version, label: int) -> str:
     """The class's name, empty for -1."""
     return "" if label == NO_LABEL else version.classes[label]
@@ -149,7 +164,7 @@ def class_name(version: Version, label: int) -> str:
 def _tip(store: Store, branch: str) -> Commit:
     tip = store.tip(branch)
     if tip is None:
-        raise UnknownName(f"branch of dataset '{store.name}' called", branch, store.branches())
+        raise store.unknown_branch(branch)
     return tip
 
 
@@ -196,7 +211,7 @@ def _labels_there(
     return labels
 
 
-def _with_labels(version: Version, rows: npt.NDArray[np.int64], new: npt.NDArray[np.int64]) -> Manifest:
+def with_labels(version: Version, rows: npt.NDArray[np.int64], new: npt.NDArray[np.int64]) -> Manifest:
     """The version's contents with other labels; only row groups that hold one of the rows get a new object."""
     store, contents = version.store, version.contents
     labels = version.read(LABEL)

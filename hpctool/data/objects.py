@@ -23,7 +23,7 @@ import numpy as np
 from hpctool import files
 from hpctool.data.filters import Chunks, Filter, unpack
 from hpctool.data.hdf5 import KINDS, hdf5_bytes, plain_arrays
-from hpctool.data.layout import Layout
+from hpctool.data.layout import Layout, fresh
 from hpctool.data.ragged import Ragged, Values
 from hpctool.errors import CorruptError
 from hpctool.world import Array
@@ -127,8 +127,8 @@ def write_object(
     object_id = files.sha256_bytes(written.data)
     size_bytes = len(written.data)
     path = layout.object(object_id)
-    if damage(path, object_id, size_bytes):
-        _put(layout, path, written.data)
+    if damage(path, object_id, size_bytes) or not layout.renew(path):
+        layout.write(path, written.data)
     extents = {
         name: Extent(a.dtype, a.shape, written.offsets[name], array_digest(a), written.chunks.get(name))
         for name, a in (arrays | written.indices).items()
@@ -155,7 +155,7 @@ def open_object(layout: Layout, stored: StoredObject) -> int:
     """A file descriptor for reading. Raises CorruptError where the object is missing or has another size."""
     path = layout.object(stored.id)
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(fresh(path), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise CorruptError(path, "it is missing", _VERIFY) from error
     size_bytes = os.fstat(handle).st_size
@@ -235,17 +235,3 @@ def array_digest(array: Array) -> str:
     digest = hashlib.sha256(f"{array.dtype.str}|{list(array.shape)}|".encode())
     digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _put(layout: Layout, path: Path, data: memoryview) -> None:
-    """Give the bytes their name at once: what a killed writer leaves lies in tmp/."""
-    layout.tmp.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = layout.tmp / files.temporary_name("object")
-    try:
-        files.write_durably(temporary, data, mode=0o444)
-        # The name says the content: whoever replaces this file puts the same bytes there.
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    files.fsync_dir(path.parent)

@@ -62,6 +62,11 @@ class Moments:
         named = {"min": self.least, "max": self.greatest, "mean": self.mean, "std": std}
         return {"count": self.count} | {key: float(f"{value:.{_DIGITS}g}") for key, value in named.items()}
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Moments:
+        """What `to_json` said, so that rows can be added without reading the old ones."""
+        return cls(value["count"], value["mean"], value["std"] ** 2 * value["count"], value["min"], value["max"])
+
 
 #: split → feature (or `feature.part`) → moments
 SplitMoments = dict[str, dict[str, Moments]]
@@ -89,6 +94,14 @@ def merge_moments(groups: Iterable[SplitMoments]) -> SplitMoments:
             for name, moments in named.items():
                 merged.setdefault(split, {}).setdefault(name, Moments()).add(moments)
     return merged
+
+
+def described_moments(stats: Mapping[str, Any]) -> SplitMoments:
+    """The moments of all rows that a manifest's statistics describe."""
+    return {
+        split: {name: Moments.from_json(said) for name, said in described["features"].items()}
+        for split, described in stats["splits"].items()
+    }
 
 
 def label_counts(labels: Array, splits: Mapping[str, npt.NDArray[np.int64]], classes: Sequence[str]) -> dict[str, Any]:

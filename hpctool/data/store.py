@@ -6,28 +6,43 @@ created. Whoever comes second looks at what happened meanwhile and decides again
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
+import re
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from hpctool import files
 from hpctool.data.commit import Commit, Draft
 from hpctool.data.filters import Filter
-from hpctool.data.layout import FORMAT, Layout, check_name
+from hpctool.data.layout import FORMAT, Layout, check_name, fresh
 from hpctool.data.manifest import Manifest, check_format
 from hpctool.data.objects import StoredObject, read_array, write_object
 from hpctool.data.ragged import Values
-from hpctool.errors import CorruptError, InputError, UnknownName, listing
+from hpctool.errors import ConflictError, CorruptError, InputError, NewerFormat, UnknownName, listing
 from hpctool.log import Log, decode_entry, encode_entry
 from hpctool.rundir import now, who
 from hpctool.world import Array
 
-#: Given the tip, decides what follows it: a draft, or the tip itself where there is nothing to do.
-Decide = Callable[[Commit | None], Draft | Commit]
+
+@dataclass(frozen=True)
+class Move:
+    """A branch goes on to a commit that is there already: it was behind."""
+
+    commit: str
+
+
+#: Given the tip, decides what follows it: a draft, a commit to go on to, or what is there already and need not follow.
+Decide = Callable[[Commit | None], Draft | Move | Commit]
 
 _SHORT = 12  # hex digits of a commit that tables and sentences show
 _MIN_PREFIX = 4
+_ID = re.compile(r"[0-9a-f]{64}")
 
 
 def short(commit_id: str) -> str:
@@ -50,9 +65,9 @@ class Store:
         layout = Layout(datasets / check_name("dataset", name))
         if not layout.format_file.exists():
             for folder in (layout.heads, layout.tags, layout.tmp):
-                folder.mkdir(parents=True, exist_ok=True)
+                layout.make(folder)
             record = {"format": FORMAT, "hash": "sha256", "primitive": files.probe(layout.root), "created": now()}
-            files.create(layout.format_file, files.canonical_json(record) + b"\n")
+            files.create(layout.format_file, files.canonical_json(record) + b"\n", exact=True)
         return cls.open(datasets, name)
 
     @classmethod
@@ -87,6 +102,13 @@ class Store:
         path = self.layout.manifest(manifest_id)
         return Manifest.from_json(path, self.read_addressed(path))
 
+    def manifest_in(self, commit: Commit) -> Manifest:
+        """The table of contents of a commit, from the trash if it was put there a moment ago. Raises CorruptError."""
+        path = self.layout.manifest(commit.manifest)
+        if not path.exists():
+            self.layout.take_back(path)
+        return self.manifest(commit.manifest)
+
     def commit_of(self, commit_id: str) -> Commit:
         """A commit by its full id. Raises CorruptError, NewerFormat."""
         path = self.layout.commit(commit_id)
@@ -95,9 +117,12 @@ class Store:
     def read_addressed(self, path: Path) -> Any:
         """The JSON of a file that is named by its checksum. Raises CorruptError where it is missing or differs."""
         try:
-            data = path.read_bytes()
-        except FileNotFoundError as error:
-            raise CorruptError(path, "it is missing") from error
+            data = fresh(path).read_bytes()
+        except OSError as error:
+            problem = (
+                "it is missing" if isinstance(error, FileNotFoundError) else f"it cannot be read ({error.strerror})"
+            )
+            raise CorruptError(path, problem) from error
         if files.sha256_bytes(data) != path.stem:
             raise CorruptError(path, "its bytes do not fit its checksum")
         return files.read_json(path)
@@ -110,15 +135,24 @@ class Store:
         Raises whatever `decide` raises, ConflictError above all; the branch then is as it was.
         """
         log = self.head(check_name("branch", branch))
+        wait_s = 0.0
         while True:
             number = log.last()
             tip = self.tip(branch)
             decided = decide(tip)
             if isinstance(decided, Commit):
                 return decided
-            made = self._put_json(self.layout.commit, decided.to_json(tip.id if tip else None))
-            if log.cas({"commit": made, "by": who(), "time": now()}, after=number):
-                return self.commit_of(made)
+            made = decided.commit if isinstance(decided, Move) else self._put_draft(decided, tip)
+            if self._move(log, made, after=number):
+                commit = self.commit_of(made)
+                self._hold(commit, tip)
+                return commit
+            if isinstance(decided, Draft):
+                # Its nonce makes it mine alone, and nothing names it.
+                self.layout.commit(made).unlink(missing_ok=True)
+            # On NFS a listing may be old for seconds: whoever asks again at once is told the same.
+            wait_s = min(1.0, 2 * wait_s + 0.002) if log.last() == number else 0.0
+            time.sleep(random.uniform(0.0, wait_s))
 
     def tip(self, branch: str) -> Commit | None:
         """The newest commit of a branch, None for a branch that is not there. Raises CorruptError."""
@@ -131,7 +165,7 @@ class Store:
             # Going on from an older entry would silently drop commits.
             known = f" The newest that can be read is {short(newest.body['commit'])}." if newest else ""
             raise CorruptError(log.path(last), f"the tip of branch '{branch}' cannot be read", known.strip())
-        return self.commit_of(newest.body["commit"])
+        return None if newest.body.get("deleted") else self.commit_of(str(newest.body["commit"]))
 
     def history(self, commit_id: str) -> Iterator[Commit]:
         """The commit and its first parents, newest first. Raises CorruptError."""
@@ -143,13 +177,21 @@ class Store:
 
     def head(self, branch: str) -> Log:
         """The log of a branch's moves; a new object reads everything anew."""
-        return Log(self.layout.heads / branch, self.primitive)
+        return Log(self.layout.heads / branch, self.primitive, shared=True)
 
     # -- names of commits
 
     def branches(self) -> list[str]:
-        """The branches that have a commit, in order of name."""
-        return [name for name in _names_in(self.layout.heads) if self.head(name).last()]
+        """The branches that are there, in order of name; one whose tip cannot be read is, too."""
+        found = []
+        for name in _names_in(self.layout.heads):
+            log = self.head(name)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # `tip` says what is wrong with it
+                newest, last = log.newest(), log.last()
+            if last and not (newest and newest.number == last and newest.body.get("deleted")):
+                found.append(name)
+        return found
 
     def tags(self) -> dict[str, str]:
         """Tag → commit, in order of name. Raises CorruptError."""
@@ -166,17 +208,40 @@ class Store:
 
     def create_branch(self, branch: str, commit_id: str) -> None:
         """Begin a branch at a commit. Raises InputError where the name is taken."""
-        self._check_free(check_name("branch", branch))
-        if not self.head(branch).cas({"commit": commit_id, "by": who(), "time": now()}, after=0):
+        log = self.head(check_name("branch", branch))
+        last = log.last()
+        self.check_free(branch)
+        if not self._move(log, commit_id, after=last):
             raise InputError(f"Dataset '{self.name}' has a branch '{branch}' since a moment ago; choose another name.")
+        self._hold(self.commit_of(commit_id), None)
+
+    def delete_branch(self, branch: str) -> str:
+        """End a branch; the commit that was its tip. What no other ref needs can be taken by `gc` from now on.
+
+        Raises UnknownName, ConflictError where it moved meanwhile.
+        """
+        log = self.head(check_name("branch", branch))
+        last, tip = log.last(), self.tip(branch)
+        if tip is None:
+            raise self.unknown_branch(branch)
+        if not self._move(log, tip.id, after=last, deleted=True):
+            moved = self.tip(branch)
+            theirs = f"commit {short(moved.id)}" if moved else "its end"
+            raise ConflictError(f"Branch '{branch}' of dataset '{self.name}'", f"its end at {short(tip.id)}", theirs)
+        return tip.id
+
+    def unknown_branch(self, branch: str) -> UnknownName:
+        """The error for a branch that is not there."""
+        return UnknownName(f"branch of dataset '{self.name}' called", branch, self.branches())
 
     def create_tag(self, tag: str, commit_id: str) -> None:
         """Name a commit for ever. The same tag on the same commit is fine; InputError where it names another."""
         path = self.layout.tags / check_name("tag", tag)
         if not path.exists():
-            self._check_free(tag)
+            self.check_free(tag)
             body = {"commit": commit_id, "by": who(), "time": now()}
-            files.create(path, encode_entry(body), primitive=self.primitive)
+            self.layout.make(path.parent)
+            files.create(path, encode_entry(body), exact=True, primitive=self.primitive)
         self.check_tag(tag, commit_id)
 
     def check_tag(self, tag: str, commit_id: str) -> None:
@@ -187,6 +252,12 @@ class Store:
                 f"for {short(commit_id)} choose another name."
             )
 
+    def check_free(self, name: str) -> None:
+        """Raises InputError where a branch or tag has this name."""
+        for kind, taken in (("branch", self.branches()), ("tag", self.tag_names())):
+            if name in taken:
+                raise InputError(f"Dataset '{self.name}' has a {kind} '{name}' already; choose another name.")
+
     def resolve(self, revision: str) -> str:
         """The commit that a branch, a tag or the beginning of a commit names. Raises UnknownName, InputError."""
         if revision in self.branches():
@@ -195,6 +266,8 @@ class Store:
             return tip.id
         if revision in self.tag_names():
             return self.read_tag(revision)
+        if _ID.fullmatch(revision) and self.layout.commit(revision).exists():
+            return revision  # asked for in full it is found where a listing is old
         if len(revision) >= _MIN_PREFIX and not set(revision) - set("0123456789abcdef"):
             found = self.layout.commits_like(revision)
             if len(found) == 1:
@@ -206,18 +279,41 @@ class Store:
 
     # -- inside
 
-    def _check_free(self, name: str) -> None:
-        for kind, taken in (("branch", self.branches()), ("tag", self.tag_names())):
-            if name in taken:
-                raise InputError(f"Dataset '{self.name}' has a {kind} '{name}' already; choose another name.")
+    def _move(self, log: Log, commit_id: str, after: int, **more: bool) -> bool:
+        """Let a branch go to a commit, unless it has moved since entry `after`."""
+        self.layout.make(log.folder)
+        return log.cas({"commit": commit_id, "by": who(), "time": now(), **more}, after=after)
+
+    def _put_draft(self, draft: Draft, tip: Commit | None) -> str:
+        return self._put_json(self.layout.commit, draft.to_json(tip.id if tip else None))
+
+    def _hold(self, commit: Commit, tip: Commit | None) -> None:
+        """Take back from the trash what a gc that saw the branches before this move may have put there.
+
+        Together with its own second look (gc.py) nothing is lost: it moves files and looks at the branches then; here
+        the branch moves and the files are looked at then. One of the two comes second and sees the other.
+        """
+        if not self.layout.has_trash():
+            return
+        with contextlib.suppress(NewerFormat):  # what cannot be read here is none of what was put here
+            self._hold_all(commit, tip)
+
+    def _hold_all(self, commit: Commit, tip: Commit | None) -> None:
+        contents = self.manifest_in(commit)
+        there = {stored.id for stored in self.manifest_in(tip).objects} if tip else set()
+        needed = [self.layout.object(stored.id) for stored in contents.objects if stored.id not in there]
+        needed += [self.layout.object(commit.changes.id)] if commit.changes else []
+        needed += [self.layout.manifest(commit.manifest), self.layout.commit(commit.id)]
+        for path in needed:
+            if not path.exists():
+                self.layout.take_back(path)
 
     def _put_json(self, home: Callable[[str], Path], value: Any) -> str:
         data = files.canonical_json(value)
         digest = files.sha256_bytes(data)
         path = home(digest)
-        if not path.exists() or path.read_bytes() != data:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_atomic(path, data, mode=0o444)
+        if not path.exists() or path.read_bytes() != data or not self.layout.renew(path):
+            self.layout.write(path, data)
         return digest
 
 

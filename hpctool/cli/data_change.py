@@ -1,0 +1,159 @@
+"""`hpctool data`: what changes a dataset. Labels, tags, branches and merges; each is a commit or a name for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
+from hpctool.data import merge as merging
+from hpctool.data.labels import read_fixes
+from hpctool.data.labels import relabel as relabel_rows
+from hpctool.data.layout import DEFAULT_BRANCH, split_ref
+from hpctool.data.store import Store, short
+from hpctool.data.version import Version, open_version
+from hpctool.errors import InputError, MergeConflict
+
+
+@click.command()
+@click.argument("dataset")
+@click.option("--from", "fixes", required=True, type=click.Path(path_type=Path), help="csv with columns uid, label.")
+@click.option("-m", "--message", required=True, help="Why.")
+@click.option("--tag", default=None, help="Name the new version for ever.")
+@json_option
+@paths_option
+def relabel(dataset: str, fixes: Path, message: str, tag: str | None, as_json: bool, root: Path | None) -> None:
+    """Change labels: a new version that shares everything else. DATASET is NAME or NAME@branch.
+
+    The csv has the columns uid and label (a class's name or index), and perhaps who and why.
+    """
+    version = _open_branch(root, dataset)
+    changes = read_fixes(version, fixes)
+    commit = relabel_rows(version.store, version.revision, changes, message, tag, base=version.commit)
+    num_labels = commit.operation["num_labels"] if commit.id != version.commit else 0
+    if as_json:
+        print_json({"dataset": version.ref, "commit": commit.id, "num_labels": num_labels, "tag": tag})
+    elif num_labels:
+        say(f"{version.ref}: labels changed: {num_labels:,}; commit {short(commit.id)}.")
+    else:
+        say(f"{version.ref}: unchanged, every label is so already; commit {short(commit.id)}.")
+
+
+@click.command()
+@click.argument("dataset")
+@click.argument("revision")
+@click.option("-m", "--message", default="", help="Why.")
+@click.option(
+    "--prefer", type=click.Choice(["ours", "theirs"]), default=None, help="For rows that both sides labelled otherwise."
+)
+@click.option("--expect", default=None, metavar="COMMIT", help="Only if the branch is still at this commit.")
+@click.option("--tag", default=None, help="Name the merged version for ever.")
+@json_option
+@paths_option
+def merge(
+    dataset: str,
+    revision: str,
+    message: str,
+    prefer: merging.Side | None,
+    expect: str | None,
+    tag: str | None,
+    as_json: bool,
+    root: Path | None,
+) -> None:
+    """Bring what was done at REVISION (a branch, tag or commit) onto a branch: DATASET is NAME or NAME@branch.
+
+    \b
+    hpctool data merge digits second-look
+    hpctool data merge digits@main second-look --prefer theirs -m "the second look is right"
+    """
+    ours = _open_branch(root, dataset)
+    store = ours.store
+    theirs = Version(store, revision, store.resolve(revision))
+    try:
+        done = merging.merge(store, ours.revision, theirs, message, prefer=prefer, expect=expect, tag=tag)
+    except MergeConflict as conflict:
+        _show_conflict(conflict, as_json)
+        raise
+    if as_json:
+        print_json({"dataset": ours.ref, "tag": tag} | vars(done) | {"commit": done.commit.id})
+    elif done.how == "unchanged":
+        say(f"{ours.ref}: unchanged, {theirs.ref} is in it already; commit {short(done.commit.id)}.")
+    elif done.how == "fast-forward":
+        say(f"{ours.ref}: went on to {theirs.ref}, nothing else was done meanwhile; commit {short(done.commit.id)}.")
+    else:
+        say(
+            f"{ours.ref}: {theirs.ref} merged; rows added {done.num_rows:,}, labels changed {done.num_labels:,}; "
+            f"commit {short(done.commit.id)}."
+        )
+
+
+@click.command()
+@click.argument("version")
+@click.argument("name")
+@json_option
+@paths_option
+def tag(version: str, name: str, as_json: bool, root: Path | None) -> None:
+    """Name a version for ever: hpctool data tag digits v2."""
+    found = open_version(resolve_paths(root).datasets, version)
+    found.store.create_tag(name, found.commit)
+    if as_json:
+        print_json({"tag": name, "commit": found.commit})
+    else:
+        say(f"{found.name}@{name} is commit {short(found.commit)}.")
+
+
+@click.command()
+@click.argument("version")
+@click.argument("name", required=False)
+@click.option("--delete", "gone", default=None, metavar="NAME", help="End a branch; `gc` may take what no other needs.")
+@json_option
+@paths_option
+def branch(version: str, name: str | None, gone: str | None, as_json: bool, root: Path | None) -> None:
+    """List the branches, begin one at a version, or end one.
+
+    \b
+    hpctool data branch digits
+    hpctool data branch digits@v1 experiment
+    hpctool data branch digits --delete experiment
+    """
+    datasets = resolve_paths(root).datasets
+    if name is not None and gone is not None:
+        raise InputError("Begin a branch or end one: NAME and --delete do not go together.")
+    if name is not None:
+        found = open_version(datasets, version)
+        found.store.create_branch(name, found.commit)
+        say(f"{found.name}@{name} begins at commit {short(found.commit)}.")
+    store = Store.open(datasets, split_ref(version)[0])
+    if gone is not None:
+        if gone == DEFAULT_BRANCH:
+            raise InputError(f"'{gone}' is the branch that a dataset's name alone means; it is not deleted.")
+        last = store.delete_branch(gone)
+        say(f"{store.name}@{gone} is gone; it was commit {short(last)}: hpctool data branch {store.name}@{short(last)}")
+    tips = {branch: store.resolve(branch) for branch in store.branches()}
+    if as_json:
+        print_json(tips)
+    elif name is None and gone is None:
+        print_table(["branch", "commit"], [[branch, short(commit)] for branch, commit in tips.items()])
+
+
+def _open_branch(root: Path | None, dataset: str) -> Version:
+    """The tip of a branch that is to be written. Raises InputError."""
+    version = open_version(resolve_paths(root).datasets, dataset)
+    if version.revision not in version.store.branches():
+        raise InputError(f"'{version.revision}' is no branch of dataset '{version.name}'; labels go onto a branch.")
+    return version
+
+
+def _show_conflict(conflict: MergeConflict, as_json: bool) -> None:
+    if as_json:
+        print_json({"ours": conflict.ours, "theirs": conflict.theirs, "conflicts": conflict.rows})
+    elif conflict.rows:
+        rows = [
+            [row["uid"], *(row[side].get(key, "") for side in ("ours", "theirs") for key in ("label", "who", "why"))]
+            for row in conflict.rows
+        ]
+        print_table(["uid", "ours", "by", "why", "theirs", "by", "why"], rows)
+
+
+COMMANDS = (relabel, merge, tag, branch)
