@@ -35,6 +35,7 @@ EXAMPLES: list[HpctoolError] = [
     HpctoolError("Something failed."),
     errors.InputError("--config-dir conf: there is no such folder."),
     ConfigError("optim.lr2", "there is no such key.", ["optim.lr"]),
+    errors.MergeConflict("digits@main", "digits@mine", [], "they have no commit in common."),
     UnknownName("dataset", "digit", ["digits", "faces"], "They lie in datasets."),
     TargetError("model", "my.Net", "there is no module 'my'"),
     SourceError("fixes.csv", "label 11 is none of the 10 classes.", line=3),
