@@ -13,6 +13,8 @@ HpctoolError                          exit code 1
 │   ├── ConflictError                 somebody else changed the same thing meanwhile
 │   ├── FencedError                   a newer attempt of this run has begun; this one may not write
 │   ├── WorldError                    ranks that cannot find each other or do not agree
+│   ├── DesyncError                   ranks that are no longer alike in what they train
+│   ├── HangError                     ranks that have not got any further for too long
 │   ├── ProgramError                  somebody's own program ended with an error
 │   ├── SubmitError                   the scheduler refused
 │   ├── SchedulerError                the scheduler cannot be asked, or does not answer
@@ -179,6 +181,22 @@ class FencedError(OperationError):
 
 class WorldError(OperationError):
     """Ranks that cannot find each other, or that do not agree."""
+
+
+class DesyncError(OperationError):
+    """Ranks that are no longer alike in what they train; `differing` has the values of all ranks by what differs."""
+
+    def __init__(self, step: int, differing: dict[str, list[Any]], what: str, reasons: str) -> None:
+        self.step = step
+        self.differing = differing
+        super().__init__(
+            f"After step {step} the ranks are no longer alike: {what}. Training stops here, and the newest checkpoint "
+            f"from before it stays. Likely: {reasons}."
+        )
+
+
+class HangError(OperationError):
+    """Ranks that have not got any further for too long."""
 
 
 class ProgramError(OperationError):

@@ -65,13 +65,18 @@ class Story:
 
     @property
     def checkpoints(self) -> list[dict[str, Any]]:
-        """The committed checkpoints, oldest first: step, attempt, path, digest; none by an attempt that was fenced."""
+        """The committed checkpoints, oldest first: step, attempt, path, digest.
+
+        None by an attempt that was fenced, and none from which the run has gone back to an earlier step.
+        """
         newest, found = 0, []
         for body in (e.body for e in self.entries):
             if body["kind"] == "begun":
                 newest = max(newest, body["attempt"])
             elif body["kind"] == "checkpoint" and body["attempt"] >= newest:
                 found.append(body)
+            elif body["kind"] == "rollback" and body["attempt"] >= newest:
+                found = [one for one in found if one["step"] <= body["to_step"]]
         return found
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
@@ -98,6 +103,8 @@ def fold(entries: list[Entry]) -> Story:
             story.slurm_job_id = body.get("slurm_job_id", story.slurm_job_id)
         elif kind == "checkpoint" and attempt >= story.attempt:
             story.step = max(story.step, body["step"])
+        elif kind == "rollback" and attempt >= story.attempt:
+            story.step = min(story.step, body["to_step"])
         elif kind == "cancel" and story.state not in ("completed", "cancelled"):
             story.state = "stopping" if story.state in ("running", "stopping") else "cancelled"
             story.cause = f"cancelled by {body['by']}"

@@ -93,6 +93,12 @@ class MetricWriter:
         if self._handle >= 0:
             os.fsync(self._handle)
 
+    def rewind(self) -> None:
+        """The run has gone back to an earlier step: what is logged from now on replaces what was logged before."""
+        self._to_events(lambda events: events.close(completed=False))
+        # The next one tells TensorBoard from which step on it replaces the others.
+        self._events = None
+
     def close(self, *, completed: bool = True) -> None:
         """Flush and end; `completed` says whether the run has reached its end. Raises OSError."""
         if not self._active:

@@ -22,14 +22,16 @@ from typing import Any
 import torch
 
 from hpctool.checkpoint import Checkpointer, Restored, check_state, param_digest, random_state, set_random_state
-from hpctool.errors import OperationError, Stopped
+from hpctool.errors import Stopped
 from hpctool.launch import moments, signals
 from hpctool.rundir import RunDir
 from hpctool.track.metrics import MetricWriter
 from hpctool.train import parallel, params, seeds
+from hpctool.train.agreement import Agreement, Position, Wishes, bits_of, combined
 from hpctool.train.evaluate import measure
 from hpctool.train.fingerprint import differences, fingerprint
 from hpctool.train.meter import Meter, Progress
+from hpctool.train.nonfinite import NonFinite, RollBack
 from hpctool.train.resolve import check_layout
 from hpctool.train.samples import Samples, open_checked
 from hpctool.train.schedule import lr_factor, num_steps
@@ -77,6 +79,8 @@ class Trainer:
         self.forward = parallel.replicate(self.model, self.device, world, cfg.parallel)
         seeds.seed_everything(cfg.seed, 1 + world.rank)
 
+        self.nonfinite = NonFinite(cfg.loop, rundir, self.model)
+
         self.step = 0
         self.consumed = 0  # samples, over all ranks
         self.meter = Meter()  # since the last line of metrics
@@ -86,7 +90,7 @@ class Trainer:
 
         self.checkpoints = Checkpointer(rundir, world, cfg.loop.keep_last)
         self.saved_s = time.monotonic()
-        self.agreement = parallel.Agreement(world)
+        self.agreement = Agreement(world, lambda: bits_of(self.model.named_parameters()))
         self.progress = Progress(self.max_steps, self.say)
 
     # ------------------------------------------------------------------------------------------ the whole of it
@@ -104,12 +108,20 @@ class Trainer:
                 if self.step == self.max_steps:
                     self.save(writer)
             while self.step < self.max_steps:
-                grad_norm = self.train_step()
-                self.log(writer, grad_norm)
-                self.validate(writer)
-                self.progress.speak(self.step, self.metrics)
-                self.save_or_stop(writer)
+                self.advance(writer)
             self.agreement.finish()
+
+    def advance(self, writer: MetricWriter) -> None:
+        """One step, and what is due at the boundary behind it. Collective. Raises Stopped, OperationError."""
+        try:
+            grad_norm = self.train_step()
+        except RollBack:
+            self.roll_back(writer)
+            return
+        self.log(writer, grad_norm)
+        self.validate(writer)
+        self.progress.speak(self.step, self.metrics)
+        self.save_or_stop(writer)
 
     def train_step(self) -> float:
         """One optimizer step over one global batch; the norm of its gradient. Raises OperationError."""
@@ -117,18 +129,22 @@ class Trainer:
         factor = lr_factor(self.cfg.schedule, self.step, self.max_steps)
         for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
             group["lr"] = lr * factor
-        num_passes = self.cfg.loop.accumulate
+        self.nonfinite.begin_step()
+        num_passes, all_sums = self.cfg.loop.accumulate, []
         for number in range(num_passes):
             batch = self.batch(self.consumed, number)
             with parallel.averaging(self.forward, now=number == num_passes - 1):
                 loss, sums = self.task.loss(self.forward, batch)
                 (loss / num_passes).backward()  # type: ignore[no-untyped-call]
-            self.meter.add(sums)
+            all_sums.append(sums)
         grad_norm = self.clip()
-        self.optimizer.step()
+        if self.nonfinite.may_step(self.step + 1, grad_norm):
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update_parameters(self.model)
+            for sums in all_sums:
+                self.meter.add(sums)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update_parameters(self.model)
         self.step += 1
         self.consumed += self.cfg.loop.global_batch_size
         self.progress.count(self.cfg.loop.global_batch_size)
@@ -141,19 +157,13 @@ class Trainer:
         return parallel.to_device(self.samples.stream(first, first + share), self.device)
 
     def clip(self) -> float:
-        """Clip the averaged gradient; its norm, which is the same on all ranks, so all of them stop here or none."""
-        trained = [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(p.grad for _, p in trained if p.grad is not None)
-        if not math.isfinite(float(norm)):
-            bad = [name for name, p in trained if p.grad is not None and not torch.isfinite(p.grad).all()]
-            raise OperationError(
-                f"Step {self.step + 1}: the gradient is not finite (norm {float(norm)}, first in "
-                f"'{(bad or ['the sum of squares'])[0]}'), so this step was not taken; the parameters before it are "
-                "sound. Lower optim.lr, set loop.grad_clip, or look at the data of this step."
-            )
-        if self.cfg.loop.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_([p for _, p in trained], self.cfg.loop.grad_clip, norm)
-        return float(norm)
+        """Clip the averaged gradient if it is finite; gives its norm, which is the same on all ranks."""
+        trained = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(p.grad for p in trained if p.grad is not None)
+        grad_norm = float(norm)
+        if self.cfg.loop.grad_clip is not None and math.isfinite(grad_norm):
+            torch.nn.utils.clip_grads_with_norm_(trained, self.cfg.loop.grad_clip, norm)
+        return grad_norm
 
     # ------------------------------------------------------------------------------------------ at the boundary
 
@@ -161,7 +171,9 @@ class Trainer:
         """Write the training metrics of the steps since the last line, if one is due. Collective."""
         if self.step % self.cfg.track.every_steps and self.step != self.max_steps:
             return
-        values = {f"train/{name}": value for name, value in self.task.metrics(self.meter.total(self.world)).items()}
+        total = self.meter.total(self.world)
+        # Where every step since the last line was skipped there is nothing to say.
+        values = {f"train/{name}": value for name, value in self.task.metrics(total).items()} if total else {}
         self.meter = Meter()
         self.metrics |= values
         others = {
@@ -170,6 +182,8 @@ class Trainer:
             "train/samples_per_s": self.progress.samples_per_s,
             "epoch": self.consumed / len(self.samples),
         }
+        if self.nonfinite.skipped:
+            others["train/skipped"] = self.nonfinite.skipped
         writer.log(self.step, values | others)
 
     def validate(self, writer: MetricWriter) -> None:
@@ -204,8 +218,10 @@ class Trainer:
         every_min = self.cfg.loop.checkpoint_every_min
         minutes_due = every_min is not None and time.monotonic() - self.saved_s >= 60 * every_min
         # Clocks differ; rank 0's decides.
-        wishes = parallel.Wishes(stop=signals.stop_requested(), save=minutes_due and self.world.is_main)
-        agreed = self.agreement.exchange(wishes)
+        wishes = Wishes(stop=signals.stop_requested(), save=minutes_due and self.world.is_main)
+        compare_every = self.cfg.parallel.compare_every_steps
+        is_due = compare_every is not None and self.step % compare_every == 0
+        agreed = self.agreement.exchange(wishes, self.position(with_params=is_due))
         every_steps = self.cfg.loop.checkpoint_every_steps
         if self.step == self.max_steps:
             self.save(writer)
@@ -214,12 +230,33 @@ class Trainer:
         elif agreed.save or (every_steps and self.step % every_steps == 0):
             self.save(writer)
 
+    def position(self, with_params: bool) -> Position:
+        """What must be the same on all ranks now."""
+        bits = bits_of(self.model.named_parameters()) if with_params and self.world.size > 1 else {}
+        return Position(self.step, self.consumed, self.optimizer.param_groups[0]["lr"], combined(bits))
+
     def save_and_stop(self, writer: MetricWriter) -> None:
         """Commit a checkpoint and raise Stopped. Collective: all ranks have agreed on it."""
         self.save(writer)
         self.agreement.finish()
         cause = next(cause for cause in self.world.gather(signals.stop_cause()) if cause)
         raise Stopped(cause, self.step)
+
+    def roll_back(self, writer: MetricWriter) -> None:
+        """Go back to the newest checkpoint by steps, and on with the samples behind this batch. Collective.
+
+        nonfinite.py says why. Raises OperationError where that is not possible.
+        """
+        self.agreement.finish()
+        failed, behind = self.step + 1, self.consumed + self.cfg.loop.global_batch_size
+        step = self.world.on_main(lambda: self.nonfinite.note_rollback(failed, self.consumed))
+        self.say(f"step {failed}: the gradient is not finite; back to step {step}, on with the samples behind this one")
+        self.optimizer.zero_grad(set_to_none=True)
+        restored = self.checkpoints.restore()
+        assert restored is not None, "it was in the ledger a moment ago"
+        self.adopt(restored)
+        self.consumed = behind
+        writer.rewind()
 
     # ------------------------------------------------------------------------------------------ to disk and back
 
@@ -234,10 +271,12 @@ class Trainer:
             "metrics": self.metrics,
             "best": self.best,
             "validated": self.validated,
+            "nonfinite": self.nonfinite.state(),
         }
 
     def save(self, writer: MetricWriter) -> None:
-        """Commit a checkpoint of this step. Collective."""
+        """Commit a checkpoint of this step. Collective. Raises DesyncError where the ranks are not alike."""
+        self.agreement.verify(self.position(self.cfg.parallel.compare_every_steps is not None))
         self.share_buffers()
         writer.flush()
         info = {
@@ -246,6 +285,8 @@ class Trainer:
             "samples_per_s": self.progress.samples_per_s,
         }
         own = {"rng": random_state(), "meter": self.meter.sums}
+        if self.cfg.loop.on_nonfinite == "rollback" and self.step % (self.cfg.loop.checkpoint_every_steps or 1) == 0:
+            self.checkpoints.keep = {self.step}
         self.checkpoints.save(self.state(), self.step, per_rank=own, info=info)
         self.saved_s = time.monotonic()
 
@@ -265,6 +306,7 @@ class Trainer:
         self.step, self.consumed = state["step"], state["consumed"]
         self.metrics, self.best = state["metrics"], state["best"]
         self.validated = state.get("validated", self.step)
+        self.nonfinite.adopt(state.get("nonfinite", self.nonfinite.state()))
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:

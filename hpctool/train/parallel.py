@@ -1,4 +1,4 @@
-"""Several ranks as one: the averaged gradient, what keeps it exact over a resume, and what ranks agree on.
+"""Several ranks as one: the averaged gradient, and what keeps it exact over a resume.
 
 DDP sorts its gradient buckets anew after the first pass of a process, by the order in which gradients arrived. From
 three ranks on, other buckets mean that the ring adds in another order, so a resumed process, which would do its first
@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -102,40 +101,3 @@ def peers(world: World) -> Iterator[None]:
         if isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text:
             raise WorldError(f"Rank {world.rank} lost its peers: {text.splitlines()[0]}") from error
         raise
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What at least one rank wanted at a step boundary."""
-
-    stop: bool = False
-    save: bool = False
-
-
-class Agreement:
-    """One small reduction per step: posted at a step boundary, read at the next, so that no rank waits for it.
-
-    All ranks read the same, so they act alike at the same step, wherever the wish came from.
-    """
-
-    def __init__(self, world: World) -> None:
-        self._group: dist.ProcessGroup | None = None
-        if isinstance(world, TorchWorld):
-            self._group = world.new_group()
-        self._posted = torch.zeros(2, dtype=torch.int64)
-        self._pending: dist.Work | None = None
-
-    def exchange(self, wishes: Wishes) -> Wishes:
-        """Post this rank's wishes, get what all ranks posted at the boundary before. Collective."""
-        self.finish()
-        stop, save = (bool(flag) for flag in self._posted.tolist())
-        self._posted = torch.tensor([wishes.stop, wishes.save], dtype=torch.int64)
-        if self._group is not None:
-            self._pending = dist.all_reduce(self._posted, dist.ReduceOp.MAX, group=self._group, async_op=True)
-        return Wishes(stop, save)
-
-    def finish(self) -> None:
-        """Wait for what is posted; also before the ranks part."""
-        if self._pending is not None:
-            self._pending.wait()
-            self._pending = None

@@ -23,7 +23,7 @@ _QUICK_BYTES = 1 << 30
 
 _ABOVE_ZERO = (
     *("max_steps", "max_epochs", "global_batch_size", "accumulate", "checkpoint_every_steps"),
-    *("checkpoint_every_min", "eval_every_steps", "eval_batch_size", "grad_clip"),
+    *("checkpoint_every_min", "eval_every_steps", "eval_batch_size", "grad_clip", "max_nonfinite"),
 )
 
 
@@ -167,6 +167,12 @@ def check_loop(loop: Loop | DictConfig) -> None:
     if loop.ema is not None and not 0 < loop.ema < 1:
         raise ConfigError("loop.ema", f"it is {loop.ema}; a decay lies between 0 and 1.")
     _one_of("loop.best_mode", loop.best_mode, ("max", "min"))
+    _one_of("loop.on_nonfinite", loop.on_nonfinite, ("stop", "skip", "rollback"))
+    if loop.on_nonfinite == "rollback" and loop.checkpoint_every_steps is None:
+        raise ConfigError(
+            "loop.on_nonfinite",
+            "rollback goes back to a checkpoint that is due by steps. Set loop.checkpoint_every_steps.",
+        )
 
 
 def check_layout(loop: Loop | DictConfig, num_ranks: int) -> None:

@@ -69,6 +69,10 @@ class Loop:
     eval_batch_size: int = MISSING
     #: the largest norm of all gradients together; null: no clipping
     grad_clip: float | None = MISSING
+    #: what a gradient that is not finite means: stop, skip (this update) or rollback (train/nonfinite.py)
+    on_nonfinite: str = MISSING
+    #: how many skips in a row, or rollbacks in all, before the run stops
+    max_nonfinite: int = MISSING
     #: decay of an exponential moving average of the parameters, which then are the run's result; null: none
     ema: float | None = MISSING
     #: the metric that says which step was best
@@ -87,6 +91,8 @@ class Parallel:
     bucket_mb: float = MISSING
     #: for models whose forward pass leaves parameters out
     find_unused_parameters: bool = MISSING
+    #: after so many steps, and before each save, the bits of the parameters are compared over the ranks; null: never
+    compare_every_steps: int | None = MISSING
 
 
 @dataclass

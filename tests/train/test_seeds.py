@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpctool.train.parallel import Agreement, Wishes, without_trace
+from hpctool.train.parallel import without_trace
 from hpctool.train.seeds import seed_everything
-from hpctool.world import World
 
 
 def draws() -> list[Any]:
@@ -39,9 +38,3 @@ def test_a_block_without_trace_changes_nothing() -> None:
     assert after == draws()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-
-
-def test_wishes_are_answered_one_boundary_later() -> None:
-    agreement = Agreement(World())
-    answers = [agreement.exchange(w) for w in (Wishes(stop=True), Wishes(save=True), Wishes(), Wishes())]
-    assert answers == [Wishes(), Wishes(stop=True), Wishes(save=True), Wishes()]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +37,31 @@ class Tangled(nn.Module):
         return logits_NK
 
 
+def commit_fault(what: str, model: Any) -> float:
+    """Go wrong in one of many ways; what the loss is multiplied with, if this process is still there."""
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if what == "stop":
+        signals.request_stop("preempted")
+    if what == "nudge":
+        list(model.parameters())[-1].data[0] += 1e-6
+    if what == "hang":
+        time.sleep(600)
+    if what == "raise":
+        raise ValueError("row 17 is not what it was")
+    if what.startswith("exit"):
+        sys.exit(int(what.removeprefix("exit")))
+    return float("inf") if what == "overflow" else 1.0
+
+
 class Faulty(Classify):
-    """Classify, and what the environment orders: FAULT="<what> <rank> <pass>"; SEEN=<folder for the rows seen>."""
+    """Classify, and what the environment orders.
+
+    FAULT="<what> <rank> <pass>" · SEEN=<folder for the rows seen> · POISON="1+2 7+9": a batch that has rows 1 and 2, or
+    7 and 9, has no finite loss
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,12 +76,10 @@ class Faulty(Classify):
         loss, sums = super().loss(model, batch)
         what, _, when = os.environ.get("FAULT", "none").partition(" ")
         if when == f"{rank} {self.num_passes}":
-            if what == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if what == "stop":
-                signals.request_stop("preempted")
-            if what == "overflow":
-                loss = loss * float("inf")
+            loss = loss * commit_fault(what, model)
+        poison = [set(map(int, rows.split("+"))) for rows in os.environ.get("POISON", "").split()]
+        if any(rows <= set(batch["row"].tolist()) for rows in poison):
+            loss = loss * float("nan")
         return loss, sums
 
     def evaluate(self, model: Callable[[Tensor], Tensor], batch: Batch) -> Sums:
