@@ -12,6 +12,7 @@ runs/<name>-<8 hex>/
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import getpass
 import json
@@ -27,6 +28,7 @@ from hpctool.errors import InputError, NewerFormat, OperationError, UnknownName,
 from hpctool.log import Entry, Log
 
 RUN_FORMAT = 1
+INDEX_FORMAT = 1
 SHORT = 8  # hex digits of an identity that a folder's name shows
 
 #: The words for a run's state, the same in every table, file and message.
@@ -207,14 +209,28 @@ class RunDir:
             found += [one for one in later if (one["kind"], one["id"]) not in known]
         return found
 
+    def reopen(self) -> None:
+        """Take back what the index of runs remembers of this one, if there is an index: somebody starts it again.
+
+        Called after the ledger says so: whoever has read the run as it was remembers it before this, or not at all.
+        """
+        folder = index_folder(self.path.parent)
+        if folder.is_dir():
+            # A cache that cannot be written must not keep anybody from working; readers compare, and mend it.
+            with contextlib.suppress(OSError):
+                Log(folder).append({"kind": "opened", "format": INDEX_FORMAT, "id": self.id})
+
     def begin(self, facts: Mapping[str, Any]) -> int:
         """Begin the next attempt and give its number. From now on no older attempt can commit."""
         while True:
             ledger = self.ledger
             # Taken before the entries are read: whatever comes later makes `cas` fail.
             last = ledger.last()
-            number = 1 + max((e.body["attempt"] for e in ledger.entries() if e.body["kind"] == "begun"), default=0)
+            entries = ledger.entries()
+            number = 1 + max((e.body["attempt"] for e in entries if e.body["kind"] == "begun"), default=0)
             if ledger.cas({"kind": "begun", "attempt": number, "time": now(), **facts}, after=last):
+                if fold(entries).state in OVER:
+                    self.reopen()
                 return number
 
     # -- what an attempt writes
@@ -282,6 +298,11 @@ def create_run(runs: Path, record: dict[str, Any], texts: dict[str, str]) -> Run
             "Give this run another name=…"
         )
     return run
+
+
+def index_folder(runs: Path) -> Path:
+    """Where the index of the runs in a folder lies: a log, see track/index.py."""
+    return runs / ".index"
 
 
 def list_run_ids(runs: Path) -> list[str]:

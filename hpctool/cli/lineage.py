@@ -16,7 +16,7 @@ from hpctool.config import flatten
 from hpctool.errors import UnknownName
 from hpctool.rundir import find_run
 from hpctool.track.lineage import Node, find_input_run, run_lineage
-from hpctool.track.runs import noting
+from hpctool.track.row import noting
 
 _SHORT_HEX = 12
 _PREDICTION = re.compile(r"[0-9a-f]{8}-\d{6,}")

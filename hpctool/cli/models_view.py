@@ -16,7 +16,7 @@ from hpctool.cli.tables import Column, age_text, print_columns, size_text
 from hpctool.export import aliases
 from hpctool.export.bundle import Bundle
 from hpctool.track.lineage import Node
-from hpctool.track.runs import noting
+from hpctool.track.row import noting
 
 _SHORT_HEX = 12
 

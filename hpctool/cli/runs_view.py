@@ -27,7 +27,7 @@ from hpctool.rundir import STATES
 from hpctool.track.compare import Comparison, differing, is_measured, telling_metrics
 from hpctool.track.hours import Hours
 from hpctool.track.metrics import from_json
-from hpctool.track.runs import BROKEN, Row
+from hpctool.track.row import BROKEN, Row
 
 _NUM_METRICS = 3
 _NUM_ARTIFACTS = 20

@@ -184,6 +184,7 @@ class _Submitter:
                 rundir = RunDir(self.runs / self.sweep.run_ids[index])
                 body = {"kind": "submitted", "where": "slurm", "slurm_job_id": task, "array": job_id, "time": now()}
                 rundir.ledger.append({**body, "cluster": cluster_name()})
+                rundir.reopen()
         return job_id
 
     def _write(self, number: int, mode: str, num_tasks: int, at_once: int) -> Path:

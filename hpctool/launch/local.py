@@ -262,6 +262,7 @@ def _submit_again(runs: Path, ticket: Ticket) -> None:
     rundir = RunDir(runs / (ticket.run or ""))
     if ticket.run and rundir.run_json.exists() and rundir.story().state in ("failed", "cancelled"):
         rundir.ledger.append({"kind": "submitted", "where": "local", "time": now()})
+        rundir.reopen()
 
 
 def _queues(runs: Path) -> list[Queue]:

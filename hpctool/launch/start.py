@@ -110,7 +110,8 @@ def mark_submitted(rundir: RunDir, where: str, slurm_job_id: str = "") -> None:
     """Write into the ledger that somebody will run this."""
     cluster = {"cluster": cluster_name()} if where == "slurm" else {}
     body = {"kind": "submitted", "where": where, "slurm_job_id": slurm_job_id, "time": now()}
-    rundir.ledger.append({**body, **cluster})
+    if rundir.ledger.append({**body, **cluster}) > 1:
+        rundir.reopen()
 
 
 def ticket(cfg: DictConfig, run: str, sweep: str | None = None, cell: int | None = None) -> local.Ticket:

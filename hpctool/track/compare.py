@@ -11,7 +11,7 @@ from typing import Any
 
 from hpctool.rundir import RunDir
 from hpctool.track.metrics import Curves, read_metrics, to_json
-from hpctool.track.runs import read_config, read_row
+from hpctool.track.row import read_config, read_row
 
 #: Times and amounts of the machine differ between two equal runs; they say nothing about where the runs part.
 _MEASURED = re.compile(r"^(perf|time|system)/|_(s|ms|per_s|mb|gb)$")

@@ -14,7 +14,7 @@ from hpctool.launch.slurm.standing import is_open
 from hpctool.rundir import RunDir, Story
 from hpctool.track import hours
 from hpctool.track.metrics import read_metrics, summary
-from hpctool.track.runs import noting, read_config, read_row
+from hpctool.track.row import noting, read_config, read_row
 
 
 def describe(rundir: RunDir) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hpctool import files
 from hpctool.rundir import RunDir
-from hpctool.track.runs import noting, read_row
+from hpctool.track.row import noting, read_row
 
 
 @dataclass

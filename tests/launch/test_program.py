@@ -14,7 +14,7 @@ from hpctool import config
 from hpctool.launch import program, snapshot
 from hpctool.place import Place
 from hpctool.rundir import RunDir
-from hpctool.track.runs import read_row
+from hpctool.track.row import read_row
 from hpctool.world import World
 from tests.launch.conftest import Bench
 from tests.launch.programs import NOTE, Rank, are_gone, ended, hpctool, log, noted, of_script, submitted, until, write

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hpctool.errors import UnknownName
-from hpctool.track.runs import Row, list_rows, read_row, select, sort_rows
+from hpctool.track.row import Row, read_row
+from hpctool.track.runs import list_rows, select, sort_rows
 from tests.track.samples import COMMIT, Sample, sweep_of
 
 

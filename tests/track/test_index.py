@@ -1,0 +1,146 @@
+"""The index of runs: the same table with it and without, few file-system calls, and nothing that it is believed in."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpctool.rundir import RunDir, index_folder
+from hpctool.track.row import Row
+from hpctool.track.runs import list_rows
+from tests.track.samples import Sample
+
+
+def table(rows: list[Row]) -> list[dict[str, Any]]:
+    return [row.to_json() | {"lr": row.value("optim.lr"), "model": row.value("model")} for row in rows]
+
+
+def three(runs: Path) -> list[Sample]:
+    """One that completed, one that failed, one that runs."""
+    done = Sample(runs, "aa", lr=0.1).begin().log([1, 2]).complete()
+    failed = Sample(runs, "bb", lr=0.2).begin().fail("no such lamp").end("failed", "ValueError: no such lamp", 1)
+    return [done, failed, Sample(runs, "cc", lr=0.3).begin().log([1])]
+
+
+def opened(action: Callable[[], Any], where: Path) -> list[str]:
+    """The files below a folder that an action opens, lists or makes, by the interpreter's own account."""
+    seen: list[str] = []
+    is_on = [True]
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        kinds = ("open", "os.listdir", "os.scandir", "os.mkdir", "os.link", "os.rename")
+        if is_on[0] and event in kinds and str(arguments[0]).startswith(str(where)):
+            seen.append(f"{event} {arguments[0]}")
+
+    sys.addaudithook(note)
+    action()
+    is_on[0] = False
+    return seen
+
+
+def test_a_table_from_the_index_is_the_table_from_the_folders(tmp_path: Path) -> None:
+    three(tmp_path)
+    first = table(list_rows(tmp_path))
+    assert index_folder(tmp_path).is_dir()
+    assert table(list_rows(tmp_path)) == first == table(list_rows(tmp_path, scan=True))
+    assert [row["state"] for row in first].count("running") == 1
+
+
+def test_runs_that_are_over_are_not_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, _, running = three(tmp_path)
+    monkeypatch.setattr("hpctool.track.runs.NUM_COMPARED", 0)
+    list_rows(tmp_path)
+    seen = opened(lambda: list_rows(tmp_path), tmp_path)
+    assert not [one for one in seen if done.id in one]
+    assert [one for one in seen if running.id in one]
+
+
+@pytest.mark.parametrize("how", ["retried", "begun by hand", "deleted", "made anew"])
+def test_what_happened_to_a_run_since_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    _, failed, _ = three(tmp_path)
+    monkeypatch.setattr("hpctool.track.runs.NUM_COMPARED", 0)
+    list_rows(tmp_path)
+    if how == "retried":
+        from hpctool.launch.start import mark_submitted
+
+        mark_submitted(failed.rundir, "slurm", "77")
+    elif how == "begun by hand":
+        RunDir(failed.rundir.path).begin({"where": "inline"})
+    else:
+        shutil.copytree(failed.rundir.path, tmp_path / ".copy")
+        shutil.rmtree(failed.rundir.path)
+        if how == "made anew":
+            shutil.copytree(tmp_path / ".copy", failed.rundir.path)
+            (failed.rundir.path / "run.json").write_text(
+                (failed.rundir.path / "run.json").read_text().replace("me", "you")
+            )
+    assert table(list_rows(tmp_path)) == table(list_rows(tmp_path, scan=True))
+    assert ("failed" in {row.state for row in list_rows(tmp_path)}) == (how == "made anew")
+
+
+def test_a_row_that_is_wrong_is_found_said_and_mended(tmp_path: Path) -> None:
+    done, *_ = three(tmp_path)
+    right = table(list_rows(tmp_path))
+    result = json.loads(done.rundir.result_json.read_text())
+    done.rundir.result_json.write_text(json.dumps(result | {"metrics": {"val/accuracy": 0.5}}))
+    mended = {row.id: row for row in list_rows(tmp_path)}[done.id]
+    assert mended.metrics == {"val/accuracy": 0.5}
+    assert "the index of runs said otherwise" in mended.problems[0]
+    again = {row.id: row for row in list_rows(tmp_path)}[done.id]
+    assert (again.metrics, again.problems) == ({"val/accuracy": 0.5}, [])
+    assert len(right) == 3
+
+
+@pytest.mark.parametrize("damage", ["flipped", "empty", "newer", "a file"])
+def test_an_index_that_is_damaged_changes_no_table(tmp_path: Path, damage: str) -> None:
+    three(tmp_path)
+    right = table(list_rows(tmp_path))
+    folder = index_folder(tmp_path)
+    entry = next(folder.iterdir())
+    if damage == "a file":
+        shutil.rmtree(folder)
+        folder.write_text("not a folder")
+    else:
+        texts = {"flipped": entry.read_bytes().replace(b"0.9", b"0.8", 1), "empty": b"", "newer": b"x\n#format 9 new\n"}
+        entry.write_bytes(texts[damage])
+    assert table(list_rows(tmp_path)) == right
+    assert table(list_rows(tmp_path)) == right
+
+
+def test_where_nothing_can_be_written_the_table_is_read_from_the_folders(unprivileged: Path) -> None:
+    three(unprivileged / "runs")
+    os.chmod(unprivileged / "runs", 0o555)
+    assert len(list_rows(unprivileged / "runs")) == 3
+    assert not index_folder(unprivileged / "runs").exists()
+    os.chmod(unprivileged / "runs", 0o755)
+
+
+def many(runs: Path, number: int) -> None:
+    """Copies of a completed run under other names, 100 of them still under way."""
+    done = Sample(runs, "aa").begin().log([1, 2]).complete().rundir.path
+    running = Sample(runs, "bb").begin().log([1]).rundir.path
+    for index in range(number - 2):
+        source = done if index >= 100 else running
+        path = runs / f"train-{index:08x}"
+        (path / "ledger").mkdir(parents=True)
+        for name in ("run.json", "config.yaml", "result.json", "ledger/0000000001", "ledger/0000000002"):
+            if (source / name).exists():
+                os.link(source / name, path / name)
+
+
+@pytest.mark.slow
+def test_ten_thousand_runs_are_listed_with_few_calls(tmp_path: Path) -> None:
+    many(tmp_path, 10_000)
+    assert len(list_rows(tmp_path)) == 10_000
+    rows: list[Row] = []
+    seen = opened(lambda: rows.extend(list_rows(tmp_path)), tmp_path)
+    assert len(rows) == 10_000
+    # Each is some four system calls: open, fstat, read, close.
+    assert len(seen) <= 1500 / 4 + 100 * 5
