@@ -214,11 +214,7 @@ class RunDir:
 
         Called after the ledger says so: whoever has read the run as it was remembers it before this, or not at all.
         """
-        folder = index_folder(self.path.parent)
-        if folder.is_dir():
-            # A cache that cannot be written must not keep anybody from working; readers compare, and mend it.
-            with contextlib.suppress(OSError):
-                Log(folder).append({"kind": "opened", "format": INDEX_FORMAT, "id": self.id})
+        forget(self.path.parent, [self.id])
 
     def begin(self, facts: Mapping[str, Any]) -> int:
         """Begin the next attempt and give its number. From now on no older attempt can commit."""
@@ -303,6 +299,15 @@ def create_run(runs: Path, record: dict[str, Any], texts: dict[str, str]) -> Run
 def index_folder(runs: Path) -> Path:
     """Where the index of the runs in a folder lies: a log, see track/index.py."""
     return runs / ".index"
+
+
+def forget(runs: Path, ids: list[str]) -> None:
+    """Take runs out of the index, if there is one and it can be written; readers compare, and mend it."""
+    folder = index_folder(runs)
+    if ids and folder.is_dir():
+        # A cache must not keep anybody from working.
+        with contextlib.suppress(OSError):
+            Log(folder).append({"kind": "opened", "format": INDEX_FORMAT, "ids": ids})
 
 
 def list_run_ids(runs: Path) -> list[str]:

@@ -20,6 +20,7 @@ def group() -> None:
 
 
 @group.command(name="list")
+@click.argument("query", nargs=-1)
 @click.option(
     "--state",
     "states",
@@ -32,15 +33,18 @@ def group() -> None:
 @click.option("--sort", "key", default="", metavar="COLUMN", help="Sort by it; -COLUMN puts the largest first.")
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="Show no more than so many.")
 @click.option("--cols", default="", metavar="A,B,…", help="Columns to show: fields, metrics, config keys.")
+@click.option("--scan", is_flag=True, help="Read every folder, and not the index of runs that are over.")
 @json_option
 @paths_option
 def list_command(
+    query: tuple[str, ...],
     states: tuple[str, ...],
     job: str,
     sweep: str,
     key: str,
     limit: int | None,
     cols: str,
+    scan: bool,
     as_json: bool,
     root: Path | None,
 ) -> None:
@@ -49,14 +53,19 @@ def list_command(
     \b
     hpctool runs list --sort -val/accuracy --limit 10
     hpctool runs list --sweep train-1a2b --cols optim.lr,val/loss
+    hpctool runs list 'state=completed optim.lr<1e-3 (model=cnn or model~vit*) not seed=3 age<7d'
+
+    A QUERY's comparisons must all hold; = != < <= > >= and ~ (a pattern with *), or, not and brackets; min(val/loss),
+    max(…) and at(val/loss,1000) look at a curve.
     """
     from hpctool.track import runs as track
+    from hpctool.track.query import choose
 
     folder = resolve_paths(root).runs
-    found = track.list_rows(folder)
+    found = track.list_rows(folder, scan=scan)
     _say_problems(found)
     say_if_slurm_is_silent()
-    rows = track.select(found, states=states, job=job, sweep=sweep)
+    rows = choose(track.select(found, states=states, job=job, sweep=sweep), " ".join(query))
     wanted = [name.strip() for name in cols.split(",") if name.strip()]
     track.check_columns(rows, wanted)
     rows = track.sort_rows(rows, key) if key else rows

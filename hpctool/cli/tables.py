@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import click
 from rich import box
+from rich.cells import set_cell_size
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +30,8 @@ STATE_STYLES = {
 }
 _GAP = 2
 _ENDLESS = 100_000
+#: beyond so many rows, and in pipes, a table is plain lines: rich takes a millisecond for a row
+_PLAIN_ROWS = 500
 
 
 @dataclass
@@ -53,6 +57,11 @@ def print_columns(columns: Sequence[Column], title: str = "") -> list[str]:
     """Print columns as a table on stdout; returns the names of those that a narrow terminal had no room for."""
     out = console()
     kept = fit(columns, out.width) if out.is_terminal else list(columns)
+    names = {column.name for column in kept}
+    gone = [column.name for column in columns if column.name not in names]
+    if kept and (not out.is_terminal or len(kept[0].texts) > _PLAIN_ROWS):
+        _print_plain(kept, title)
+        return gone
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
     table.title, table.title_justify, table.title_style = title or None, "left", "bold"
     for column in kept:
@@ -61,8 +70,20 @@ def print_columns(columns: Sequence[Column], title: str = "") -> list[str]:
     for cells in zip(*(column.texts for column in kept), strict=True):
         table.add_row(*cells)
     print_whole(table)
-    names = {column.name for column in kept}
-    return [column.name for column in columns if column.name not in names]
+    return gone
+
+
+def _print_plain(columns: Sequence[Column], title: str) -> None:
+    """The same table without colours."""
+
+    def line(cells: Iterable[str]) -> str:
+        padded = zip(cells, columns, strict=True)
+        return (" " * _GAP).join(set_cell_size(c, o.width) if not o.right else c.rjust(o.width) for c, o in padded)
+
+    lines = [title] if title else []
+    lines += [line(column.name for column in columns), "─" * _total(columns)]
+    lines += map(line, zip(*([text.plain for text in column.texts] for column in columns), strict=True))
+    click.echo("\n".join(lines))
 
 
 def print_whole(renderable: RenderableType) -> None:

@@ -2,13 +2,15 @@
 
 `runs/.index/` is a log of facts. `sealed` has the rows of runs that have ended, and the inode of each one's folder;
 `opened` (written by whoever starts a run again, see rundir.py) takes one back. It is a cache and never believed
-against a folder: folders it does not know are read, rows without a folder are left out, a folder that was made anew has
-another inode, and each reading compares some rows with their folders. Where it cannot be written it is done without.
+against a folder: folders it does not know are read, rows without a folder are left out and forgotten, a folder with
+another inode was made anew, and each reading compares some rows with their folders: the newest (somebody may have made
+a folder anew, and have got the same inode) and some at random. Where it cannot be written it is done without.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +26,7 @@ from hpctool.track.row import Row
 
 #: rows in one entry: some 700 bytes each
 ROWS_PER_ENTRY = 1000
-#: rows that each reading compares with their folders
+#: rows that each reading compares with their folders: half of them the newest, half at random
 NUM_COMPARED = 20
 #: of a row, what is kept: the rest is found again
 _KEPT = (
@@ -59,9 +61,12 @@ class Index:
             if body.get("format") != INDEX_FORMAT:
                 continue
             if body["kind"] == "sealed":
-                newest |= {told["id"]: told for told in body["rows"]}
+                for told in body["rows"]:
+                    newest.pop(told["id"], None)  # so that the newest stand last
+                    newest[told["id"]] = told
             elif body["kind"] == "opened":
-                newest.pop(body["id"], None)
+                for run_id in body["ids"]:
+                    newest.pop(run_id, None)
         for run_id, told in newest.items():
             index.rows[run_id], index.inodes[run_id] = _unpacked(runs, told), told["inode"]
         return index
@@ -78,6 +83,13 @@ class Index:
             except (HpctoolError, OSError):  # somebody else's folder, a full disk
                 return
             self.last += 1
+
+
+def suspects(known: Sequence[str]) -> list[str]:
+    """Some of the ids that are known, in the order in which they were sealed, to be compared with their folders."""
+    newest = known[len(known) - NUM_COMPARED // 2 :] if len(known) > NUM_COMPARED else known
+    rest = known[: len(known) - len(newest)]
+    return [*newest, *random.sample(rest, min(NUM_COMPARED // 2, len(rest)))]
 
 
 def folders(runs: Path) -> dict[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from hpctool.errors import UnknownName
 from hpctool.launch import cells
 from hpctool.launch.overview import unbegun
 from hpctool.launch.slurm.queue import Queue
-from hpctool.rundir import RunDir
-from hpctool.track.index import NUM_COMPARED, Index, folders, may_be_sealed, same
+from hpctool.rundir import RunDir, forget
+from hpctool.track.index import Index, folders, may_be_sealed, same, suspects
 from hpctool.track.row import FIELDS, Row, noting, read_rows, take_record
 
 
@@ -43,16 +42,14 @@ def _begun_rows(runs: Path, queue: Queue | None, scan: bool) -> dict[str, Row]:
     inodes = folders(runs)
     index = Index.read(runs)
     known = {} if scan else {name: row for name, row in index.rows.items() if inodes.get(name) == index.inodes[name]}
-    suspects = random.sample(sorted(known), min(NUM_COMPARED, len(known)))
+    compared = suspects(list(known))
     # A folder without run.json is what a submitter that was killed has left.
     unknown = [name for name in inodes if name not in known and os.path.exists(runs / name / "run.json")]
-    fresh = {row.id: row for row in read_rows([RunDir(runs / name) for name in [*unknown, *suspects]], queue)}
-    wrong = [name for name in suspects if not same(known[name], fresh[name])]
-    for name in wrong:
-        if not may_be_sealed(fresh[name]):
-            RunDir(runs / name).reopen()
+    fresh = {row.id: row for row in read_rows([RunDir(runs / name) for name in [*unknown, *compared]], queue)}
+    wrong = [name for name in compared if not same(known[name], fresh[name])]
     news = [fresh[name] for name in (*unknown, *wrong) if may_be_sealed(fresh[name])]
     index.seal(news, inodes)
+    forget(runs, [name for name in index.rows if name not in inodes or (name in wrong and fresh[name] not in news)])
     for name in wrong:
         fresh[name].problems.append("the index of runs said otherwise; it was mended.")
     return known | fresh

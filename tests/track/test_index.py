@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 
+from hpctool.launch.start import mark_submitted
 from hpctool.rundir import RunDir, index_folder
+from hpctool.track.index import Index
 from hpctool.track.row import Row
 from hpctool.track.runs import list_rows
 from tests.track.samples import Sample
+
+ASSETS = Path(__file__).parent.parent / "assets"
 
 
 def table(rows: list[Row]) -> list[dict[str, Any]]:
@@ -55,34 +59,37 @@ def test_a_table_from_the_index_is_the_table_from_the_folders(tmp_path: Path) ->
 
 def test_runs_that_are_over_are_not_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done, _, running = three(tmp_path)
-    monkeypatch.setattr("hpctool.track.runs.NUM_COMPARED", 0)
+    monkeypatch.setattr("hpctool.track.index.NUM_COMPARED", 0)
     list_rows(tmp_path)
     seen = opened(lambda: list_rows(tmp_path), tmp_path)
     assert not [one for one in seen if done.id in one]
     assert [one for one in seen if running.id in one]
 
 
-@pytest.mark.parametrize("how", ["retried", "begun by hand", "deleted", "made anew"])
+@pytest.mark.parametrize("how", ["retried", "begun by hand", "deleted"])
 def test_what_happened_to_a_run_since_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     _, failed, _ = three(tmp_path)
-    monkeypatch.setattr("hpctool.track.runs.NUM_COMPARED", 0)
+    monkeypatch.setattr("hpctool.track.index.NUM_COMPARED", 0)
     list_rows(tmp_path)
     if how == "retried":
-        from hpctool.launch.start import mark_submitted
-
         mark_submitted(failed.rundir, "slurm", "77")
     elif how == "begun by hand":
         RunDir(failed.rundir.path).begin({"where": "inline"})
     else:
-        shutil.copytree(failed.rundir.path, tmp_path / ".copy")
         shutil.rmtree(failed.rundir.path)
-        if how == "made anew":
-            shutil.copytree(tmp_path / ".copy", failed.rundir.path)
-            (failed.rundir.path / "run.json").write_text(
-                (failed.rundir.path / "run.json").read_text().replace("me", "you")
-            )
     assert table(list_rows(tmp_path)) == table(list_rows(tmp_path, scan=True))
-    assert ("failed" in {row.state for row in list_rows(tmp_path)}) == (how == "made anew")
+    assert "failed" not in {row.state for row in list_rows(tmp_path)}
+    if how == "deleted":
+        assert failed.id not in Index.read(tmp_path).rows
+
+
+def test_a_run_that_was_deleted_and_made_anew_is_another_one(tmp_path: Path) -> None:
+    _, failed, _ = three(tmp_path)
+    list_rows(tmp_path)
+    shutil.rmtree(failed.rundir.path)
+    Sample(tmp_path, "bb", lr=0.2).begin().log([1, 2]).complete()
+    assert {row.id: row.state for row in list_rows(tmp_path)}[failed.id] == "completed"
+    assert table(list_rows(tmp_path)) == table(list_rows(tmp_path, scan=True))
 
 
 def test_a_row_that_is_wrong_is_found_said_and_mended(tmp_path: Path) -> None:
@@ -144,3 +151,17 @@ def test_ten_thousand_runs_are_listed_with_few_calls(tmp_path: Path) -> None:
     assert len(rows) == 10_000
     # Each is some four system calls: open, fstat, read, close.
     assert len(seen) <= 1500 / 4 + 100 * 5
+
+
+def test_an_index_of_format_1_is_read(tmp_path: Path) -> None:
+    shutil.copytree(ASSETS / "index_v1", tmp_path / ".index")
+    index = Index.read(tmp_path)
+    assert list(index.rows) == ["train-aaaaaaaa"]  # the other one was opened again
+    row = index.rows["train-aaaaaaaa"]
+    assert (row.state, row.metrics["val/accuracy"], row.value("optim.lr"), row.value("model")) == (
+        "completed",
+        0.9,
+        0.1,
+        "cnn",
+    )
+    assert index.last == 2
