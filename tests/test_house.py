@@ -26,7 +26,7 @@ CONF = ROOT / "conf"
 GROUND = ("errors", "files", "log", "place", "rendezvous", "world", "rundir", "targets", "config")
 #: in the order of data: a room imports the ground floor and earlier rooms
 ROOMS = (
-    *("launch", "track", "checkpoint", "data", "train", "search"),
+    *("launch", "track", "checkpoint", "data", "train", "chaos", "search"),
     *("export", "serve", "monitor", "review", "flywheel"),
 )
 #: on top of all rooms, imported by none of them

@@ -18,6 +18,7 @@ VERBS = {
     "runs": "Runs: list, show, logs, compare, lineage, cancel, retry …",
     "sweep": "Sweeps: list, status, report, resume, retry, cancel.",
     "models": "Exported models: list, show, verify, promote, rollback.",
+    "chaos": "Rehearse failure on your own job, here: broken at random moments, it ends with the same bits.",
     "doctor": "What this cluster does to jobs, in plain words: signals, grace, limits, files.",
     "review": "What people should look at: queue, serve, label, apply, status.",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -35,13 +36,13 @@ def listening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> socket.socket:
 def test_a_rank_waits_at_a_moment_until_it_is_let_go(listening: socket.socket) -> None:
     command = [sys.executable, "-c", RANK]
     environ = {**os.environ, moments.CHAOS: "chaos", "RANK": "1", "WORLD_SIZE": "3"}
+    listening.settimeout(60)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as rank:
         assert rank.stdout is not None
         link = listening.accept()[0]
         said = json.loads(link.recv(4096))
         assert said == {"moment": "step", "step": 3, "attempt": 2, "rank": 1, "pid": rank.pid}
-        os.set_blocking(rank.stdout.fileno(), False)
-        assert not rank.stdout.read()
+        assert not select.select([rank.stdout], [], [], 0.2)[0]
         link.sendall(b".")
         assert json.loads(link.recv(4096))["step"] == 4
         # A rehearsal that ends leaves nobody waiting.

@@ -1,0 +1,204 @@
+"""The rehearsal: a job straight, then broken, then compared.
+
+<folder>/
+  chaos.json          the verdict: what was asked, each fault and what came of it, what differs and why (report.py)
+  straight/  broken/  runs folders, each with a queue of its own; kept where bits differ, or with --keep
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from hpctool.chaos.compare import compare
+from hpctool.chaos.faults import Fault, check_kinds, draw
+from hpctool.chaos.listener import Listener, Stand
+from hpctool.chaos.report import Outcome, Verdict
+from hpctool.chaos.stage import Stage
+from hpctool.chaos.strike import Struck, strike, whole_checkpoints
+from hpctool.errors import InputError, OperationError
+from hpctool.launch.submit import Request
+from hpctool.rundir import Story
+
+#: These need something to go back to, beside what they take away.
+_NEED_TWO = ("flip", "truncate")
+#: So much longer than the straight run may the broken one take, for each fault.
+_SLOWNESS = 10.0
+_LEAST_S = 120.0
+
+
+@dataclass
+class Order:
+    """What is asked for."""
+
+    request: Request
+    folder: Path
+    kinds: Sequence[str]
+    count: int
+    num_ranks: int
+    seed: int
+    #: how long a rank may hang before the rehearsal ends the attempt itself (seconds)
+    patience_s: float
+    say: Callable[[str], None]
+    #: called often, with a line on what is going on
+    look: Callable[[str], None]
+
+
+@dataclass
+class Rehearsal:
+    """One rehearsal. Raises InputError where the job does not fit, OperationError where it fails by itself."""
+
+    order: Order
+    verdict: Verdict = field(init=False)
+
+    def run(self) -> Verdict:
+        """Play it all; the folder is made, and chaos.json is not yet written."""
+        order = self.order
+        check_kinds(order.kinds)
+        self.verdict = Verdict.of(order.request, order.seed, order.kinds, order.num_ranks, order.folder)
+        with Listener() as listener:
+            straight = self._straight(listener)
+        with Listener() as broken_listener:
+            # How long phases take is known from the straight run.
+            broken_listener.lasted = listener.lasted
+            broken = self._broken(broken_listener, listener.heard.moments)
+        self._judge(straight, broken)
+        return self.verdict
+
+    # ------------------------------------------------------------------------------------------ straight
+
+    def _straight(self, listener: Listener) -> Stage:
+        began_s = time.monotonic()
+        stage = Stage.open(self._request("straight"), self.order.folder / "straight", listener)
+        try:
+            story = stage.finish(1e9, lambda: self._look("straight", listener))
+        except BaseException:
+            stage.close()
+            raise
+        if story.state != "completed":
+            raise OperationError(
+                f"The job does not complete even undisturbed ({story.state}: {story.cause}), so there is nothing to "
+                f"compare with. Its folder: {stage.run.path}"
+            )
+        self.verdict.straight_s = round(time.monotonic() - began_s, 1)
+        self.verdict.steps = story.step
+        self.verdict.attempts_straight = story.attempt
+        self.order.say(f"straight: {story.step} steps in {self.verdict.straight_s} s")
+        return stage
+
+    # ------------------------------------------------------------------------------------------ broken
+
+    def _broken(self, listener: Listener, moments: set[str]) -> Stage:
+        order = self.order
+        kinds = [kind for kind in order.kinds if kind != "none"]
+        count = order.count if kinds else 0
+        steps = self.verdict.steps
+        drawn = draw(order.seed, kinds or ["kill"], count, max_steps=steps, num_ranks=order.num_ranks, seen=moments)
+        stage = Stage.open(self._request("broken"), order.folder / "broken", listener)
+        try:
+            for fault in drawn:
+                self._play(stage, fault)
+            story = stage.finish(self._limit_s(), lambda: self._look("broken", listener))
+            while story.state == "failed" and self._is_ours(story):
+                stage.again()
+                story = stage.finish(self._limit_s(), lambda: self._look("broken", listener))
+        except BaseException:
+            stage.close()
+            raise
+        self.verdict.state, self.verdict.cause = story.state, story.cause
+        self.verdict.attempts = story.attempt
+        return stage
+
+    def _play(self, stage: Stage, fault: Fault) -> None:
+        """Wait for a fault's moment, strike, and see the run come back."""
+        listener, began_s = stage.listener, time.monotonic()
+        listener.trap(lambda stand: _matches(fault, stand))
+        while (held := listener.caught(0.1)) is None:
+            self._look(f"fault {fault.number}: waits for {fault.phase}", listener)
+            story = stage.story()
+            if story.state == "failed" and self._is_ours(story):
+                stage.again()
+            elif stage.is_over() or time.monotonic() > began_s + self._limit_s():
+                listener.clear()
+                self.verdict.faults.append(Outcome.missed(fault, story))
+                return
+            stage.keep_running()
+        if fault.kind in _NEED_TWO and len(whole_checkpoints(stage)) < 2:
+            # Too early: nothing would be left to go back to. The same after the next save.
+            held.release()
+            self._play(stage, replace(fault, phase="save", moment="committed", rank=0))
+            return
+        before, reached = stage.story(), listener.heard.step
+        self._look(f"fault {fault.number}: {fault}", listener)
+        struck = strike(stage, fault, held, self.order.patience_s)
+        reached = max(reached, listener.heard.step) if fault.kind != "zombie" else reached
+        if not struck.goes_on or not stage.ranks():
+            listener.forget()
+            self._come_back(stage, before.attempt, struck)
+        outcome = Outcome.of(fault, held.stand, reached, before, stage.story(), struck)
+        self.verdict.faults.append(outcome)
+        self.order.say(str(outcome))
+
+    def _come_back(self, stage: Stage, attempt: int, struck: Struck) -> None:
+        if not stage.next_attempt(attempt, self._limit_s()):
+            raise OperationError(f"After {struck.words} no next attempt began. The run: {stage.run.path}")
+        story = stage.story()
+        if story.state == "failed" and story.attempt == attempt and self._is_ours(story):
+            stage.again()
+            self.verdict.tried_again += 1
+            stage.next_attempt(attempt, self._limit_s())
+
+    def _is_ours(self, story: Story) -> bool:
+        """Whether a run's failure may be what we did to it: so many faults, so many times it is tried again."""
+        return self.verdict.tried_again < len(self.verdict.faults) + 1
+
+    # ------------------------------------------------------------------------------------------ the end
+
+    def _judge(self, straight: Stage, broken: Stage) -> None:
+        verdict = self.verdict
+        for outcome in verdict.faults:
+            outcome.see_resume(broken.story())
+        verdict.look_for_lost_commits(broken.story())
+        if verdict.state == "completed":
+            verdict.difference = compare(straight.run, broken.run)
+        elif verdict.state not in ("completed",):
+            verdict.problems.append(f"the broken run ended {verdict.state}: {verdict.cause}")
+        verdict.runs = {"straight": straight.run.path, "broken": broken.run.path}
+
+    # ------------------------------------------------------------------------------------------ small things
+
+    def _request(self, name: str) -> Request:
+        order, request = self.order, self.order.request
+        runs = (order.folder / name).absolute()
+        ours = [
+            *("cluster=local", "cluster.wait=false", f"paths.runs={runs}", f"name={name}"),
+            *("resources.nodes=1", f"resources.tasks_per_node={order.num_ranks}"),
+            # What is broken here on purpose is no sign of a bad job.
+            *("cluster.max_failures=1000", "cluster.max_timeouts=1000"),
+        ]
+        if request.job == "train":
+            ours += [] if any(o.startswith("track") for o in request.overrides) else ["track.every_steps=1"]
+        elif request.job != "run":
+            raise InputError(f"chaos rehearses train and run; '{request.job}' saves nothing that it could go on from.")
+        return replace(request, overrides=[*request.overrides, *ours])
+
+    def _limit_s(self) -> float:
+        return max(_LEAST_S, _SLOWNESS * self.verdict.straight_s) + self.order.patience_s
+
+    def _look(self, what: str, listener: Listener) -> None:
+        newest = listener.heard.newest
+        where = f"attempt {newest.attempt or '…'} · {newest.moment} {newest.step}" if newest else "starting"
+        total = f"/{self.verdict.steps}" if self.verdict.steps else ""
+        self.order.look(f"{what} · {where}{total}")
+
+
+def _matches(fault: Fault, stand: Stand) -> bool:
+    if stand.moment != fault.moment or stand.rank != fault.rank:
+        return False
+    if fault.phase == "start-up":
+        return True
+    if fault.phase == "first step":
+        return stand.is_first
+    return stand.step >= fault.step
