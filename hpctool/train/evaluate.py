@@ -19,8 +19,9 @@ from hpctool.checkpoint import param_digest
 from hpctool.errors import InputError
 from hpctool.rundir import RunDir
 from hpctool.train import params, report
+from hpctool.train.batches import to_device
 from hpctool.train.meter import Meter
-from hpctool.train.parallel import device_of, to_device
+from hpctool.train.parallel import device_of
 from hpctool.train.samples import Samples, open_checked
 from hpctool.train.schema import EvaluateConfig
 from hpctool.train.task import Classify, Task

@@ -28,6 +28,7 @@ from hpctool.rundir import RunDir
 from hpctool.track.metrics import MetricWriter
 from hpctool.train import parallel, params, seeds
 from hpctool.train.agreement import Agreement, Position, Wishes, bits_of, combined
+from hpctool.train.batches import Batches
 from hpctool.train.evaluate import measure
 from hpctool.train.fingerprint import differences, fingerprint
 from hpctool.train.meter import Meter, Progress
@@ -35,7 +36,6 @@ from hpctool.train.nonfinite import NonFinite, RollBack
 from hpctool.train.resolve import check_layout
 from hpctool.train.samples import Samples, open_checked
 from hpctool.train.schedule import lr_factor, num_steps
-from hpctool.train.task import Batch
 from hpctool.world import World
 
 
@@ -65,6 +65,8 @@ class Trainer:
         version = open_checked(Path(cfg.paths.datasets), cfg.data, world)
         self.samples = Samples(version, cfg.data, cfg.data.train_split, cfg.seed, params.build_augment(cfg))
         self.val_samples = Samples(version, cfg.data, cfg.data.val_split)
+        batch_size, accumulate = cfg.loop.global_batch_size, cfg.loop.accumulate
+        self.batches = Batches(self.samples, batch_size, accumulate, world.rank, world.size, self.device)
         self.max_steps = num_steps(cfg.loop, len(self.samples))
         self.eval_every = cfg.loop.eval_every_steps or math.ceil(len(self.samples) / cfg.loop.global_batch_size)
 
@@ -73,6 +75,7 @@ class Trainer:
         self.task = params.build_task(cfg)
         self.task.preprocess.to(self.device)
         self.model = params.build_model(cfg).to(self.device)
+        self.params = list(self.model.parameters())
         self.optimizer = params.build_optimizer(cfg, self.model)
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.ema = params.build_average(cfg, self.model)
@@ -132,7 +135,7 @@ class Trainer:
         self.nonfinite.begin_step()
         num_passes, all_sums = self.cfg.loop.accumulate, []
         for number in range(num_passes):
-            batch = self.batch(self.consumed, number)
+            batch = self.batches.get(self.consumed, number)
             with parallel.averaging(self.forward, now=number == num_passes - 1):
                 loss, sums = self.task.loss(self.forward, batch)
                 (loss / num_passes).backward()  # type: ignore[no-untyped-call]
@@ -150,19 +153,12 @@ class Trainer:
         self.progress.count(self.cfg.loop.global_batch_size)
         return grad_norm
 
-    def batch(self, start: int, number: int) -> Batch:
-        """This rank's part of the global batch that begins at position `start`, for pass `number` of the step."""
-        share = self.cfg.loop.global_batch_size // (self.world.size * self.cfg.loop.accumulate)
-        first = start + (self.world.rank * self.cfg.loop.accumulate + number) * share
-        return parallel.to_device(self.samples.stream(first, first + share), self.device)
-
     def clip(self) -> float:
         """Clip the averaged gradient if it is finite; gives its norm, which is the same on all ranks."""
-        trained = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(p.grad for p in trained if p.grad is not None)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
         grad_norm = float(norm)
         if self.cfg.loop.grad_clip is not None and math.isfinite(grad_norm):
-            torch.nn.utils.clip_grads_with_norm_(trained, self.cfg.loop.grad_clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.params, self.cfg.loop.grad_clip, norm)
         return grad_norm
 
     # ------------------------------------------------------------------------------------------ at the boundary
@@ -180,6 +176,7 @@ class Trainer:
             "train/lr": self.optimizer.param_groups[0]["lr"],
             "train/grad_norm": grad_norm,
             "train/samples_per_s": self.progress.samples_per_s,
+            "train/data_wait": self.batches.data_wait(),
             "epoch": self.consumed / len(self.samples),
         }
         if self.nonfinite.skipped:
@@ -351,7 +348,7 @@ class Trainer:
             return
         with parallel.without_trace(self.model):
             for _ in range(parallel.DISCARDED_PASSES):
-                loss, _ = self.task.loss(self.forward, self.batch(0, 0))
+                loss, _ = self.task.loss(self.forward, self.batches.get(0, 0))
                 loss.backward()  # type: ignore[no-untyped-call]
 
     def share_buffers(self) -> None:

@@ -5,21 +5,33 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from hpctool.world import World
+
+#: the sums of so many batches at most wait to be added up
+_NOTED = 64
 
 
 class Meter:
     """Adds up the sums of a task over batches (here) and over ranks (when asked)."""
 
     def __init__(self, sums: Mapping[str, float] | None = None) -> None:
-        self.sums: dict[str, float] = dict(sums or {})
+        self._sums: dict[str, float] = dict(sums or {})
+        self._noted: list[Mapping[str, Tensor]] = []
 
     def add(self, sums: Mapping[str, Tensor]) -> None:
-        """Add the sums of one batch."""
-        for name, value in sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        """Add the sums of one batch. They stay on their device for a while: asking a GPU for each would hold it up."""
+        self._noted.append({name: value.detach() for name, value in sums.items()})
+        if len(self._noted) >= _NOTED:
+            self._settle()
+
+    @property
+    def sums(self) -> dict[str, float]:
+        """What was added here."""
+        self._settle()
+        return self._sums
 
     def total(self, world: World) -> dict[str, float]:
         """The sums over all ranks, in order of rank. Collective: all ranks must call it."""
@@ -29,6 +41,16 @@ class Meter:
                 total[name] = total.get(name, 0.0) + value
         return total
 
+    def _settle(self) -> None:
+        by_name: dict[str, list[Tensor]] = {}
+        for sums in self._noted:
+            for name, value in sums.items():
+                by_name.setdefault(name, []).append(value)
+        self._noted.clear()
+        for name, values in by_name.items():
+            for value in torch.stack(values).tolist():
+                self._sums[name] = self._sums.get(name, 0.0) + value
+
 
 class Progress:
     """How far, how good, how fast and how long still: a plain line every few seconds."""
@@ -37,19 +59,28 @@ class Progress:
         self.max_steps = max_steps
         self.say = say
         self.every_s = every_s
-        #: since this attempt's first step, validation and saves included
-        self.samples_per_s = 0.0
+        self.num_steps = self.num_samples = 0
+        self._known = 0.0
 
     def begin(self) -> None:
         """The first step of this attempt comes now."""
-        self.num_steps = self.num_samples = 0
         self.began_s = self.spoke_s = time.monotonic()
 
     def count(self, num_samples: int) -> None:
         """One step of so many samples is done."""
         self.num_steps += 1
         self.num_samples += num_samples
-        self.samples_per_s = round(self.num_samples / max(1e-9, time.monotonic() - self.began_s), 1)
+
+    @property
+    def samples_per_s(self) -> float:
+        """Since this attempt's first step, validation and saves included; before it, what the attempt before said."""
+        if not self.num_samples:
+            return self._known
+        return round(self.num_samples / max(1e-9, time.monotonic() - self.began_s), 1)
+
+    @samples_per_s.setter
+    def samples_per_s(self, known: float) -> None:
+        self._known = known
 
     def speak(self, step: int, metrics: Mapping[str, float]) -> None:
         """Say how it stands, if it is time, and at the last step."""

@@ -9,9 +9,9 @@ the number of samples consumed says everything about where a run is, also to ano
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,20 @@ def open_checked(datasets: Path, data: Data, world: World) -> Version:
     return version
 
 
+class Source(Protocol):
+    """Where batches come from: an endless stream of epochs to train on, and shares of one pass to evaluate."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, ranges: Sequence[tuple[int, int]]) -> Batch:
+        """Several ranges [start, stop) of positions of the endless stream, one behind the other."""
+        ...
+
+    def share(self, rank: int, size: int, batch_size: int) -> Iterator[Batch]:
+        """Every sample exactly once over `size` ranks, unchanged: this rank's, in batches."""
+        ...
+
+
 class Samples:
     """One split of a dataset version: as a shuffled stream to train on, or in shares to evaluate."""
 
@@ -61,12 +75,17 @@ class Samples:
 
     def stream(self, start: int, stop: int) -> Batch:
         """The positions [start, stop) of the endless stream."""
+        return self.gather([(start, stop)])
+
+    def gather(self, ranges: Sequence[tuple[int, int]]) -> Batch:
+        """Several ranges [start, stop) of positions of the endless stream, one behind the other."""
         parts: list[tuple[int, Rows]] = []
-        while start < stop:
-            epoch, first = divmod(start, len(self))
-            last = min(len(self), first + stop - start)
-            parts.append((epoch, self.rows[self._ordered(epoch, first, last)]))
-            start += last - first
+        for start, stop in ranges:
+            while start < stop:
+                epoch, first = divmod(start, len(self))
+                last = min(len(self), first + stop - start)
+                parts.append((epoch, self.rows[self._ordered(epoch, first, last)]))
+                start += last - first
         rows = np.concatenate([rows for _, rows in parts])
         arrays = self.reader.gather(rows)
         if self.augment is not None:
