@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hpctool.cli.data_change import COMMANDS
+from hpctool.cli import data_care, data_change
 from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
 from hpctool.data import describe
 from hpctool.data.authors import authored_rows, label_authors
@@ -16,11 +16,9 @@ from hpctool.data.diff import diff as diff_versions
 from hpctool.data.history import GraphLine
 from hpctool.data.history import graph as draw
 from hpctool.data.labels import blame as blame_row
-from hpctool.data.layout import split_ref
-from hpctool.data.store import Store, short
-from hpctool.data.verify import verify as verify_store
+from hpctool.data.store import short
 from hpctool.data.version import Version, open_version
-from hpctool.errors import InputError, OperationError
+from hpctool.errors import InputError
 
 
 @click.group()
@@ -242,26 +240,5 @@ def authors(version: str, author: str | None, as_json: bool, root: Path | None) 
         print_table(["author", "labels"], [[who, number] for who, number in counts.items()], title=found.ref)
 
 
-@group.command()
-@click.argument("dataset")
-@click.option("--deep", is_flag=True, help="Read every object and check its checksums, not only its size.")
-@json_option
-@paths_option
-def verify(dataset: str, deep: bool, as_json: bool, root: Path | None) -> None:
-    """Check that everything a dataset's versions need is there and is what was written."""
-    report = verify_store(Store.open(resolve_paths(root).datasets, split_ref(dataset)[0]), deep=deep)
-    if as_json:
-        print_json(report.to_json())
-    else:
-        for damage in report.damaged:
-            click.echo(f"{damage.path} is damaged: {damage.problem}. It is needed by {', '.join(damage.versions)}.")
-        checked = "read" if deep else "found with their size; --deep reads them"
-        say(f"commits {report.num_commits}, objects {report.num_objects} ({report.size_bytes:,} bytes) {checked}.")
-    if report.damaged:
-        raise OperationError(
-            f"Dataset '{dataset}' is damaged; files that are not what was written: {len(report.damaged)}."
-        )
-
-
-for command in COMMANDS:
+for command in (*data_change.COMMANDS, *data_care.COMMANDS):
     group.add_command(command)

@@ -95,6 +95,16 @@ class Layout:
             for folder in _folders(self.root / kind):
                 yield from (Path(item.path) for item in _scan(folder) if _ADDRESSED_NAME.fullmatch(item.name))
 
+    def leftovers(self) -> Iterator[Path]:
+        """What writers that were killed may have left behind: in tmp/, and hidden beside what they wrote."""
+        yield from (Path(item.path) for item in _scan(self.tmp))
+        folders = [self.root, *(f for kind in ADDRESSED for f in [self.root / kind, *_folders(self.root / kind)])]
+        for folder in [*folders, self.runs, self.pins]:
+            items = _scan(folder)
+            # Where a name is a symbolic link, its content has such a name.
+            used = {os.readlink(item.path) for item in items if item.is_symlink()}
+            yield from (Path(item.path) for item in items if item.name.startswith(".") and item.name not in used)
+
     def make(self, folder: Path) -> None:
         """Make a folder of the dataset if it is missing, with the rights of the dataset's own folder. Raises OSError.
 
@@ -165,6 +175,8 @@ class Layout:
 
     def take_back(self, path: Path) -> bool:
         """Bring a file back from the trash; whether it was there."""
+        if path.exists():
+            return False
         for trash in _folders(self.trash):
             thrown = trash / path.relative_to(self.root)
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):

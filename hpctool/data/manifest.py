@@ -170,13 +170,13 @@ def rule_splits(rule: Mapping[str, Any]) -> list[str]:
     return list(rule["splits"]) if rule["by"] == "given" else [name for name, _ in rule["fractions"]]
 
 
-def check_format(path: Path, kind: str, value: Any) -> None:
+def check_format(path: Path, kind: str, value: Any, known: int = FORMAT) -> None:
     """Refuse what a newer hpctool wrote. Raises NewerFormat, CorruptError where it says no format at all."""
     found = value.get("format") if isinstance(value, dict) else None
     if not isinstance(found, int):
         raise CorruptError(path, f"it is no {kind}: it says no format")
-    if found > FORMAT:
-        raise NewerFormat(path, kind, found, FORMAT)
+    if found > known:
+        raise NewerFormat(path, kind, found, known)
 
 
 def _check_shapes(manifest: Manifest) -> None:

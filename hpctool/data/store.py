@@ -163,9 +163,11 @@ class Store:
             if last == 0:
                 return None
             # Going on from an older entry would silently drop commits.
-            known = f" The newest that can be read is {short(newest.body['commit'])}." if newest else ""
+            known = f" The newest that can be read is {short(str(newest.body.get('commit')))}." if newest else ""
             raise CorruptError(log.path(last), f"the tip of branch '{branch}' cannot be read", known.strip())
-        return None if newest.body.get("deleted") else self.commit_of(str(newest.body["commit"]))
+        if newest.body.get("deleted"):
+            return None
+        return self.commit_of(commit_in(log.path(last), newest.body))
 
     def history(self, commit_id: str) -> Iterator[Commit]:
         """The commit and its first parents, newest first. Raises CorruptError."""
@@ -204,7 +206,10 @@ class Store:
     def read_tag(self, tag: str) -> str:
         """The commit that a tag which is there names. Raises CorruptError."""
         path = self.layout.tags / tag
-        return str(decode_entry(path, path.read_bytes())["commit"])
+        try:
+            return commit_in(path, decode_entry(path, path.read_bytes()))
+        except OSError as error:
+            raise CorruptError(path, f"it cannot be read ({error.strerror})") from error
 
     def create_branch(self, branch: str, commit_id: str) -> None:
         """Begin a branch at a commit. Raises InputError where the name is taken."""
@@ -315,6 +320,14 @@ class Store:
         if not path.exists() or path.read_bytes() != data or not self.layout.renew(path):
             self.layout.write(path, data)
         return digest
+
+
+def commit_in(path: Path, body: Mapping[str, Any]) -> str:
+    """The commit that an entry of a branch or a tag names. Raises CorruptError."""
+    commit_id = body.get("commit")
+    if not isinstance(commit_id, str) or not _ID.fullmatch(commit_id):
+        raise CorruptError(path, "it names no commit")
+    return commit_id
 
 
 def list_datasets(datasets: Path) -> list[str]:

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hpctool import files
-from hpctool.data.commit import Commit
 from hpctool.data.objects import StoredObject, array_digest, damage
-from hpctool.data.store import Store, short
+from hpctool.data.reach import Damage, Reach
+from hpctool.data.store import Store
 from hpctool.data.version import Version
-from hpctool.errors import CorruptError, NewerFormat
-
-
-@dataclass(frozen=True)
-class Damage:
-    """One file that is not what was written, and the versions that need it."""
-
-    path: str
-    problem: str
-    versions: list[str]
+from hpctool.errors import CorruptError
 
 
 @dataclass
@@ -71,63 +61,25 @@ def verify(store: Store, *, deep: bool = False) -> Report:
 
     Objects are checked for being there with their size; `deep` reads them all, and the arrays at their offsets.
     """
-    report = Report()
+    report, reach = Report(), Reach(store)
     # The same object with other offsets is another thing to look at.
-    users: dict[bytes, tuple[StoredObject, list[str]]] = {}
+    users: dict[bytes, tuple[StoredObject, list[str], list[str]]] = {}
     manifests: set[str] = set()
-    for commit, names in _commits(store, _names(store, report), report):
-        needed = [commit.changes] if commit.changes else []
-        try:
-            needed += store.manifest(commit.manifest).objects
-            manifests.add(commit.manifest)
-        except (CorruptError, NewerFormat) as error:
-            report.damaged.append(_said(error, names))
-        for stored in needed:
-            users.setdefault(files.canonical_json(stored.to_json()), (stored, []))[1].extend(names)
-    sizes = {stored.id: stored.size_bytes for stored, _ in users.values()}
-    report.num_manifests, report.num_objects, report.size_bytes = len(manifests), len(sizes), sum(sizes.values())
-    for stored, names in users.values():
-        if problem := _object_damage(store, stored, deep):
-            report.damaged.append(Damage(str(store.layout.object(stored.id)), problem, list(dict.fromkeys(names))))
-    return report
-
-
-def _names(store: Store, report: Report) -> dict[str, list[str]]:
-    """Commit → the branches and tags that name it; empty for those that a branch has left behind."""
-    names: dict[str, list[str]] = {}
-    for branch in store.branches():
-        ref, log = f"{store.name}@{branch}", store.head(branch)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken entries are reported here
-            entries = log.entries()
-        report.damaged += [Damage(str(log.folder / name), text, [ref]) for name, text in sorted(log.broken.items())]
-        for entry in entries:
-            names.setdefault(str(entry.body["commit"]), []).extend([ref] if entry is entries[-1] else [])
-    for tag in store.tag_names():
-        ref = f"{store.name}@{tag}"
-        try:
-            names.setdefault(store.read_tag(tag), []).append(ref)
-        except CorruptError as error:
-            report.damaged.append(_said(error, [ref]))
-    return names
-
-
-def _commits(store: Store, names: dict[str, list[str]], report: Report) -> Iterator[tuple[Commit, list[str]]]:
-    """Every commit that can be reached, once, with the names that people know it by."""
-    waiting = list(names)
-    seen = set(waiting)
-    while waiting:
-        commit_id = waiting.pop()
-        known_as = names.get(commit_id) or [f"{store.name}@{short(commit_id)}"]
-        try:
-            commit = store.commit_of(commit_id)
-        except (CorruptError, NewerFormat) as error:
-            report.damaged.append(_said(error, known_as))
-            continue
+    for reached in reach.walk():
         report.num_commits += 1
-        yield commit, known_as
-        waiting += [parent for parent in commit.parents if parent not in seen]
-        seen.update(commit.parents)
+        manifests.add(reached.commit.manifest)
+        for stored in reached.objects:
+            known = users.setdefault(files.canonical_json(stored.to_json()), (stored, [], []))
+            known[1].extend(reached.names)
+            known[2].extend(reached.runs)
+    sizes = {stored.id: stored.size_bytes for stored, *_ in users.values()}
+    report.num_manifests, report.num_objects, report.size_bytes = len(manifests), len(sizes), sum(sizes.values())
+    report.damaged = reach.damaged
+    for stored, names, runs in users.values():
+        if problem := _object_damage(store, stored, deep):
+            path = str(store.layout.object(stored.id))
+            report.damaged.append(Damage(path, problem, list(dict.fromkeys(names)), list(dict.fromkeys(runs))))
+    return report
 
 
 def _object_damage(store: Store, stored: StoredObject, deep: bool) -> str:
@@ -138,8 +90,3 @@ def _object_damage(store: Store, stored: StoredObject, deep: bool) -> str:
         if array_digest(store.get(stored, name)) != extent.digest:
             return f"column '{name}' does not lie where its manifest says"
     return ""
-
-
-def _said(error: CorruptError | NewerFormat, versions: list[str]) -> Damage:
-    problem = error.problem if isinstance(error, CorruptError) else str(error)
-    return Damage(error.path, problem, versions)

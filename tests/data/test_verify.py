@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +14,7 @@ from hpctool.data.labels import relabel
 from hpctool.data.verify import check_readable, verify, verify_objects
 from hpctool.data.version import Version
 from hpctool.errors import CorruptError
-
-
-def flip(path: Path) -> None:
-    path.chmod(0o644)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def cut(path: Path) -> None:
-    path.chmod(0o644)
-    os.truncate(path, path.stat().st_size - 1)
+from tests.data.harm import cut, flip
 
 
 @pytest.fixture

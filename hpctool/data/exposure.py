@@ -1,0 +1,138 @@
+"""Exposure: which runs saw a row, in which steps and with which label.
+
+Nothing is kept for this but a line per run: the order of samples is a pure function of what the run's record says, so
+the steps are computed. How far a run came is read from its folder, where that can be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpctool.data import order as orders
+from hpctool.data.labels import class_name
+from hpctool.data.manifest import LABEL
+from hpctool.data.store import Store, short
+from hpctool.data.usage import Use, uses
+from hpctool.data.version import Version
+from hpctool.errors import HpctoolError, InputError, UnknownName
+from hpctool.rundir import RunDir
+
+_CHUNK = 1 << 20  # positions of an epoch that are computed at a time
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a run stands: its state, and the newest step that is known of; None where its folder cannot be read."""
+
+    state: str | None
+    step: int | None
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """A run that used a row. `steps` are those that saw it, up to the step that is known of; None: it cannot be said.
+
+    An evaluation takes every row of its split once, so it has no steps.
+    """
+
+    run: str
+    job: str
+    folder: str
+    commit: str
+    split: str
+    label: str
+    state: str | None
+    step: int | None
+    steps: list[int] | None
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def standing(use: Use) -> Standing:
+    """How the run stands, as its folder says."""
+    rundir = RunDir(Path(use.folder))
+    try:
+        rundir.record()
+        story, result = rundir.story(), rundir.result() or {}
+    except (HpctoolError, OSError):
+        return Standing(None, None)
+    return Standing(story.state, max(story.step, int(result.get("step") or 0)))
+
+
+def runs_of(store: Store, commit: str | None = None) -> list[Use]:
+    """The runs that used a version, or any version, oldest first. Raises CorruptError on a record that is damaged."""
+    found = []
+    for use in uses(store):
+        if isinstance(use, HpctoolError):
+            raise use
+        if commit is None or use.commit == commit:
+            found.append(use)
+    return sorted(found, key=lambda use: (use.time, use.run))
+
+
+def exposures(store: Store, uid: str) -> Iterator[Exposure]:
+    """The runs that had the row in a split that they used. Raises InputError, UnknownName where no version has it."""
+    versions: dict[str, Version] = {}
+    found = False
+    for use in runs_of(store):
+        if use.commit not in versions:
+            versions[use.commit] = Version(store, short(use.commit), use.commit)
+        version = versions[use.commit]
+        row = _row(version, uid)
+        if row >= 0 and use.split in version.splits:
+            found = True
+            index = np.flatnonzero(version.split_rows(use.split) == row)
+            if index.size:
+                yield _exposure(use, version, row, int(index[0]))
+    if not found and not any(_row(Version(store, name, store.resolve(name)), uid) >= 0 for name in store.branches()):
+        raise UnknownName(f"row of dataset '{store.name}' called", uid, [], f"See: hpctool data show {store.name}.")
+
+
+def _row(version: Version, uid: str) -> int:
+    try:
+        return int(version.find([uid])[0])
+    except ValueError as error:
+        raise InputError(f"'{uid}' cannot be the uid of a row: {error}.") from error
+
+
+def _exposure(use: Use, version: Version, row: int, index: int) -> Exposure:
+    label = ""
+    if LABEL in version.columns:
+        label = class_name(version, int(version.read(LABEL, np.array([row]))[0]))
+    stands = standing(use)
+    steps, note = _steps(use, version.splits[use.split], index, stands.step)
+    return Exposure(
+        *(use.run, use.job, use.folder, use.commit, use.split, label, stands.state, stands.step), steps, note
+    )
+
+
+def _steps(use: Use, num_rows: int, index: int, last_step: int | None) -> tuple[list[int] | None, str]:
+    """The steps up to `last_step` that saw sample `index` of the split, counted from 1; and why that is unknown."""
+    if use.order is None:
+        return None, "each row once"
+    if use.order.version != orders.VERSION:
+        return None, f"its order is of version {use.order.version}, this hpctool computes {orders.VERSION}"
+    if last_step is None:
+        return None, "how far it came cannot be read"
+    order = orders.Order(num_rows, use.order.seed, use.order.window)
+    batch, steps = use.order.global_batch_size, []
+    for epoch in range(-(-last_step * batch // num_rows)):
+        step = (epoch * num_rows + _position(order, epoch, index)) // batch + 1
+        if step <= last_step:
+            steps.append(step)
+    return steps, ""
+
+
+def _position(order: orders.Order, epoch: int, index: int) -> int:
+    for start in range(0, order.num_rows, _CHUNK):
+        found = np.flatnonzero(order.rows(epoch, start, min(start + _CHUNK, order.num_rows)) == index)
+        if found.size:
+            return start + int(found[0])
+    raise AssertionError("an order has every sample once in each epoch")

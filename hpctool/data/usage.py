@@ -1,0 +1,179 @@
+"""Usage: which runs used which version of a dataset. Kept for ever as records, and as a lease while a run is at it.
+
+A record says the commit, the split and the order of samples, so that `exposure.py` can compute which step saw a row. A
+lease (pin) is a file that its holder makes young again every few minutes: it ends with the run, however that ends, and
+nobody needs to ask the node whether a process is alive. Where a dataset may only be read both are left out, said once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hpctool import files
+from hpctool.data.manifest import check_format
+from hpctool.data.store import Store
+from hpctool.data.version import Version
+from hpctool.errors import CorruptError, HpctoolError
+from hpctool.rundir import UNDERWAY, RunDir, list_run_ids, now, who
+
+#: A pin that nobody has renewed for so long belongs to nobody: a node may be cut off for a while.
+LEASE_S = 3600.0
+_RENEW_S = 300.0
+_LONGEST_LEASE_S = 30 * 86_400.0
+USE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Order:
+    """In which order a run takes the rows of a split: what `hpctool.data.order.Order` was given, and the batch."""
+
+    seed: int
+    window: int
+    global_batch_size: int
+    version: int
+
+
+@dataclass(frozen=True)
+class Use:
+    """A run that used a version. `order` is None where the rows were read in their own order, each once."""
+
+    run: str
+    job: str
+    #: the run's folder, as it was seen where the run ran
+    folder: str
+    commit: str
+    split: str
+    order: Order | None
+    by: str
+    time: str
+
+    @classmethod
+    def from_json(cls, path: Path, value: Any) -> Use:
+        """Parse and check a record. Raises NewerFormat, CorruptError."""
+        check_format(path, "record of a run", value, USE_FORMAT)
+        try:
+            order = value["order"]
+            texts = {name: str(value[name]) for name in ("run", "job", "folder", "commit", "split", "by", "time")}
+            return cls(order=Order(**{name: int(n) for name, n in order.items()}) if order else None, **texts)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptError(path, f"it is no record of a run ({type(error).__name__}: {error})") from error
+
+
+class Pin:
+    """A hold on a version, renewed by a thread until `release` or the end of the process."""
+
+    def __init__(self, store: Store, name: str, text: bytes) -> None:
+        self.layout, self.path, self.text = store.layout, store.layout.pins / name, text
+        self._done = threading.Event()
+        self.layout.write(self.path, text)
+        atexit.register(self.release)
+        self._thread = threading.Thread(target=self._renew, name="pin", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Let go. A second time does nothing."""
+        atexit.unregister(self.release)
+        if not self._done.is_set():
+            self._done.set()
+            self._thread.join(timeout=5)
+            self.path.unlink(missing_ok=True)
+
+    def _renew(self) -> None:
+        while not self._done.wait(_RENEW_S):
+            # A file system that is away for a moment does no harm: the lease is long.
+            with contextlib.suppress(OSError):
+                if not self.layout.renew(self.path):  # it had run out, as after a suspension: it is needed again
+                    self.layout.write(self.path, self.text)
+
+
+def begin_use(version: Version, rundir: RunDir, job: str, split: str, order: Order | None = None) -> Pin | None:
+    """Record that a run uses a version, and pin that while this process lives. For one rank only.
+
+    Where the dataset cannot be written the run goes on without, and one sentence says so.
+    """
+    store = version.store
+    folder = str(rundir.path.absolute())
+    use = Use(rundir.id, job, folder, version.commit, split, order, who(), now())
+    try:
+        _record(store, use)
+        pin = {"format": USE_FORMAT, "lease_s": LEASE_S, "host": socket.gethostname(), "pid": os.getpid()}
+        return Pin(store, f"{use.run}-{uuid.uuid4().hex[:16]}", files.canonical_json(pin | asdict(use)))
+    except OSError as error:
+        print(
+            f"hpctool: {store.root} cannot be written ({error.strerror}), so it does not record that this run uses "
+            f"{version.pinned}, and nothing keeps others from deleting that. The run goes on.",
+            file=sys.stderr,
+            flush=True,
+        )
+        return None
+
+
+def uses(store: Store) -> Iterator[Use | HpctoolError]:
+    """Every record of a run, in order of name; the error itself for one that cannot be read."""
+    for path in _files(store.layout.runs):
+        if path.suffix == ".json":
+            try:
+                yield Use.from_json(path, files.read_json(path))
+            except HpctoolError as error:
+                yield error
+            except OSError as error:
+                yield CorruptError(path, f"it cannot be read ({error.strerror})")
+
+
+def recent_uses(store: Store, since_s: float) -> Iterator[Use]:
+    """The records of runs that began an attempt since a time by the file system's clock. Raises CorruptError."""
+    for path in _files(store.layout.runs):
+        if path.suffix == ".json" and path.stat().st_mtime >= since_s:
+            yield Use.from_json(path, files.read_json(path))
+
+
+def pins(store: Store, now_s: float) -> Iterator[tuple[Path, Use, bool]]:
+    """Every pin, whose it is, and whether its lease has not run out. Raises CorruptError."""
+    for path in _files(store.layout.pins):
+        try:
+            value, age_s = files.read_json(path), now_s - path.stat().st_mtime
+        except FileNotFoundError:
+            continue  # released meanwhile
+        use = Use.from_json(path, value)
+        yield path, use, age_s < min(float(value.get("lease_s", LEASE_S)), _LONGEST_LEASE_S)
+
+
+def commits_in_use(store: Store, runs: Path) -> list[str]:
+    """The commits that runs of a folder which are queued or under way are to use: these hold no pin yet.
+
+    Runs that cannot be read, as the private ones of others, are passed over: they keep what they need by their pins.
+    """
+    found = []
+    for run_id in list_run_ids(runs):
+        rundir = RunDir(runs / run_id)
+        with contextlib.suppress(HpctoolError, OSError):
+            commits = [one["id"] for one in rundir.inputs() if one["kind"] == "dataset"]
+            if any(store.layout.commit(commit).exists() for commit in commits) and rundir.story().state in UNDERWAY:
+                found += [commit for commit in commits if store.layout.commit(commit).exists()]
+    return found
+
+
+def _record(store: Store, use: Use) -> None:
+    """Write the record, once for each run, version and split; an attempt that comes back makes it young again."""
+    layout = store.layout
+    which = files.sha256_bytes(files.canonical_json([use.folder, use.commit, use.split]))[:16]
+    path = layout.runs / f"{use.run}.{which}.json"
+    if not path.exists() or not layout.renew(path):
+        layout.write(path, files.canonical_json({"format": USE_FORMAT, **asdict(use)}) + b"\n")
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder / name for name in os.listdir(folder) if not name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
