@@ -31,6 +31,9 @@ class Standing:
 
     state: str | None
     step: int | None
+    #: (the first step of a stretch, the position in the stream of samples where that begins): more than one where a
+    #: rollback passed over samples
+    stretches: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,12 @@ def standing(use: Use) -> Standing:
         story, result = rundir.story(), rundir.result() or {}
     except (HpctoolError, OSError):
         return Standing(None, None)
-    return Standing(story.state, max(story.step, int(result.get("step") or 0)))
+    batch = use.order.global_batch_size if use.order else 0
+    stretches = [(1, 0)]
+    for fact in story.of_kind("rollback"):
+        stretches = [one for one in stretches if one[0] <= fact["to_step"]]
+        stretches.append((fact["to_step"] + 1, fact["consumed"] + batch))
+    return Standing(story.state, max(story.step, int(result.get("step") or 0)), tuple(stretches))
 
 
 def runs_of(store: Store, commit: str | None = None) -> list[Use]:
@@ -86,9 +94,10 @@ def exposures(store: Store, uid: str) -> Iterator[Exposure]:
             versions[use.commit] = Version(store, short(use.commit), use.commit)
         version = versions[use.commit]
         row = _row(version, uid)
-        if row >= 0 and use.split in version.splits:
+        if row >= 0:
             found = True
-            index = np.flatnonzero(version.split_rows(use.split) == row)
+            rows = version.split_rows(use.split) if use.split else np.arange(version.num_rows)
+            index = np.flatnonzero(rows == row)
             if index.size:
                 yield _exposure(use, version, row, int(index[0]))
     if not found and not any(_row(Version(store, name, store.resolve(name)), uid) >= 0 for name in store.branches()):
@@ -107,26 +116,32 @@ def _exposure(use: Use, version: Version, row: int, index: int) -> Exposure:
     if LABEL in version.columns:
         label = class_name(version, int(version.read(LABEL, np.array([row]))[0]))
     stands = standing(use)
-    steps, note = _steps(use, version.splits[use.split], index, stands.step)
+    steps, note = _steps(use, version.splits[use.split] if use.split else version.num_rows, index, stands)
     return Exposure(
         *(use.run, use.job, use.folder, use.commit, use.split, label, stands.state, stands.step), steps, note
     )
 
 
-def _steps(use: Use, num_rows: int, index: int, last_step: int | None) -> tuple[list[int] | None, str]:
-    """The steps up to `last_step` that saw sample `index` of the split, counted from 1; and why that is unknown."""
+def _steps(use: Use, num_rows: int, index: int, stands: Standing) -> tuple[list[int] | None, str]:
+    """The steps taken that saw sample `index` of the split, counted from 1; and why that is unknown.
+
+    Steps that a rollback took back do not count: the model is as if they had not been.
+    """
     if use.order is None:
         return None, "each row once"
     if use.order.version != orders.VERSION:
         return None, f"its order is of version {use.order.version}, this hpctool computes {orders.VERSION}"
-    if last_step is None:
+    if stands.step is None:
         return None, "how far it came cannot be read"
-    order = orders.Order(num_rows, use.order.seed, use.order.window)
-    batch, steps = use.order.global_batch_size, []
-    for epoch in range(-(-last_step * batch // num_rows)):
-        step = (epoch * num_rows + _position(order, epoch, index)) // batch + 1
-        if step <= last_step:
-            steps.append(step)
+    order, batch = orders.Order(num_rows, use.order.seed, use.order.window), use.order.global_batch_size
+    ends = [first - 1 for first, _ in stands.stretches[1:]] + [stands.step]
+    steps = []
+    for (first, begin), last in zip(stands.stretches, ends, strict=True):
+        end = begin + (min(last, stands.step) - first + 1) * batch
+        for epoch in range(begin // num_rows, -(-end // num_rows)):
+            position = epoch * num_rows + _position(order, epoch, index)
+            if begin <= position < end:
+                steps.append(first + (position - begin) // batch)
     return steps, ""
 
 

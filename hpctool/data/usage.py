@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Use:
     #: the run's folder, as it was seen where the run ran
     folder: str
     commit: str
+    #: empty for all rows, whatever their split
     split: str
     order: Order | None
     by: str
@@ -96,18 +97,20 @@ class Pin:
                     self.layout.write(self.path, self.text)
 
 
-def begin_use(version: Version, rundir: RunDir, job: str, split: str, order: Order | None = None) -> Pin | None:
-    """Record that a run uses a version, and pin that while this process lives. For one rank only.
+def begin_use(version: Version, rundir: RunDir, job: str, splits: Mapping[str, Order | None]) -> Pin | None:
+    """Record that a run uses some splits of a version, and pin that while this process lives. For one rank only.
 
     Where the dataset cannot be written the run goes on without, and one sentence says so.
     """
     store = version.store
     folder = str(rundir.path.absolute())
-    use = Use(rundir.id, job, folder, version.commit, split, order, who(), now())
+    found = [Use(rundir.id, job, folder, version.commit, split, order, who(), now()) for split, order in splits.items()]
     try:
-        _record(store, use)
+        for use in found:
+            _record(store, use)
         pin = {"format": USE_FORMAT, "lease_s": LEASE_S, "host": socket.gethostname(), "pid": os.getpid()}
-        return Pin(store, f"{use.run}-{uuid.uuid4().hex[:16]}", files.canonical_json(pin | asdict(use)))
+        name = f"{rundir.id}-{uuid.uuid4().hex[:16]}"
+        return Pin(store, name, files.canonical_json(pin | asdict(found[0])))
     except OSError as error:
         print(
             f"hpctool: {store.root} cannot be written ({error.strerror}), so it does not record that this run uses "

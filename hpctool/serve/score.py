@@ -17,6 +17,7 @@ import torch
 from hpctool import files
 from hpctool.data.manifest import UID
 from hpctool.data.reader import Reader, Rows
+from hpctool.data.usage import begin_use
 from hpctool.data.version import Version, open_version
 from hpctool.errors import Stopped
 from hpctool.export import aliases
@@ -58,6 +59,8 @@ def score(rundir: RunDir, world: World, cfg: ScoreConfig) -> dict[str, Any]:
     Raises Stopped where the ranks were told to stop, CorruptError, ParityError, OSError.
     """
     task = _task(rundir, cfg)
+    if world.is_main:
+        begin_use(task.version, rundir, "score", {cfg.data.split or "": None})
     blocks = [(int(a), int(b)) for a, b in world.on_main(lambda: missing_blocks(task))]
     num_missing = sum(stop - start for start, stop in blocks)
     if world.is_main:

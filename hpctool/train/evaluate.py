@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from hpctool.checkpoint import param_digest
+from hpctool.data.usage import begin_use
 from hpctool.errors import InputError
 from hpctool.rundir import RunDir
 from hpctool.train import params, report
@@ -43,6 +44,8 @@ def evaluate(rundir: RunDir, world: World) -> dict[str, Any]:
     assert cfg.data.name is not None, "resolve pins the dataset"
     data = replace(train_cfg.data, name=cfg.data.name, checksums=cfg.data.checksums)
     version = open_checked(Path(cfg.paths.datasets), data, world)
+    if world.is_main:
+        begin_use(version, rundir, "evaluate", {cfg.data.split: None})
     samples = Samples(version, data, cfg.data.split)
     device = device_of(world)
     model, step = params.load_params(trained)

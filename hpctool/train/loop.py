@@ -34,7 +34,7 @@ from hpctool.train.fingerprint import differences, fingerprint
 from hpctool.train.meter import Meter, Progress
 from hpctool.train.nonfinite import NonFinite, RollBack
 from hpctool.train.resolve import check_layout
-from hpctool.train.samples import Samples, open_checked
+from hpctool.train.samples import Samples, open_checked, record_use
 from hpctool.train.schedule import lr_factor, num_steps
 from hpctool.world import World
 
@@ -63,6 +63,8 @@ class Trainer:
         self.device = parallel.device_of(world)
 
         version = open_checked(Path(cfg.paths.datasets), cfg.data, world)
+        if world.is_main:
+            record_use(version, rundir, cfg.data, cfg.seed, cfg.loop.global_batch_size)
         self.samples = Samples(version, cfg.data, cfg.data.train_split, cfg.seed, params.build_augment(cfg))
         self.val_samples = Samples(version, cfg.data, cfg.data.val_split)
         batch_size, accumulate = cfg.loop.global_batch_size, cfg.loop.accumulate

@@ -17,10 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hpctool.data import usage
+from hpctool.data.order import VERSION as ORDER_VERSION
 from hpctool.data.order import Order
 from hpctool.data.reader import Reader
 from hpctool.data.verify import check_readable
 from hpctool.data.version import Version, open_version
+from hpctool.rundir import RunDir
 from hpctool.train.augment import Augment
 from hpctool.train.schema import Data
 from hpctool.train.task import Batch
@@ -40,6 +43,12 @@ def open_checked(datasets: Path, data: Data, world: World) -> Version:
     columns = [column for column in (data.feature, data.label) if column]
     world.on_main(lambda: check_readable(version, columns, checksums=data.checksums))
     return version
+
+
+def record_use(version: Version, rundir: RunDir, data: Data, seed: int, global_batch_size: int) -> None:
+    """Write beside the data that this run trains on it, and in which order. For one rank."""
+    order = usage.Order(seed, data.window, global_batch_size, ORDER_VERSION)
+    usage.begin_use(version, rundir, "train", {data.train_split: order, data.val_split: None})
 
 
 class Source(Protocol):

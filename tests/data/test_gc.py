@@ -94,7 +94,7 @@ def test_a_run_keeps_its_version_while_it_lives_and_in_retention(left: tuple[Ver
     version, gone = left
     store = version.store
     run = make_run(tmp_path, gone.id, "running")
-    pin = begin_use(Version(store, "side", gone.id), run, "train", "train", Order(0, 0, 8, 1))
+    pin = begin_use(Version(store, "side", gone.id), run, "train", {"train": Order(0, 0, 8, 1)})
     assert pin is not None
     age(store.layout.runs, 365)
     assert gc(store, delete=True, keep=NOW).moved == {}
@@ -109,7 +109,9 @@ def test_a_run_keeps_its_version_while_it_lives_and_in_retention(left: tuple[Ver
 
 def test_a_pin_whose_holder_was_killed_runs_out(left: tuple[Version, Commit], tmp_path: Path) -> None:
     version, gone = left
-    pin = begin_use(Version(version.store, "side", gone.id), make_run(tmp_path, gone.id, "failed"), "train", "train")
+    pin = begin_use(
+        Version(version.store, "side", gone.id), make_run(tmp_path, gone.id, "failed"), "train", {"train": None}
+    )
     assert pin is not None
     age(version.store.root, 1)
     found = gc(version.store, delete=True, keep=TRASH)

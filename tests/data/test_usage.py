@@ -24,7 +24,7 @@ BATCH = 8
 def use(version: Version, tmp_path: Path, name: str = "a", split: str = "train", order: Order | None = None) -> str:
     """A run that used a version and ended after seven steps."""
     run = make_run(tmp_path / name, version.commit, "completed")
-    pin = begin_use(version, run, "train", split, order or Order(3, 0, BATCH, orders.VERSION))
+    pin = begin_use(version, run, "train", {split: order or Order(3, 0, BATCH, orders.VERSION)})
     assert pin is not None
     pin.release()
     return run.id
@@ -99,10 +99,24 @@ def test_a_dataset_that_may_only_be_read_is_used_without_and_says_so_once(
     try:
         version = open_version(datasets, "tiny")
         run = make_run(readable_folder, version.commit, "running")
-        assert begin_use(version, run, "train", "train") is None
+        assert begin_use(version, run, "train", {"train": None, "val": None}) is None
         assert len(version.read("label")) == 40
     finally:
         os.seteuid(was)
     said = capfd.readouterr().err
     assert said.count("\n") == 1
     assert "cannot be written (Permission denied)" in said
+
+
+def test_samples_that_a_rollback_passed_over_were_not_seen(tiny: Version, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", tiny.commit, "running")
+    # Step 5 failed, whose samples begin at 32: back to step 2, and on with those at 40; then seven steps in all.
+    run.ledger.append({"kind": "rollback", "attempt": 1, "step": 5, "consumed": 32, "to_step": 2})
+    run.ledger.append({"kind": "ended", "attempt": 1, "state": "completed", "cause": "", "step": 7})
+    begin_use(tiny, run, "train", {"train": Order(3, 0, BATCH, orders.VERSION)})
+    rows = tiny.split_rows("train")
+    stream = np.concatenate([rows[orders.Order(len(rows), 3).rows(e, 0, len(rows))] for e in range(5)])
+    starts = [0, 8, 40, 48, 56, 64, 72]
+    for row in rows.tolist():
+        (found,) = exposures(tiny.store, tiny.uids(np.array([row]))[0])
+        assert found.steps == [s + 1 for s, start in enumerate(starts) if row in stream[start : start + BATCH]]
