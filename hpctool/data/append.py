@@ -17,13 +17,13 @@ from hpctool.data.commit import Commit, Draft
 from hpctool.data.identity import Digests, content_digests, places, uids_of_keys, words
 from hpctool.data.labels import Change, put_changes
 from hpctool.data.layout import check_name
-from hpctool.data.manifest import CONTENT, LABEL, NO_LABEL, UID, Manifest, RowGroup
-from hpctool.data.splits import split_index
+from hpctool.data.manifest import CONTENT, GROUP, LABEL, NO_LABEL, UID, Column, Manifest, RowGroup
+from hpctool.data.ragged import Ragged, Values, not_finite
+from hpctool.data.splits import Index, hashed_splits, split_rows, stratified_splits
 from hpctool.data.stats import described_moments, duplicates, group_moments, label_counts, merge_moments
 from hpctool.data.store import Store
 from hpctool.data.version import Version
 from hpctool.errors import InputError, UnknownName
-from hpctool.world import Array
 
 Labels = npt.NDArray[np.int64]
 
@@ -36,15 +36,25 @@ class Author(NamedTuple):
     why: str
 
 
+class NewRows(NamedTuple):
+    """What is appended: features, uids and digests of groups uint8 (n, 16), class indices int64 (n,)."""
+
+    columns: Mapping[str, Values]
+    uids: Digests
+    labels: Labels
+    groups: Digests | None
+
+
 def append(
     store: Store,
     branch: str,
-    columns: Mapping[str, Array],
+    columns: Mapping[str, Values],
     keys: Sequence[str],
     labels: Labels,
     authors: Sequence[Author],
     message: str,
     *,
+    groups: Sequence[str] | None = None,
     split: str | None = None,
     tag: str | None = None,
     run: str = "",
@@ -52,17 +62,19 @@ def append(
 ) -> Commit:
     """Commit new rows onto a branch; the commit that holds them already where exactly these were appended before.
 
-    `columns` are all features, (n, …) as the dataset has them; `keys` name the rows for ever; `labels` int64 (n,) are
-    class indices or -1. Each row goes to the split that the dataset's rule says, or all to `split`. `origin` says in
-    the commit where the rows come from. Raises InputError on another schema, on a label that is no class, and on keys
-    that stand twice or are in the branch already; UnknownName; the dataset is unchanged then.
+    `columns` are all features, (n, …) or ragged as the dataset has them; `keys` name the rows for ever; `labels` int64
+    (n,) are class indices or -1; `groups` say whose they are. Each row goes to the split that the dataset's rule says,
+    or all to `split`. `origin` says in the commit where the rows come from. Raises InputError on another schema, on a
+    label that is no class, and on keys that stand twice or are in the branch already; UnknownName; the dataset is
+    unchanged then.
     """
     uids = uids_of_keys(keys)
     _check_unique(keys, uids)
     _check_rows(_version(store, branch, store.tip(branch)), columns, labels, len(keys), len(authors), split)
     if tag is not None:
         check_name("tag", tag)
-    group = _put_group(store, columns, uids, labels)
+    new = NewRows(columns, uids, labels, uids_of_keys(groups) if groups is not None else None)
+    group = _put_group(store, _version(store, branch, store.tip(branch)), new)
     hexes = [uid.tobytes().hex() for uid in uids]
     changes = [Change(uid, int(y), *author) for uid, y, author in zip(hexes, labels, _whys(authors), strict=True)]
     stored = put_changes(store, changes, np.full(len(keys), NO_LABEL, np.int64))
@@ -82,7 +94,7 @@ def append(
         _check_rows(current, columns, labels, len(keys), len(authors), split)
         if tag is not None:
             store.check_free(tag)
-        manifest = _with_rows(current, group, columns, uids, labels, split)
+        manifest = _with_rows(current, group, new, split)
         return Draft(store.put_manifest(manifest), message, operation, changes=stored, run=run)
 
     commit = store.commit(branch, decide)
@@ -113,17 +125,19 @@ def _check_new(version: Version, keys: Sequence[str], uids: Digests) -> None:
 
 
 def _check_rows(
-    version: Version, columns: Mapping[str, Array], labels: Labels, num_rows: int, num_authors: int, split: str | None
+    version: Version, columns: Mapping[str, Values], labels: Labels, num_rows: int, num_authors: int, split: str | None
 ) -> None:
     """Raises InputError where the rows do not fit the version's schema, UnknownName on the split."""
     if LABEL not in version.columns:
         raise InputError(f"{version.ref} has no labels; prepare it with source.classes=[…] to append labelled rows.")
     for name in sorted({*columns, *version.features}):
         there, given = version.columns.get(name), columns.get(name)
-        wanted = f"{there.dtype} {(num_rows, *there.shape)}" if there and there.role == "feature" else "nothing"
-        found = f"{given.dtype} {given.shape}" if given is not None else "nothing"
+        wanted = _wanted(there, num_rows) if there and there.role == "feature" else "nothing"
+        found = _found(given) if given is not None else "nothing"
         if found != wanted:
             raise InputError(f"Column '{name}' of {version.ref} takes {wanted} for these rows, and got {found}.")
+        if there and there.finite and given is not None and (row := not_finite(given)) is not None:
+            raise InputError(f"Column '{name}' of {version.ref} takes no NaN or infinity, and row {row} has one.")
     if labels.shape != (num_rows,) or num_authors != num_rows:
         raise InputError(f"{num_rows} rows came with {len(labels)} labels and {num_authors} authors.")
     if labels.min() < NO_LABEL or labels.max() >= len(version.classes):
@@ -133,37 +147,63 @@ def _check_rows(
         raise UnknownName(f"split of {version.ref} called", split, version.splits)
 
 
+def _wanted(column: Column, num_rows: int) -> str:
+    return f"{column.dtype} rows of {column.shape}" if column.ragged else f"{column.dtype} {(num_rows, *column.shape)}"
+
+
+def _found(values: Values) -> str:
+    if isinstance(values, Ragged):
+        return f"{values.dtype} rows of {values.values.shape[1:]}"
+    return f"{values.dtype} {values.shape}"
+
+
 def _whys(authors: Sequence[Author]) -> list[tuple[str, str, str]]:
     """In the order in which a Change has them."""
     return [(author.who, author.why, author.when) for author in authors]
 
 
-def _put_group(store: Store, columns: Mapping[str, Array], uids: Digests, labels: Labels) -> RowGroup:
-    identity = {UID: uids, CONTENT: content_digests(columns)}
-    return RowGroup(len(uids), [store.put(columns), store.put(identity), store.put({LABEL: labels})])
+def _put_group(store: Store, version: Version, new: NewRows) -> RowGroup:
+    identity: dict[str, Values] = {UID: new.uids, CONTENT: content_digests(new.columns)}
+    if GROUP in version.contents.columns:
+        # A row of nobody's is a group of its own.
+        identity[GROUP] = new.uids if new.groups is None else new.groups
+    features = version.contents.row_groups[0].holder(version.features[0]) if version.contents.row_groups else None
+    filters = {n: e.chunks.filter for n, e in features.extents.items() if e.chunks} if features else {}
+    objects = [store.put(new.columns, filters), store.put(identity), store.put({LABEL: new.labels})]
+    return RowGroup(len(new.uids), objects)
 
 
-def _with_rows(
-    version: Version,
-    group: RowGroup,
-    columns: Mapping[str, Array],
-    uids: Digests,
-    labels: Labels,
-    split: str | None,
-) -> Manifest:
+def _index_of_new(version: Version, new: NewRows, split: str | None) -> Index:
+    """The number of each new row's split. Raises InputError where the dataset's rule cannot tell."""
+    rule, names = version.contents.rule, version.contents.split_names
+    if split is not None:
+        return np.full(len(new.uids), names.index(split))
+    if rule["by"] == "given" or (rule["by"] == "group" and new.groups is None):
+        what = "its rows were given their splits" if rule["by"] == "given" else "its splits follow groups"
+        raise InputError(f"{version.ref} cannot say where these rows belong: {what}. Name the split of the new ones.")
+    if rule["by"] == "stratified":
+        before = np.full(version.num_rows + len(new.uids), -1)
+        for number, name in enumerate(names):
+            before[version.split_rows(name)] = number
+        uids = np.concatenate([version.read(UID), new.uids])
+        labels = np.concatenate([version.read(LABEL), new.labels])
+        return stratified_splits(rule, uids, labels, before)[version.num_rows :]
+    return hashed_splits(rule, new.uids if new.groups is None or rule["by"] == "uid" else new.groups)
+
+
+def _with_rows(version: Version, group: RowGroup, new: NewRows, split: str | None) -> Manifest:
     """The version's contents with one more row group, its rows at the end of their splits."""
     store, contents = version.store, version.contents
     names = contents.split_names
-    index = split_index(contents.rule, uids) if split is None else np.full(len(uids), names.index(split))
-    added = {name: np.flatnonzero(index == number) for number, name in enumerate(names)}
+    added = split_rows(contents.rule, _index_of_new(version, new, split))
     splits = {name: np.concatenate([version.split_rows(name), version.num_rows + added[name]]) for name in names}
 
     content = np.concatenate([version.read(CONTENT), store.get(group.holder(CONTENT), CONTENT)])
     split_of_row = np.empty(len(content), np.int64)
     for number, name in enumerate(names):
         split_of_row[splits[name]] = number
-    counts = label_counts(np.concatenate([version.read(LABEL), labels]), splits, version.classes)
-    moments = merge_moments([described_moments(contents.stats), group_moments(columns, version.columns, added)])
+    counts = label_counts(np.concatenate([version.read(LABEL), new.labels]), splits, version.classes)
+    moments = merge_moments([described_moments(contents.stats), group_moments(new.columns, version.columns, added)])
     described = {
         name: {
             "rows": len(splits[name]),
@@ -173,4 +213,4 @@ def _with_rows(
         for name in names
     }
     stats = contents.stats | {"duplicates": duplicates(content, split_of_row), "splits": described}
-    return replace(contents, row_groups=[*contents.row_groups, group], splits=store.put(splits), stats=stats)
+    return replace(contents, row_groups=[*contents.row_groups, group], splits=store.put(dict(splits)), stats=stats)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpctool.world import Array
+from hpctool.data.ragged import Ragged, Values
 
 Digests = npt.NDArray[np.uint8]
 Words = npt.NDArray[Any]  # the same 16 bytes as one value: void (n,)
@@ -23,7 +23,8 @@ UID_BYTES = 16
 
 def uids_of_keys(keys: Sequence[str]) -> Digests:
     """The uid of each stable key: uint8 (n, 16)."""
-    raw = b"".join(hashlib.sha256(key.encode()).digest()[:UID_BYTES] for key in keys)
+    # A file's name may hold bytes that are no text; they stand for themselves.
+    raw = b"".join(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:UID_BYTES] for key in keys)
     return np.frombuffer(raw, np.uint8).reshape(-1, UID_BYTES)
 
 
@@ -35,17 +36,24 @@ def uids_from_hex(uids: Sequence[str]) -> Digests:
     return np.frombuffer(b"".join(raw), np.uint8).reshape(-1, UID_BYTES)
 
 
-def content_digests(features: Mapping[str, Array]) -> Digests:
-    """A digest of each row's features (n, …), their names, dtypes and shapes: uint8 (n, 16)."""
-    arrays = [np.ascontiguousarray(features[name]) for name in sorted(features)]
-    headers = [f"{name}|{features[name].dtype.str}|{features[name].shape[1:]}|".encode() for name in sorted(features)]
+def content_digests(features: Mapping[str, Values]) -> Digests:
+    """A digest of each row's features, their names, dtypes and shapes: uint8 (n, 16)."""
+    columns = [(_header(name, features[name]), features[name]) for name in sorted(features)]
     raw = []
-    for row in range(len(arrays[0])):
+    for row in range(len(columns[0][1])):
         digest = hashlib.sha256()
-        for header, array in zip(headers, arrays, strict=True):
-            digest.update(header + array[row].tobytes())
+        for header, values in columns:
+            data = np.ascontiguousarray(values[row])
+            # The length of a ragged row keeps its end apart from the next column's beginning.
+            digest.update(header + (b"%d|" % len(data) if isinstance(values, Ragged) else b""))
+            digest.update(data.tobytes())
         raw.append(digest.digest()[:UID_BYTES])
     return np.frombuffer(b"".join(raw), np.uint8).reshape(-1, UID_BYTES)
+
+
+def _header(name: str, values: Values) -> bytes:
+    shape = (values.values if isinstance(values, Ragged) else values).shape[1:]
+    return f"{name}|{values.dtype.str}|{'ragged' if isinstance(values, Ragged) else ''}{shape}|".encode()
 
 
 def words(digests: Digests) -> Words:

@@ -21,6 +21,8 @@ LABEL = "label"
 UID = "uid"
 #: The column of the SHA-256 of each row's features, uint8 (16,): finds rows that stand twice and rows that changed.
 CONTENT = "content"
+#: The column of the digest of whose a row is (writer, patient), uint8 (16,), where splits follow groups.
+GROUP = "group"
 NO_LABEL = -1
 
 
@@ -74,6 +76,7 @@ class Column:
         )
 
 
+GROUP_COLUMN = Column(GROUP, np.dtype(np.uint8), (16,), role="identity")
 IDENTITY_COLUMNS = [Column(name, np.dtype(np.uint8), (16,), role="identity") for name in (UID, CONTENT)]
 
 

@@ -7,19 +7,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from hpctool import config, files
+from hpctool import __version__, config, files
+from hpctool.data import choices
+from hpctool.data.choices import notes_of
 from hpctool.data.commit import Commit, Draft
-from hpctool.data.ingest import assemble, make_plan, write_groups
+from hpctool.data.ingest import assemble, write_groups
 from hpctool.data.layout import check_name, split_ref
 from hpctool.data.manifest import Manifest
 from hpctool.data.schema import PrepareConfig
-from hpctool.data.sources import load_source, pin_source
-from hpctool.data.sources.table import Table
-from hpctool.data.splits import make_rule
+from hpctool.data.sources import open_source, pin_source
+from hpctool.data.sources.base import Piece, RowSource
+from hpctool.data.spool import Spool
 from hpctool.data.store import Store, list_datasets, short
-from hpctool.errors import ConfigError, ConflictError, InputError, SourceError, Stopped
+from hpctool.errors import ConflictError, InputError, Stopped
 from hpctool.launch.job import Input, Resolved
 from hpctool.rundir import RunDir
 from hpctool.world import World
@@ -28,15 +30,13 @@ from hpctool.world import World
 def resolve(cfg: DictConfig) -> Resolved:
     """On the login node: the names, the splits and the source are checked and the source's content is pinned."""
     _target_branch(cfg)
-    make_rule(config.to_plain(cfg.data.splits))
-    for key in ("row_group_rows", "row_group_mb"):
-        if cfg.data[key] < 1:
-            raise ConfigError(f"data.{key}", f"{cfg.data[key]} is less than 1.")
-    if cfg.source.get("path"):
-        # The job may run from another folder than this one.
-        config.set_value(cfg, "source.path", str(Path(cfg.source.path).expanduser().absolute()))
+    choices.check(cfg)
+    for key in ("source.path", "data.splits_from"):
+        if path := OmegaConf.select(cfg, key):
+            # The job may run from another folder than this one.
+            config.set_value(cfg, key, str(Path(path).expanduser().absolute()))
     kind = str(cfg.source.get("kind") or cfg.source.get("_target_"))
-    return Resolved(inputs=[Input("source", kind, pin_source(cfg.source))])
+    return Resolved(inputs=[Input("source", kind, pin_source(cfg.source, allow_nan=cfg.data.allow_nan))])
 
 
 def run(rundir: RunDir, world: World) -> dict[str, Any]:
@@ -71,50 +71,67 @@ def prepare(cfg: DictConfig, world: World, run: str = "") -> Prepared:
     meanwhile, Stopped; the branch then is as it was.
     """
     name, branch = _target_branch(cfg)
-    table = _load(cfg, world)
-    rule = make_rule(config.to_plain(cfg.data.splits))
-    plan = make_plan(table, cfg.seed, cfg.data.row_group_rows, cfg.data.row_group_mb, rule)
-
     datasets = Path(cfg.paths.datasets)
     is_new = world.on_main(lambda: name not in list_datasets(datasets))
     primitive = world.on_main(lambda: Store.create(datasets, name).primitive)
     store = Store(datasets / name, primitive)
-    base = world.on_main(lambda: getattr(store.tip(branch), "id", None))
     try:
-        groups, features = write_groups(store, plan, world)
+        prepared = _prepare(store, branch, cfg, world, run)
     except Stopped:
         raise
     except Exception:
+        world.barrier()
         if is_new and world.is_main and not store.branches():
             shutil.rmtree(store.root)  # nothing was there before, nothing is there after
         raise
-
-    def finish() -> dict[str, Any]:
-        manifest = assemble(store, plan, groups, features)
-        return asdict(_commit(store, branch, base, manifest, cfg, table.notes, run))
-
-    prepared = Prepared(**world.on_main(finish))
     if world.is_main:
         _say(prepared)
     return prepared
 
 
-def _load(cfg: DictConfig, world: World) -> Table:
-    """The source's rows, which ranks on all machines must see alike. Collective: all ranks must call it."""
-    loaded: list[Table] = []
+def _prepare(store: Store, branch: str, cfg: DictConfig, world: World, run: str) -> Prepared:
+    base = world.on_main(lambda: getattr(store.tip(branch), "id", None))
+    source, pieces, spool = _survey(store, cfg, world, run)
+    try:
+        plan, notes = choices.make_plan(store, base, source, pieces, spool, cfg, world)
+        groups, features = write_groups(store, plan, spool, world)
+    except InputError:
+        world.barrier()
+        if world.is_main:
+            spool.remove()
+        raise
 
-    def load() -> str:
-        table = load_source(cfg.source)
-        loaded.append(table)
-        labels = table.labels.tolist() if table.labels is not None else None
-        columns = {name: column.to_json() for name, column in table.columns.items()}
-        return files.sha256_bytes(files.canonical_json([table.keys, labels, table.classes, columns]))
+    def finish() -> dict[str, Any]:
+        manifest = assemble(store, plan, groups, features)
+        found = [*source.notes, *notes, *notes_of(plan, manifest, store)]
+        prepared = _commit(store, branch, base, manifest, cfg, found, run)
+        spool.remove()
+        return asdict(prepared)
 
-    digests = world.together(load)
-    for rank, digest in enumerate(digests):
-        if digest != digests[0]:
-            raise SourceError("source", f"rank {rank} sees other rows than rank 0; is it the same on all nodes?")
-    return loaded[0]
+    return Prepared(**world.on_main(finish))
+
+
+def _survey(store: Store, cfg: DictConfig, world: World, run: str) -> tuple[RowSource, list[Piece], Spool]:
+    """The source, its pieces as rank 0 sees them, and the folder for its rows. Collective: all ranks must call it."""
+    source = open_source(cfg.source, allow_nan=cfg.data.allow_nan)
+
+    def survey() -> dict[str, Any]:
+        pieces = source.pieces()
+        decides = [pieces, source.shared, config.to_plain(cfg.source), config.to_plain(cfg.data), cfg.seed, __version__]
+        plan = files.sha256_bytes(files.canonical_json(decides))
+        folder = store.layout.tmp / f"prepare-{run or files.temporary_name('alone')}"
+        Spool(folder, plan).begin()
+        return {
+            "pieces": pieces,
+            "shared": source.shared,
+            "classes": source.classes,
+            "folder": folder.name,
+            "plan": plan,
+        }
+
+    found = world.on_main(survey)
+    source.shared, source.classes = found["shared"], found["classes"]
+    return source, found["pieces"], Spool(store.layout.tmp / found["folder"], found["plan"])
 
 
 def _target_branch(cfg: DictConfig) -> tuple[str, str]:
@@ -152,7 +169,7 @@ def _commit(
         unchanged=unchanged,
         num_rows=manifest.num_rows,
         splits={name: manifest.stats["splits"][name]["rows"] for name in manifest.split_names},
-        notes=[*notes, *_duplicate_notes(manifest)],
+        notes=notes,
     )
 
 
@@ -183,16 +200,6 @@ def _check_tag(store: Store, tag: str | None, manifest_id: str) -> None:
             f"Tag '{tag}' of dataset '{store.name}' names {short(there)}, which holds other data, and never moves; "
             "choose another name for data.tag."
         )
-
-
-def _duplicate_notes(manifest: Manifest) -> list[str]:
-    found = manifest.stats["duplicates"]
-    notes = []
-    if found["repeated"]:
-        notes.append(f"{found['repeated']} rows have exactly the features of another row.")
-    if found["leaked"]:
-        notes.append(f"{found['leaked']} of these stand in more than one split, so a test on them flatters the model.")
-    return notes
 
 
 def _say(prepared: Prepared) -> None:

@@ -86,3 +86,12 @@ def concatenate(parts: Sequence[Values]) -> Values:
     """Rows of one column after each other. All parts are ragged, or none is."""
     ragged = [part for part in parts if isinstance(part, Ragged)]
     return Ragged.concatenate(ragged) if ragged else np.concatenate([np.asarray(part) for part in parts])
+
+
+def not_finite(values: Values) -> int | None:
+    """The first row with a number that is NaN or infinite."""
+    array = values.values if isinstance(values, Ragged) else values
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return None
+    item = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
+    return int(np.searchsorted(values.offsets, item, side="right")) - 1 if isinstance(values, Ragged) else item

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from hpctool.data.identity import Digests, words
 from hpctool.data.manifest import Column
+from hpctool.data.ragged import Ragged, Values
 from hpctool.world import Array
 
 _CHUNK_ROWS = 1024  # converted to float64 at a time
@@ -73,7 +74,7 @@ SplitMoments = dict[str, dict[str, Moments]]
 
 
 def group_moments(
-    features: Mapping[str, Array], columns: Mapping[str, Column], splits: Mapping[str, npt.NDArray[np.int64]]
+    features: Mapping[str, Values], columns: Mapping[str, Column], splits: Mapping[str, npt.NDArray[np.int64]]
 ) -> SplitMoments:
     """The moments of one row group's features (n, …), by split; `splits` are rows of the group."""
     found: SplitMoments = {}
@@ -81,7 +82,7 @@ def group_moments(
         found[split] = {}
         for start in range(0, len(rows), _CHUNK_ROWS):
             for name, values in features.items():
-                for part, part_values in _parts(columns[name], values[rows[start : start + _CHUNK_ROWS]]):
+                for part, part_values in _parts(columns[name], values, rows[start : start + _CHUNK_ROWS]):
                     found[split].setdefault(part, Moments()).add(Moments.of(part_values))
     return found
 
@@ -122,11 +123,17 @@ def duplicates(content: Digests, split_index: npt.NDArray[np.int64]) -> dict[str
     return {"repeated": len(content) - num_contents, "leaked": int((splits_of_content > 1).sum())}
 
 
-def _parts(column: Column, values: Array) -> Iterator[tuple[str, Array]]:
+def _parts(column: Column, values: Values, rows: npt.NDArray[np.int64]) -> Iterator[tuple[str, Array]]:
+    """What of some rows has moments: of ragged columns the lengths, and the numbers unless they are encoded."""
     if values.dtype.kind == "S":
         return
+    if isinstance(values, Ragged):
+        yield f"{column.name}.length", values.lengths[rows]
+        if column.encoding is None and values.values.ndim == 1 and values.dtype != np.uint8:
+            yield column.name, values.take(rows).values
+        return
     if column.names is None:
-        yield column.name, values
+        yield column.name, values[rows]
         return
     for number, name in enumerate(column.names):
-        yield f"{column.name}.{name}", values[:, number]
+        yield f"{column.name}.{name}", values[rows, number]

@@ -14,7 +14,7 @@ from hpctool.data.commit import Commit
 from hpctool.data.identity import uids_of_keys
 from hpctool.data.labels import blame, relabel
 from hpctool.data.reader import Reader
-from hpctool.data.splits import split_rows
+from hpctool.data.splits import hashed_splits, split_rows
 from hpctool.data.verify import verify
 from hpctool.data.version import Version, open_version
 from hpctool.errors import HpctoolError, InputError, UnknownName
@@ -68,7 +68,7 @@ def test_blame_names_who_labelled_an_appended_row_when_and_why(tiny: Version, da
 def test_new_rows_follow_the_rule_and_move_no_old_row(tiny: Version, datasets: Path) -> None:
     add(tiny)
     after = open_version(datasets, "tiny")
-    by_rule = split_rows(tiny.contents.rule, after.read("uid"))
+    by_rule = split_rows(tiny.contents.rule, hashed_splits(tiny.contents.rule, after.read("uid")))
     for split in tiny.splits:
         assert after.split_rows(split).tolist() == by_rule[split].tolist()
         assert after.split_rows(split)[: tiny.splits[split]].tolist() == tiny.split_rows(split).tolist()

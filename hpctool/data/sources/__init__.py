@@ -1,47 +1,63 @@
-"""Sources: one file per kind. Each has `pin`, for the login node, and `load`, for the ranks."""
+"""Sources: one file per kind, each with a class of rows. What needs an optional package imports it when asked."""
 
 from __future__ import annotations
 
 import importlib
-from typing import Protocol, cast
+from pathlib import Path
+from typing import cast
 
 from omegaconf import DictConfig
 
 from hpctool import config
 from hpctool.data.schema import Source
-from hpctool.data.sources import own
-from hpctool.data.sources.table import Table
+from hpctool.data.sources.base import EARLY_BYTES, RowSource, rehearse
 from hpctool.errors import ConfigError, UnknownName
 
-KINDS = ("digits", "imagefolder", "npz", "csv")
+#: kind → where its class stands
+KINDS = {
+    "digits": "digits:Digits",
+    "imagefolder": "imagefolder:ImageFolder",
+    "npz": "npz:Arrays",
+    "csv": "csvfile:CsvFiles",
+}
+
+#: these look at their images while they pin
+_DECODED = ("imagefolder",)
 
 
-class Kind(Protocol):
-    """A module of this folder."""
-
-    def pin(self, source: Source) -> str:
-        """Check that the source is there and name its content in few words. SourceError. Imports no torch."""
-        ...
-
-    def load(self, source: Source) -> Table:
-        """Open the source; the same rows in the same order on every rank. SourceError."""
-        ...
+def open_source(cfg: DictConfig, *, allow_nan: bool = False) -> RowSource:
+    """The source that the configuration names; nothing is read yet. Raises InputError."""
+    source = _made(cfg)
+    source.allow_nan = allow_nan
+    return source
 
 
-def pin_source(cfg: DictConfig) -> str:
-    """What identifies the source's content, for the run's identity. Raises InputError."""
+def pin_source(cfg: DictConfig, *, allow_nan: bool = False) -> str:
+    """What identifies the source's content, for the run's identity; a small one is read already. Raises InputError."""
+    source = open_source(cfg, allow_nan=allow_nan)
+    pinned = source.pin()
+    if cfg.get("kind") not in _DECODED and 0 < _size_bytes(cfg) <= EARLY_BYTES:
+        rehearse(source)
+    return pinned
+
+
+def _size_bytes(cfg: DictConfig) -> int:
+    """Of the file that the source reads; 0 where it is none."""
+    path = Path(cfg.get("path") or "")
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _made(cfg: DictConfig) -> RowSource:
     if "_target_" in cfg:
-        return own.pin(cfg)
-    source = _typed(cfg)
-    return _kind(source).pin(source)
+        from hpctool.data.sources.own import OwnReader
 
-
-def load_source(cfg: DictConfig) -> Table:
-    """The rows of the source that the configuration names. Raises InputError."""
-    if "_target_" in cfg:
-        return own.load(cfg)
+        return OwnReader(cfg)
     source = _typed(cfg)
-    return _kind(source).load(source)
+    if source.kind not in KINDS:
+        raise UnknownName("kind of source", source.kind, KINDS, "Or give a _target_ of your own.")
+    module, name = KINDS[source.kind].split(":")
+    made = getattr(importlib.import_module(f"hpctool.data.sources.{module}"), name)(source)
+    return cast(RowSource, made)
 
 
 def _typed(cfg: DictConfig) -> Source:
@@ -50,10 +66,3 @@ def _typed(cfg: DictConfig) -> Source:
     except ConfigError as error:
         raise ConfigError(f"source.{error.key}", error.problem, error.near) from error
     return Source(**values)
-
-
-def _kind(source: Source) -> Kind:
-    if source.kind not in KINDS:
-        raise UnknownName("kind of source", source.kind, KINDS, "Or give a _target_ of your own.")
-    module = {"csv": "csvfile"}.get(source.kind, source.kind)
-    return cast(Kind, importlib.import_module(f"hpctool.data.sources.{module}"))

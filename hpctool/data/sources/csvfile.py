@@ -1,79 +1,200 @@
-"""A table with a header. The chosen columns become one float32 column `x`, their names are kept."""
+"""Tables with a header. The chosen columns become one float32 column `x`, their names are kept.
+
+A big file is cut into pieces at line ends, which ranks share; one with quotes in it is not, since a quoted cell may
+hold a line end.
+"""
 
 from __future__ import annotations
 
 import csv
+import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
-from hpctool import files
 from hpctool.data.manifest import Column
 from hpctool.data.schema import Source
-from hpctool.data.sources.table import EARLY_BYTES, Table, encode_labels, row_keys, source_file
+from hpctool.data.sources.base import (
+    BLOCK_BYTES,
+    EARLY_BYTES,
+    Block,
+    Piece,
+    RowSource,
+    file_piece,
+    key_of_row,
+    piece_file,
+    pin_of_files,
+    source_files,
+)
 from hpctool.errors import SourceError, UnknownName
 
 _GREATEST = float(np.finfo(np.float32).max)
+_BLOCK_LINES = 16384
+
+#: the line on which a row ends, and its cells
+Line = tuple[int, list[str]]
 
 
-def pin(source: Source) -> str:
-    """The checksum of the file, after a look at its header."""
-    path = source_file(source.path, "a table")
-    header, _, _ = read_csv(path, max_rows=0)
-    _feature_names(source, header)
-    if path.stat().st_size <= EARLY_BYTES:
-        load(source)
-    return f"sha256:{files.sha256_file(path)}"
+class CsvFiles(RowSource):
+    """Column `x`, float32 (number of features,). Every cell must be a finite number, unless data.allow_nan says so."""
 
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.source = source
+        self.classes = source.classes
 
-def load(source: Source) -> Table:
-    """Column `x`, float32 (number of features,); held in memory. Every cell must be a finite number."""
-    path = source_file(source.path, "a table")
-    header, lines, rows = read_csv(path)
-    names = _feature_names(source, header)
-    places = [header.index(name) for name in names]
-    x_ND = np.empty((len(rows), len(names)), np.float32)
-    for number, (line, row) in enumerate(zip(lines, rows, strict=True)):
-        x_ND[number] = [_number(path, line, header[place], row[place]) for place in places]
-    labels, classes = None, source.classes or []
-    if source.label:
-        found = [row[header.index(source.label)].strip() for row in rows]
-        labels, classes = encode_labels(
-            found, source.classes, lambda number, problem: SourceError(path, problem, lines[number])
+    def pin(self) -> str:
+        """The checksum of the file, after a look at its header."""
+        paths = self._files()
+        for path in paths:
+            self._names(path, read_csv(path, max_rows=0)[0])
+        return pin_of_files(paths)
+
+    def pieces(self) -> list[Piece]:
+        self.shared = {"names": self._names(path := self._files()[0], read_csv(path, max_rows=0)[0])}
+        return [file_piece(path, **part) for path in self._files() for part in _parts(path)]
+
+    def blocks(self, piece: Piece) -> Iterator[Block]:
+        path = piece_file(piece)
+        with _opened(path, piece) as file:
+            header = read_csv(path, max_rows=0)[0]
+            if (names := self._names(path, header)) != self.shared["names"]:
+                raise SourceError(path, f"its columns are {names} where the first file has {self.shared['names']}.", 1)
+            lines = _checked(path, header, _lines(path, file, piece["line"]))
+            row = piece["row"]
+            while chunk := list(islice(lines, _BLOCK_LINES)):
+                yield self._block(path, header, row, chunk)
+                row += len(chunk)
+
+    def schema(self, columns: dict[str, Column]) -> dict[str, Column]:
+        names = self.shared["names"]
+        return {"x": Column("x", np.dtype(np.float32), (len(names),), names=names)}
+
+    def _files(self) -> list[Path]:
+        return source_files(self.source.path, "a table", [".csv"])
+
+    def _block(self, path: Path, header: list[str], row: int, chunk: list[Line]) -> Block:
+        source = self.source
+
+        def column(name: str | None) -> list[str] | None:
+            place = header.index(name) if name else 0
+            return [cells[place].strip() for _, cells in chunk] if name else None
+
+        keys = [cells[header.index(source.key)] for _, cells in chunk] if source.key else None
+        return Block(
+            keys=keys or [key_of_row(path, row + number) for number in range(len(chunk))],
+            labels=column(source.label),
+            columns={"x": self._numbers(path, header, chunk)},
+            groups=column(source.group),
+            splits=column(source.split),
+            wrong=lambda number, problem: SourceError(path, problem, chunk[number][0]),
         )
-    keys = [row[header.index(source.key)] for row in rows] if source.key else None
-    return Table(
-        keys=row_keys(path, len(rows), keys),
-        columns={"x": Column("x", x_ND.dtype, (len(names),), names=names)},
-        labels=labels,
-        classes=classes,
-        read=lambda chosen: {"x": x_ND[chosen]},
-    )
+
+    def _numbers(self, path: Path, header: list[str], chunk: list[Line]) -> np.ndarray:
+        places = [header.index(name) for name in self.shared["names"]]
+        texts = [[cells[place] for place in places] for _, cells in chunk]
+        try:
+            x_ND = np.array(texts).astype(np.float64)
+        except ValueError:
+            x_ND = np.array([[_number(cell) for cell in row] for row in texts])
+        if self.allow_nan:
+            return x_ND.astype(np.float32)
+        if not (fine := np.abs(x_ND) <= _GREATEST).all():
+            row, place = np.argwhere(~fine)[0].tolist()
+            problem = (
+                f"'{texts[row][place]}' in column '{self.shared['names'][place]}' is not a finite number (float32)."
+            )
+            raise SourceError(path, problem, chunk[row][0])
+        return x_ND.astype(np.float32)
+
+    def _names(self, path: Path, header: list[str]) -> list[str]:
+        source = self.source
+        special = [name for name in (source.label, source.key, source.group, source.split) if name]
+        names = source.columns if source.columns is not None else [n for n in header if n not in special]
+        for name in [*special, *names]:
+            if name not in header:
+                raise UnknownName(f"column in {path} called", name, header, "See source.label, .key and .columns.")
+        if not names:
+            raise SourceError(path, "it has no column of features.")
+        return list(names)
 
 
 def read_csv(path: Path, max_rows: int | None = None) -> tuple[list[str], list[int], list[list[str]]]:
     """A csv file's header, and the line number and cells of each row. Raises SourceError."""
-    lines, rows = [], []
+    with _opened(path, {"row": 0}) as file:
+        lines = _lines(path, file, 0)
+        header = _header(path, next(lines, (1, []))[1])
+        rows = list(islice(_checked(path, header, (line for line in lines if line[1])), max_rows))
+    return header, [line for line, _ in rows], [cells for _, cells in rows]
+
+
+def _parts(path: Path) -> Iterator[dict[str, int | None]]:
+    """Where the pieces of a file begin and end: bytes, and how many lines and rows stand before."""
+    if path.stat().st_size <= EARLY_BYTES or not _is_plain(path):
+        yield {"start": 0, "stop": None, "line": 0, "row": 0}
+        return
+    start = stop = line = 0
+    row = rows_before = -1  # the header is none
+    lines_before = 0
+    with open(path, "rb") as file:
+        for text in file:
+            if stop - start >= BLOCK_BYTES:
+                yield {"start": start, "stop": stop, "line": lines_before, "row": max(rows_before, 0)}
+                start, lines_before, rows_before = stop, line, row
+            stop, line = stop + len(text), line + 1
+            row += bool(text.strip(b"\r\n"))
+    yield {"start": start, "stop": stop, "line": lines_before, "row": max(rows_before, 0)}
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether every line is a row: no quotes, no lone carriage return."""
+    with open(path, "rb") as file:
+        while data := file.read(BLOCK_BYTES):
+            if b'"' in data or data.count(b"\r") != data.count(b"\r\n"):
+                return False
+    return True
+
+
+@contextmanager
+def _opened(path: Path, piece: Piece) -> Iterator[TextIO]:
+    """The text of a piece. Whatever goes wrong with reading it is a SourceError."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = _checked_header(path, next(reader, []))
-            for row in islice(filter(None, reader), max_rows):
-                if len(row) != len(header):
-                    problem = f"it has {len(row)} cells where the header has {len(header)}."
-                    raise SourceError(path, problem, reader.line_num)
-                lines.append(reader.line_num)
-                rows.append(row)
+        if piece.get("stop") is None:
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                yield file
+        else:
+            with open(path, "rb") as raw:
+                raw.seek(piece["start"])
+                data = raw.read(piece["stop"] - piece["start"])
+            yield io.StringIO(data.decode("utf-8-sig" if piece["start"] == 0 else "utf-8"), newline="")
     except OSError as error:
         raise SourceError(path, f"it cannot be read: {error.strerror}.") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise SourceError(path, f"it cannot be read as csv ({error}).") from error
-    return header, lines, rows
 
 
-def _checked_header(path: Path, cells: list[str]) -> list[str]:
+def _lines(path: Path, file: TextIO, line: int) -> Iterator[Line]:
+    reader = csv.reader(file)
+    for cells in reader:
+        yield line + reader.line_num, cells
+
+
+def _checked(path: Path, header: list[str], lines: Iterator[Line]) -> Iterator[Line]:
+    """The rows; empty lines and the header are left out. Raises SourceError on a row with too few or many cells."""
+    for line, cells in lines:
+        if not cells or (line == 1 and [cell.strip() for cell in cells] == header):
+            continue
+        if len(cells) != len(header):
+            raise SourceError(path, f"it has {len(cells)} cells where the header has {len(header)}.", line)
+        yield line, cells
+
+
+def _header(path: Path, cells: list[str]) -> list[str]:
     header = [name.strip() for name in cells]
     if not any(header):
         raise SourceError(path, "it is empty; the first line must name the columns.", 1)
@@ -83,22 +204,8 @@ def _checked_header(path: Path, cells: list[str]) -> list[str]:
     return header
 
 
-def _feature_names(source: Source, header: list[str]) -> list[str]:
-    special = [name for name in (source.label, source.key) if name]
-    names = source.columns if source.columns is not None else [n for n in header if n not in special]
-    for name in [*special, *names]:
-        if name not in header:
-            raise UnknownName(f"column in {source.path} called", name, header, "See source.label, .key and .columns.")
-    if not names:
-        raise SourceError(str(source.path), "it has no column of features.")
-    return names
-
-
-def _number(path: Path, line: int, column: str, cell: str) -> float:
+def _number(cell: str) -> float:
     try:
-        value = float(cell)
+        return float(cell)
     except ValueError:
-        value = math.nan
-    if not abs(value) <= _GREATEST:
-        raise SourceError(path, f"'{cell}' in column '{column}' is not a finite number (float32).", line)
-    return value
+        return math.nan

@@ -1,107 +1,148 @@
-"""Arrays of equal length in one .npz file. Grey images, uint8 (N, H, W), get their channel: (N, H, W, 1)."""
+"""Arrays of equal length: in .npz files, or in a folder with one .npy for each array.
+
+Grey images, uint8 (N, H, W), get their channel: (N, H, W, 1). Arrays that are not compressed are read where they lie;
+compressed ones in sequence, by one rank, a block at a time.
+"""
 
 from __future__ import annotations
 
+import struct
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
-from hpctool import files
-from hpctool.data.manifest import Column
 from hpctool.data.schema import Source
-from hpctool.data.sources.table import EARLY_BYTES, Table, encode_labels, row_keys, source_file
-from hpctool.errors import SourceError, UnknownName
+from hpctool.data.sources.arrays import array_block, block_rows, choose_arrays, common_length
+from hpctool.data.sources.base import Block, Piece, RowSource, file_piece, piece_file, pin_of_files, source_files
+from hpctool.errors import SourceError
 from hpctool.world import Array
 
+#: gives the next n rows of an array
+Next = Callable[[int], Array]
 
-def pin(source: Source) -> str:
-    """The checksum of the file, after a look at its names."""
-    path = source_file(source.path, "arrays")
-    with _opened(path) as archive:
-        _feature_names(source, archive.files)
-    if path.stat().st_size <= EARLY_BYTES:
-        load(source)
-    return f"sha256:{files.sha256_file(path)}"
+_WRONG = (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, struct.error)
 
 
-def load(source: Source) -> Table:
-    """Every array of numbers as a column; held in memory."""
-    path = source_file(source.path, "arrays")
-    with _opened(path) as archive:
-        names = _feature_names(source, archive.files)
-        arrays = {name: _array(path, archive, name) for name in names}
-        labels = _array(path, archive, source.label) if source.label else None
-        keys = _array(path, archive, source.key) if source.key else None
-    special = {source.label: labels, source.key: keys}
-    num_rows = _common_length(path, arrays | {str(n): array for n, array in special.items() if array is not None})
-    features = {name: array[..., np.newaxis] if _is_grey(array) else array for name, array in arrays.items()}
-    classes: list[str] = source.classes or []
-    indices = None
-    if labels is not None:
-        indices, classes = encode_labels(
-            _label_names(path, labels, source.classes),
-            source.classes,
-            lambda row, problem: _row_error(path, row, problem),
+class Arrays(RowSource):
+    """Every array of numbers as a column."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.source = source
+        self.classes = source.classes
+
+    def pin(self) -> str:
+        """The checksum of the files, after a look at their arrays."""
+        paths = [path for files in self._bundles() for path in files.values()]
+        for bundle in self._bundles():
+            self._headers(bundle)
+        return pin_of_files(sorted(set(paths)))
+
+    def pieces(self) -> list[Piece]:
+        found = []
+        for bundle in self._bundles():
+            headers = self._headers(bundle)
+            num_rows = common_length(_where(bundle), {name: shape for name, (shape, _, _) in headers.items()})
+            per_row = sum(dtype.itemsize * int(np.prod(shape[1:])) for shape, dtype, _ in headers.values())
+            # Only what is not compressed can be begun in the middle.
+            step = block_rows(per_row) * 8 if all(direct for _, _, direct in headers.values()) else max(num_rows, 1)
+            for start in range(0, num_rows, step):
+                rows = {"start": start, "stop": min(start + step, num_rows), "step": block_rows(per_row)}
+                arrays = {name: file_piece(path) for name, path in bundle.items() if name in headers}
+                found.append({"name": str(_where(bundle)), "arrays": arrays, **rows})
+        return found
+
+    def blocks(self, piece: Piece) -> Iterator[Block]:
+        path = Path(piece["name"])
+        with ExitStack() as stack:
+            readers = {
+                name: _reader(stack, piece_file(file), name, piece["start"]) for name, file in piece["arrays"].items()
+            }
+            for start in range(piece["start"], piece["stop"], piece["step"]):
+                count = min(piece["step"], piece["stop"] - start)
+                arrays = {name: _read(path, name, read, count) for name, read in readers.items()}
+                features = {n: a[..., np.newaxis] if _is_grey(a) else a for n, a in arrays.items()}
+                yield array_block(self.source, path, start, features)
+
+    def _bundles(self) -> list[dict[str, Path]]:
+        """Array → file, for each set of arrays that belong together."""
+        root = Path(self.source.path or "")
+        if self.source.path and root.is_dir() and (arrays := sorted(root.glob("*.npy"))):
+            return [{path.stem: path for path in arrays}]
+        return [_names(path) for path in source_files(self.source.path, "arrays", [".npz"])]
+
+    def _headers(self, bundle: dict[str, Path]) -> dict[str, tuple[tuple[int, ...], np.dtype, bool]]:
+        where = _where(bundle)
+        chosen = choose_arrays(self.source, where, list(bundle))
+        headers = {}
+        for name in chosen:
+            with ExitStack() as stack:
+                try:
+                    headers[name] = _opened(stack, bundle[name], name)[1:]
+                except _WRONG as error:
+                    raise SourceError(where, f"array '{name}' cannot be read ({error}).") from error
+        return headers
+
+
+def _where(bundle: dict[str, Path]) -> Path:
+    path = next(iter(bundle.values()))
+    return path if path.suffix == ".npz" else path.parent
+
+
+def _names(path: Path) -> dict[str, Path]:
+    if path.suffix == ".npy":
+        raise SourceError(
+            path, "it holds one array (.npy), not several with names (.npz); give the folder of .npy files."
         )
-    return Table(
-        keys=row_keys(path, num_rows, None if keys is None else [str(key) for key in keys.tolist()]),
-        columns={name: Column(name, array.dtype, array.shape[1:]) for name, array in features.items()},
-        labels=indices,
-        classes=classes,
-        read=lambda rows: {name: array[rows] for name, array in features.items()},
-    )
-
-
-def _opened(path: Path) -> np.lib.npyio.NpzFile:
     try:
-        archive = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy"): path for name in archive.namelist()}
+    except _WRONG as error:
         raise SourceError(path, f"it cannot be read as .npz ({error}).") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise SourceError(path, "it holds one array (.npy), not several with names (.npz).")
-    return archive
 
 
-def _array(path: Path, archive: np.lib.npyio.NpzFile, name: str) -> Array:
+def _opened(stack: ExitStack, path: Path, name: str) -> tuple[IO[bytes], tuple[int, ...], np.dtype, bool]:
+    """An array's bytes from its first value on, its shape and dtype, and whether one may begin in the middle."""
+    if path.suffix == ".npy":
+        file: IO[bytes] = stack.enter_context(path.open("rb"))
+        direct = True
+    else:
+        archive = stack.enter_context(zipfile.ZipFile(path))
+        info = archive.getinfo(f"{name}.npy")
+        file = stack.enter_context(archive.open(info))
+        direct = info.compress_type == zipfile.ZIP_STORED
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are never loaded")
+    if by_columns and len(shape) > 1:
+        raise ValueError("it is stored by columns (Fortran order); store np.ascontiguousarray of it")
+    return file, shape, dtype, direct
+
+
+def _reader(stack: ExitStack, path: Path, name: str, start: int) -> Next:
+    file, shape, dtype, _ = _opened(stack, path, name)
+    row_bytes = dtype.itemsize * int(np.prod(shape[1:]))
+    if start:
+        file.seek(start * row_bytes, 1)
+
+    def read(count: int) -> Array:
+        data = file.read(count * row_bytes)
+        return np.frombuffer(data, dtype).reshape(count, *shape[1:])
+
+    return read
+
+
+def _read(path: Path, name: str, read: Next, count: int) -> Array:
     try:
-        return np.asarray(archive[name])
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        return read(count)
+    except _WRONG as error:
         raise SourceError(path, f"array '{name}' cannot be read ({error}).") from error
-
-
-def _feature_names(source: Source, there: list[str]) -> list[str]:
-    special = [name for name in (source.label, source.key) if name]
-    names = source.columns if source.columns is not None else [n for n in there if n not in special]
-    for name in [*special, *names]:
-        if name not in there:
-            raise UnknownName(f"array in {source.path} called", name, there, "See source.label, .key and .columns.")
-    if not names:
-        raise SourceError(str(source.path), "it holds no array of features.")
-    return names
-
-
-def _common_length(path: Path, arrays: dict[str, Array]) -> int:
-    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
-    if len(set(lengths.values())) > 1:
-        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise SourceError(path, f"its arrays have different lengths: {found}. Choose with source.columns.")
-    return next(iter(lengths.values()))
-
-
-def _label_names(path: Path, labels: Array, classes: list[str] | None) -> list[str]:
-    if labels.ndim != 1 or labels.dtype.kind not in "iuUS":
-        raise SourceError(path, f"labels are one integer or name for each row, not {labels.dtype} {labels.shape}.")
-    if labels.dtype.kind == "S":
-        labels = labels.astype(str)
-    if classes is None or labels.dtype.kind == "U":
-        return [str(label) for label in labels.tolist()]
-    # Numbers under given names are indices.
-    return [classes[label] if 0 <= label < len(classes) else str(label) for label in labels.tolist()]
-
-
-def _row_error(path: Path, row: int, problem: str) -> SourceError:
-    return SourceError(path, f"row {row}: {problem}")
 
 
 def _is_grey(array: Array) -> bool:
