@@ -1,6 +1,7 @@
 """Go once round the loop: data, train, export, serve, watch, review, relabel, retrain, gate, promote.
 
-    hpctool flywheel experiment=digits           the whole loop on the handwritten digits, in minutes, on a laptop
+    hpctool flywheel experiment=digits                 the whole loop on the handwritten digits, in minutes, on a laptop
+    hpctool flywheel experiment=digits cluster=slurm   a chain of jobs, from the data to the monitor's report
 
 Killed anywhere and started again it goes on where it was; started once more it finds everything again and says so.
 """
@@ -11,12 +12,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from hpctool.flywheel.chain import chain
 from hpctool.flywheel.schema import FlywheelConfig as Config
 from hpctool.launch.job import Resolved
 from hpctool.rundir import RunDir
 from hpctool.world import World
 
-__all__ = ["SERVICE", "Config", "resolve", "run"]
+__all__ = ["SERVICE", "Config", "chain", "resolve", "run"]
 
 #: A second start goes through the stages again; each finds what is there.
 SERVICE = True

@@ -2,6 +2,7 @@
 
 hpctool monitor monitor.model=digits@production
 hpctool monitor monitor.model=digits@production monitor.source=scanner monitor.since=2026-01-01
+hpctool monitor monitor.model=score-91c0              the bundle with which this run has scored
 hpctool monitor monitor.model=digits@0003 monitor.last_rows=5000 monitor.fail_on_alarm=true
 """
 
@@ -18,7 +19,10 @@ from hpctool.monitor.schema import MonitorConfig as Config
 from hpctool.rundir import RunDir
 from hpctool.world import World
 
-__all__ = ["Config", "resolve", "run"]
+__all__ = ["PARENT", "Config", "resolve", "run"]
+
+#: what `after=<run>` fills: a score, or an export
+PARENT = "monitor.model"
 
 
 def resolve(cfg: DictConfig) -> Resolved:

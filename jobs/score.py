@@ -2,6 +2,7 @@
 
 hpctool score data.name=digits score.model=digits@production
 hpctool score data.name=digits@v2 data.split=test score.model=digits@0003 score.source=test
+hpctool score data.name=digits@v2 score.model=export-4f2a        the bundle that this run has exported
 hpctool score data.name=scans score.model=scans cluster=slurm resources.tasks_per_node=8
 """
 
@@ -18,8 +19,10 @@ from hpctool.serve.resolve import resolve_score
 from hpctool.serve.schema import ScoreConfig as Config
 from hpctool.world import World
 
-__all__ = ["STOPS", "Config", "resolve", "run"]
+__all__ = ["PARENT", "STOPS", "Config", "resolve", "run"]
 
+#: what `after=<run>` fills: an export
+PARENT = "score.model"
 #: stops between batches, and goes on from what is written
 STOPS = True
 

@@ -36,6 +36,24 @@ class Resolved:
         return Resolved([*self.inputs, *other.inputs], [*self.notes, *other.notes])
 
 
+@dataclass(frozen=True)
+class Chain:
+    """Commands that are submitted to Slurm together, and what a person may type when all of it has completed."""
+
+    links: list[Link]
+    next_steps: list[str]
+
+
+@dataclass(frozen=True)
+class Link:
+    """One command of a chain: a job with its overrides, after another link of that chain if `after` names its job."""
+
+    job: str
+    overrides: list[str]
+    after: str = ""
+    multirun: bool = False
+
+
 #: A part of `resolve`: it looks at a config, may pin something in it, and says what it found, if anything.
 Stage = Callable[[DictConfig], Resolved | None]
 
@@ -53,6 +71,9 @@ class Job(Protocol):
     `PARENT = "run"` names the key that `after=<run|sweep>` fills: the run that this job is made from. A run that comes
     after another is resolved when it starts, because what `resolve` looks at may not be there before;
     `RESOLVES_EARLY = True` says that it looks at nothing that another job makes.
+
+    `chain(cfg)` gives a Chain: where such a job is asked for on Slurm, the links are submitted at once, each after the
+    one that it names, and the job itself is not.
 
     `STAGES` may name the parts that `resolve` consists of, in order. A part is a function of the config and of what
     lies on disk. A sweep runs it once for all cells in which the keys that it looks at have the same values: so what

@@ -184,7 +184,10 @@ class _Planner:
         inputs, after = answer.inputs, None
         if self.parent is not None:
             key = getattr(self.job, "PARENT", None)
-            after = self.parent.of_cell(index, self.whole.count, plain[key] if key else None)
+            value: Any = plain
+            for part in key.split(".") if key else ():
+                value = value[part]
+            after = self.parent.of_cell(index, self.whole.count, value if key else None)
             inputs = [*inputs, after]
         identity = run_identity(self.request.job, plain, inputs, self.varied)
         return Planned(plain, overrides, choices, inputs, answer.notes, identity, after)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hpctool import config, files
 from hpctool.errors import EXIT_DONE, InputError
 from hpctool.launch import arrays, cells, chain, inline, limits, local, repair, snapshot, sweeps
-from hpctool.launch.job import load_job
+from hpctool.launch.job import Chain, Link, load_job
 from hpctool.launch.plan import Plan, Planned, Request, after_record, make_plan, record
 from hpctool.launch.result import current_story
 from hpctool.launch.slurm import check
@@ -38,6 +39,8 @@ class Submission:
     slurm_job_id: str = ""
     slurm_job_ids: list[str] = field(default_factory=list)
     exit_code: int = EXIT_DONE
+    #: of a chain: job → its run or sweep
+    links: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -53,6 +56,8 @@ def show_config(request: Request) -> str:
 def dry_run(request: Request, multirun: bool) -> str:
     """The resolved config and the exact batch script; nothing is written."""
     plan = _planned(request, multirun)
+    if made := _chain(plan):
+        return "".join(map(_typed, made.links))
     first = plan.cells[0]
     parts = [f"# run {first.run_id}", config.to_yaml(first.cfg)]
     if plan.is_sweep:
@@ -78,6 +83,8 @@ def submit(request: Request, multirun: bool = False, *, say: Say) -> Submission:
     if place.size > 1:
         return _submit_ranks(request, multirun, place, say)
     plan = _planned(request, multirun)
+    if made := _chain(plan):
+        return _submit_chain(plan, made, say)
     wanted = limits.num_ranks(plan.cfg)
     if plan.cfg.cluster.kind == "inline" and wanted > 1:
         raise InputError(
@@ -137,6 +144,45 @@ def _submit_sweep(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
         answer.slurm_job_ids = sweeps.start_cells(sweep, plan.runs, parts, code.record(), say)
         answer.slurm_job_id = ",".join(answer.slurm_job_ids)
     return _awaited(plan, answer, say, sweep.id)
+
+
+def _chain(plan: Plan) -> Chain | None:
+    """The chain that a job is on Slurm, each link with what was told of the cluster; None for one that is a job."""
+    job = load_job(plan.request.job)
+    if plan.cfg.cluster.kind != "slurm" or not hasattr(job, "chain"):
+        return None
+    groups = tuple(f"{group}{end}" for group in ("cluster", "resources", "paths", "code") for end in ("=", "."))
+    where = [one for one in plan.request.overrides if one.lstrip("+").startswith(groups)]
+    made: Chain = job.chain(plan.cfg)
+    # What a link says itself counts more: Hydra takes the last of two values.
+    return replace(made, links=[replace(link, overrides=[*where, *link.overrides]) for link in made.links])
+
+
+def _typed(link: Link) -> str:
+    """A link as somebody would type it; what it waits for gets its name when that is submitted."""
+    words = ["hpctool", link.job, *(["-m"] if link.multirun else []), *link.overrides]
+    return shlex.join(words) + (f" after=<{link.after}>" if link.after else "") + "\n"
+
+
+def _submit_chain(plan: Plan, made: Chain, say: Say) -> Submission:
+    """Submit the links, each after the one that it names. Asked again, each finds what is there of it."""
+    known: dict[str, Submission] = {}
+    for link in made.links:
+        before = known.get(link.after)
+        after = (before.sweep or before.runs[0]) if before else ""
+        request = Request(link.job, link.overrides, plan.request.config_dirs, after=after)
+        known[link.job] = submit(request, link.multirun, say=say)
+    for line in ("When all of it has completed:", *(f"  {step}" for step in made.next_steps)):
+        say(line)
+    return Submission(
+        [run for one in known.values() for run in one.runs],
+        str(plan.runs),
+        reused=[run for one in known.values() for run in one.reused],
+        submitted=[run for one in known.values() for run in one.submitted],
+        slurm_job_ids=[job for one in known.values() for job in one.slurm_job_ids or [one.slurm_job_id] if job],
+        exit_code=max(one.exit_code for one in known.values()),
+        links={job: one.sweep or one.runs[0] for job, one in known.items()},
+    )
 
 
 def _check_names(plan: Plan) -> None:

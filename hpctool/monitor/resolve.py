@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from hpctool.config import set_value
 from hpctool.errors import ConfigError, InputError
-from hpctool.export import aliases
+from hpctool.export.named import named_bundle
 from hpctool.launch.job import Input, Resolved
 from hpctool.serve.journal import open_journal
 
@@ -21,7 +21,7 @@ def resolve_monitor(cfg: DictConfig) -> Resolved:
     """
     _check(cfg)
     asked = cfg.monitor.model
-    bundle = aliases.resolve(Path(cfg.paths.models), asked)
+    bundle = named_bundle(cfg.paths, asked)
     journal = open_journal(Path(cfg.paths.journals), bundle.name)
     newest = journal.newest_entry()
     if newest == 0:

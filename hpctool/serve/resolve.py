@@ -12,6 +12,7 @@ from hpctool.data.version import Version, open_version
 from hpctool.errors import ConfigError, InputError
 from hpctool.export import aliases
 from hpctool.export.bundle import Bundle
+from hpctool.export.named import named_bundle
 from hpctool.launch.job import Input, Resolved
 from hpctool.launch.limits import num_ranks
 from hpctool.serve.journal import SOURCE_BYTES
@@ -57,7 +58,7 @@ def resolve_score(cfg: DictConfig) -> Resolved:
     _check_positive(cfg, ("score.batch_rows", "score.segment_rows"))
     if len(cfg.score.source.encode()) > SOURCE_BYTES:
         raise ConfigError("score.source", f"it has more than {SOURCE_BYTES} bytes.")
-    bundle = aliases.resolve(Path(cfg.paths.models), cfg.score.model)
+    bundle = named_bundle(cfg.paths, cfg.score.model)
     version = open_version(Path(cfg.paths.datasets), cfg.data.name)
     if cfg.data.split is not None:
         version.split_rows(cfg.data.split)

@@ -206,6 +206,25 @@ def test_a_chain_from_the_data_to_the_bundles_is_submitted_at_once(sweeps: Sweep
     assert [run.record()["after"]["id"] for run in sweeps.runs(export)] == train["runs"]
 
 
+def test_the_loop_is_a_chain_of_jobs_up_to_where_people_review(sweeps: Sweeps) -> None:
+    lab = sweeps.lab
+    words = ["flywheel.sweep=['optim.lr=1e-2,3e-2']", "flywheel.train=['model=mlp','loop.max_epochs=2','track=off']"]
+    told = ("flywheel", "experiment=digits", *words, "cluster=slurm", "resources.time=5", "cluster.signal_delay_s=30")
+    answer = json.loads(lab.hpctool(*told, "--json").stdout)
+    runs = {job: RunDir(lab.runs / one) for job, one in answer["links"].items() if job != "train"}
+    lab.until(runs["monitor"], lambda story: story.state == "completed", timeout_s=240)
+    assert {job: run.story().state for job, run in runs.items()} == dict.fromkeys(runs, "completed")
+    results = {job: run.result() or {} for job, run in runs.items()}
+    assert results["score"]["outputs"]["model"] == results["export"]["outputs"]["model"] == "digits@0001"
+    assert results["monitor"]["metrics"]["monitor/alarm"] == 0
+    # The best of the sweep was exported, and measured on what it never saw.
+    chosen = {runs[job].inputs()[-1]["id"] for job in ("evaluate", "export")}
+    assert len(chosen) == 1
+    assert results["evaluate"]["metrics"]["test/accuracy"] > 0.5
+    again = json.loads(lab.hpctool(*told, "--json").stdout)
+    assert (again["links"], again["submitted"]) == (answer["links"], [])
+
+
 def test_what_comes_after_a_failure_is_dropped_with_the_reason_and_repaired_by_retry(sweeps: Sweeps) -> None:
     lab = sweeps.lab
     first = sweeps.submit(args("2,a", "2,bad", "2,c"))
