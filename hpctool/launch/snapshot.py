@@ -24,7 +24,7 @@ from hpctool.errors import listing
 from hpctool.rundir import RunDir
 
 #: What code consists of; data and results that lie in a checkout are not copied.
-SUFFIXES = {".py", ".pyi", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".sh", ".sbatch", ".html", ".js", ".css"}
+SUFFIXES = {".py", ".pyi", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".sh", ".sbatch", ".html", ".j2", ".js", ".css"}
 MAX_FILES = 5_000
 MAX_FILE_BYTES = 1 << 20
 #: a program that a run starts may be compiled
@@ -142,7 +142,7 @@ def _own_package() -> Iterator[tuple[Path, str]]:
         if "site-packages" in root.parts:
             continue
         inside = package.replace(".", "/")
-        for path in _walk(root):
+        for path in _walk(root, only_code=False):
             yield path, f"{inside}/{path.relative_to(root)}"
 
 
@@ -170,12 +170,13 @@ def _further(project: Path, also: Iterable[Path]) -> Iterator[tuple[str, Path, s
             yield "elsewhere", other, str(other).lstrip("/")
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _walk(root: Path, only_code: bool = True) -> Iterator[Path]:
     seen = 0
     for folder, names, leaves in os.walk(root):
         names[:] = sorted(n for n in names if n not in _SKIPPED and not n.startswith(".") and not _is_venv(folder, n))
         for leaf in sorted(leaves):
-            if Path(leaf).suffix in SUFFIXES or leaf == "py.typed":
+            # Our own package has templates, too, and whatever else its rooms ship.
+            if Path(leaf).suffix in SUFFIXES or not only_code:
                 seen += 1
                 yield Path(folder) / leaf
             if seen > MAX_FILES:

@@ -1,5 +1,6 @@
 """What was submitted is what runs, whatever happens to the checkout meanwhile."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -75,6 +76,15 @@ def test_a_job_imports_the_snapshot_even_where_it_stands_in_the_edited_checkout(
     value, jobs = done.stdout.split()
     assert value == "1"
     assert jobs.startswith(str(project / "runs" / ".code"))
+
+
+def test_all_that_the_package_ships_is_in_the_copy(project: Path) -> None:
+    copy = project / "runs" / ".code" / snapshot.take(project / "runs", project).snapshot / "site"
+    for package in ("hpctool", "hpctool.conf", "hpctool.jobs"):
+        root = Path(next(iter(importlib.import_module(package).__path__)))
+        shipped = [p.relative_to(root) for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+        there = copy / package.replace(".", "/")
+        assert [str(path) for path in shipped if not (there / path).exists()] == []
 
 
 def test_a_working_folder_with_too_many_files_is_not_copied_and_says_so(
