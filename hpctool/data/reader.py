@@ -1,81 +1,114 @@
 """Reader: any rows of a version, in any order, at the speed of memory.
 
-The manifest says at which byte every column of every row group begins, so reading is a memmap or a pread: no HDF5, no
-lock, safe after a fork and from many threads.
+The manifest says at which byte every column of every row group begins, so reading is a memmap (mapped.py) or a pread
+(blocks.py): no HDF5, no lock, safe after a fork and from many threads.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hpctool.data.objects import Extent, StoredObject, open_object, read_into
-from hpctool.errors import UnknownName
+from hpctool.data.access import Access, access_of
+from hpctool.data.blocks import IO_THREADS, Blocks, Cache, Direct, num_cores
+from hpctool.data.mapped import Index, Mapped, Parts, Unmappable
+from hpctool.data.objects import StoredObject, offsets_of
+from hpctool.data.opened import OpenFiles
+from hpctool.data.ragged import Ragged
+from hpctool.errors import InputError, UnknownName
 from hpctool.world import Array
 
 if TYPE_CHECKING:
+    from hpctool.data.images import ImageForm
     from hpctool.data.version import Version
 
 Rows = npt.NDArray[np.int64]
 
-#: memmap: the fastest on local disks and in memory. pread: for shared file systems, where a file that is purged or cut
-#: off under a memmap would kill the process with SIGBUS instead of raising an error.
-Access = Literal["memmap", "pread"]
+#: Blocks of all columns together take as much memory as this at most, in each process that reads.
+CACHE_BYTES = 1 << 30
 
 
 class Reader:
-    """Gathers rows of some columns. Files are opened at first touch and checked for their size then."""
+    """Gathers rows of some columns. Files are opened at first touch and checked for their size then.
 
-    def __init__(self, version: Version, columns: Sequence[str], access: Access = "memmap") -> None:
-        self._mapped: dict[tuple[int, str], Array] = {}
-        self._opened: dict[str, mmap.mmap | int] = {}
+    `access` None takes what the version says, which by itself follows the file system. `window` is the number of
+    rows within which the caller's order stays for a while (order.py): pread then reads whole blocks and keeps them.
+    `images` says which encoded columns are decoded, and to which form.
+    """
+
+    def __init__(
+        self,
+        version: Version,
+        columns: Sequence[str],
+        access: Access | None = None,
+        *,
+        window: int = 0,
+        images: Mapping[str, ImageForm] | None = None,
+    ) -> None:
         for name in columns:
             if name not in version.contents.columns:
                 raise UnknownName(f"column of {version.ref} called", name, version.columns)
         self.version = version
         self.columns = list(columns)
-        self.access: Access = access
-        self._groups = version.contents.row_groups
-        self._ends = np.cumsum([group.num_rows for group in self._groups])
+        self.access: Access = access or access_of(version.stage or version.store.root, version.access)
+        self.window = window
+        self.images = dict(images or {})
+        self._ends = np.cumsum([group.num_rows for group in version.contents.row_groups])
+        self._begins = np.concatenate([[0], self._ends[:-1]]).astype(np.int64)
+        self._sources: _Sources | None = None
 
-    def gather(self, rows: Rows) -> dict[str, Array]:
-        """The rows in the order asked for: int64 (n,) → column → (n, *shape), freshly made.
+    def gather(self, rows: Rows, out: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """The rows in the order asked for: int64 (n,) → column → (n, *shape), freshly made or in `out`.
 
-        Raises IndexError on a row that is not there, CorruptError on an object that is missing or cut off.
+        `out` may hold arrays of that shape for some columns, pinned memory for example, which are filled and returned.
+        Raises IndexError on a row that is not there, InputError on rows of different lengths that are not decoded,
+        CorruptError on an object that is missing or cut off, and on an image that cannot be decoded.
         """
         rows = np.asarray(rows, np.int64)
-        if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < self.version.num_rows:
-            raise IndexError(f"rows {rows.min()}..{rows.max()} of {self.version.num_rows}")
-        schema = self.version.contents.columns
-        found = {name: np.empty((rows.size, *schema[name].shape), schema[name].dtype) for name in self.columns}
-        if len(self._groups) == 1:
-            for name, values in found.items():
-                self._read(0, name, rows, values)
-            return found
-        group_of_row = np.searchsorted(self._ends, rows, side="right")
-        for group in np.unique(group_of_row).tolist():
-            places = np.flatnonzero(group_of_row == group)
-            first = int(self._ends[group]) - self._groups[group].num_rows
-            for name, values in found.items():
-                part = np.empty((places.size, *values.shape[1:]), values.dtype)
-                self._read(group, name, rows[places] - first, part)
-                values[places] = part
+        groups, items = self._located(rows)
+        found = {}
+        for name in self.columns:
+            column, form = self.version.contents.columns[name], self.images.get(name)
+            if column.ragged and form is None:
+                raise InputError(f"Column '{name}' of {self.version.ref} has rows of different lengths: no batch.")
+            shape = column.shape if form is None else form.shape
+            values = out[name] if out and name in out else np.empty((len(rows), *shape), column.dtype)
+            if form is not None:
+                self._decode(name, groups, items, values)
+            elif values.size:
+                self._mine.take(name, groups, items, values)
+            found[name] = values
         return found
 
+    def ragged(self, name: str, rows: Rows) -> Ragged:
+        """The rows of a ragged column, in the order asked for, as they are stored. Raises like `gather`."""
+        column = self.version.contents.columns[name]
+        runs = self._runs(name, *self._located(np.asarray(rows, np.int64)))
+        offsets = np.zeros(len(runs) + 1, np.int64)
+        np.cumsum([len(run) for run in runs], out=offsets[1:])
+        values = np.concatenate(runs) if runs else np.empty((0, *column.shape), column.dtype)
+        return Ragged(values, offsets)
+
+    def prefetch(self, rows: Rows) -> None:
+        """Begin to read what these rows need, if blocks are read and hold all of them; else nothing."""
+        groups, items = self._located(np.asarray(rows, np.int64))
+        if not len(groups):
+            return
+        for name in self.columns:
+            if not self.version.contents.columns[name].ragged:
+                self._mine.parts(name).prefetch(groups, items)
+
     def close(self) -> None:
-        """Close the files; arrays that `gather` returned stay valid."""
-        self._mapped.clear()
-        for opened in self._opened.values():
-            if isinstance(opened, int):
-                os.close(opened)
-            else:
-                opened.close()
-        self._opened.clear()
+        """Let go of the files and threads; arrays that `gather` returned stay valid, and it may be called again."""
+        if self._sources is not None and self._sources.process == os.getpid():
+            self._sources.close()
+        self._sources = None
 
     def __enter__(self) -> Reader:
         return self
@@ -83,42 +116,104 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self.close()
+    def __getstate__(self) -> dict[str, Any]:
+        # For workers that are spawned; what is open stays here.
+        return {**self.__dict__, "_sources": None}
 
-    def _read(self, group: int, name: str, rows: Rows, values: Array) -> None:
-        """Fill `values` (n, *shape) with rows that count from the group's first."""
-        stored = self._groups[group].holder(name)
-        extent = stored.extents[name]
-        if self.access == "memmap":
-            # mode="clip" only spares a copy: the rows have been checked.
-            np.take(self._map(group, stored, name), rows, axis=0, out=values, mode="clip")
-            return
-        handle, path = self._open(stored), self.version.store.layout.object(stored.id)
-        for place, row in enumerate(rows.tolist()):
-            read_into(handle, values[place, ...], extent.offset + row * extent.row_bytes, path)
+    @property
+    def _mine(self) -> _Sources:
+        """What is open in this process: threads and locks do not survive a fork."""
+        if self._sources is None or self._sources.process != os.getpid():
+            self._sources = _Sources(self)
+        return self._sources
 
-    def _map(self, group: int, stored: StoredObject, name: str) -> Array:
-        if (group, name) not in self._mapped:
-            whole = self._opened.get(stored.id)
-            if not isinstance(whole, mmap.mmap):
-                handle = open_object(self.version.store.layout, stored)
-                try:
-                    whole = mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
-                finally:
-                    os.close(handle)
-                self._opened[stored.id] = whole
-            self._mapped[group, name] = _view(whole, stored.extents[name])
-        return self._mapped[group, name]
+    def _located(self, rows: Rows) -> tuple[Index, Index]:
+        """The row group of each row, and its place in there. Raises IndexError."""
+        if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < self.version.num_rows:
+            raise IndexError(f"rows {rows.min()}..{rows.max()} of {self.version.num_rows}")
+        groups = np.searchsorted(self._ends, rows, side="right")
+        return groups, rows - self._begins[groups] if rows.size else rows
 
-    def _open(self, stored: StoredObject) -> int:
-        opened = self._opened.get(stored.id)
-        if not isinstance(opened, int):
-            opened = open_object(self.version.store.layout, stored)
-            self._opened[stored.id] = opened
-        return opened
+    def _decode(self, name: str, groups: Index, items: Index, out: Array) -> None:
+        from hpctool.data.images import decode
+
+        encoded = self._runs(name, groups, items)
+        decode(encoded, self.images[name], out, self._mine.cores.map, self.version.store.root)
+
+    def _runs(self, name: str, groups: Index, items: Index) -> list[Array]:
+        """The rows of a ragged column, one array each, to be read only."""
+        if not len(groups):
+            return []
+        starts, stops = np.empty(len(groups), np.int64), np.empty(len(groups), np.int64)
+        self._mine.take(offsets_of(name), groups, items, starts)
+        self._mine.take(offsets_of(name), groups, items + 1, stops)
+        return self._mine.runs(name, groups, starts, stops)
 
 
-def _view(whole: mmap.mmap, extent: Extent) -> Array:
-    # Not np.memmap: a plain array is quicker to index. Bounds were checked when the manifest was read.
-    return np.ndarray(extent.shape, extent.dtype, buffer=whole, offset=extent.offset)
+class _Sources:
+    """What one process has open to read from: files, mappings, threads, blocks."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.process = os.getpid()
+        version = reader.version
+        self._groups = version.contents.row_groups
+        self._access, self._window = reader.access, reader.window
+        self._files = OpenFiles(version.store.layout, version.stage)
+        self._parts: dict[str, Parts] = {}
+
+    @cached_property
+    def io(self) -> ThreadPoolExecutor:
+        """Threads that wait for files."""
+        return ThreadPoolExecutor(IO_THREADS, thread_name_prefix="hpctool-read")
+
+    @cached_property
+    def cores(self) -> ThreadPoolExecutor:
+        """Threads that compute."""
+        return ThreadPoolExecutor(num_cores(), thread_name_prefix="hpctool-decode")
+
+    @cached_property
+    def cache(self) -> Cache:
+        return Cache(CACHE_BYTES, self.io)
+
+    def parts(self, name: str) -> Parts:
+        """One array of all row groups, by the way that suits it."""
+        if name not in self._parts:
+            self._parts[name] = self._opened([group.holder(name) for group in self._groups], name)
+        return self._parts[name]
+
+    def take(self, name: str, groups: Index, items: Index, out: Array) -> None:
+        try:
+            self.parts(name).take(groups, items, out)
+        except Unmappable:
+            self._unmapped(name).take(groups, items, out)
+
+    def runs(self, name: str, groups: Index, starts: Index, stops: Index) -> list[Array]:
+        try:
+            return self.parts(name).runs(groups, starts, stops)
+        except Unmappable:
+            return self._unmapped(name).runs(groups, starts, stops)
+
+    def close(self) -> None:
+        for name in ("io", "cores"):
+            if name in self.__dict__:
+                self.__dict__[name].shutdown(wait=False)
+
+    def _opened(self, stored: list[StoredObject], name: str) -> Parts:
+        first = stored[0].extents[name]
+        if any(one.extents[name].chunks for one in stored):
+            return Blocks(self._files, stored, name, self.cache)
+        if self._access == "memmap":
+            try:
+                return Mapped(self._files, stored, name)
+            except Unmappable:
+                return Direct(self._files, stored, name, self.io)
+        # The current window and the next one stay in memory; a window that does not fit would be read again and again.
+        if name.endswith(offsets_of("")) or 0 < 2 * self._window * first.row_bytes <= CACHE_BYTES:
+            return Blocks(self._files, stored, name, self.cache)
+        return Direct(self._files, stored, name, self.io)
+
+    def _unmapped(self, name: str) -> Parts:
+        """The array by pread from now on: this process has no room for more mappings."""
+        stored = [group.holder(name) for group in self._groups]
+        self._parts[name] = Direct(self._files, stored, name, self.io)
+        return self._parts[name]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hpctool.data.access import Choice
 from hpctool.data.identity import places, uids_from_hex
 from hpctool.data.layout import split_ref
 from hpctool.data.manifest import LABEL, UID, Column, Manifest
@@ -28,9 +29,17 @@ def open_version(datasets: Path, ref: str) -> Version:
 
 
 class Version:
-    """One commit of a dataset. `columns` are features and label; images are uint8 (H, W, C)."""
+    """One commit of a dataset. `columns` are features and label; images are uint8 (H, W, C).
+
+    Whoever opens it for many readers says how they read: `access`, and `stage`, a folder of this node that holds
+    copies of objects (stage.py).
+    """
 
     def __init__(self, store: Store, revision: str, commit: str) -> None:
+        self.access: Choice = "auto"
+        self.stage: Path | None = None
+        #: an open file whose lock says that the stage is in use
+        self.stage_lock: int | None = None
         self.store = store
         self.name = store.name
         self.revision = revision
@@ -83,6 +92,10 @@ class Version:
             raise UnknownName(f"split of {self.ref} called", split, self.splits)
         return self.store.get(self.contents.splits, split)
 
+    @cached_property
+    def _readers(self) -> dict[str, Reader]:
+        return {}
+
     def split_of_rows(self) -> list[str]:
         """Each row's split, in order of row."""
         names = np.full(self.num_rows, "", dtype=object)
@@ -95,8 +108,9 @@ class Version:
         if column not in self.contents.columns:
             raise UnknownName(f"column of {self.ref} called", column, self.columns)
         if rows is not None:
-            with Reader(self, [column], access="pread") as reader:
-                return reader.gather(rows)[column]
+            if column not in self._readers:
+                self._readers[column] = Reader(self, [column])
+            return self._readers[column].gather(rows)[column]
         groups = self.contents.row_groups
         return np.concatenate([self.store.get(group.holder(column), column) for group in groups])
 

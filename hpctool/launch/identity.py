@@ -10,8 +10,9 @@ from hpctool.config import flatten
 from hpctool.errors import ConfigError
 from hpctool.launch.job import Input
 
-#: Where it runs, how much it gets, where things lie and what is written down do not change what a run is.
-NOT_IDENTITY = ("cluster", "resources", "paths", "track", "code")
+#: Where it runs, how much it gets, where things lie, how bytes are read and what is written down do not change what a
+#: run is. Whole sections, and dotted keys of others.
+NOT_IDENTITY = ("cluster", "resources", "paths", "track", "code", "data.read", "data.stage")
 
 
 def run_identity(job: str, config: Mapping[str, Any], inputs: Iterable[Input], varied: Iterable[str] = ()) -> str:
@@ -20,9 +21,9 @@ def run_identity(job: str, config: Mapping[str, Any], inputs: Iterable[Input], v
     `varied` are the dotted keys that a sweep varies; they always count, `resources.nodes` too.
     Raises ConfigError where the config holds what JSON has no word for.
     """
-    chosen = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    elsewhere = [key for key in varied if key.split(".")[0] in NOT_IDENTITY]
-    flat = flatten({key: config[key] for key in NOT_IDENTITY if key in config}) if elsewhere else {}
+    chosen = _without(config, NOT_IDENTITY)
+    elsewhere = [key for key in varied if key in NOT_IDENTITY or key.split(".")[0] in NOT_IDENTITY]
+    flat = flatten(dict(config)) if elsewhere else {}
     also = {key: flat[key] for key in elsewhere if key in flat}
     made_from = sorted([one.kind, one.id] for one in inputs)
     try:
@@ -34,3 +35,15 @@ def run_identity(job: str, config: Mapping[str, Any], inputs: Iterable[Input], v
 def sweep_identity(cells: Iterable[str]) -> str:
     """The SHA-256 (64 hex) of a sweep: its cells' identities in order."""
     return files.sha256_bytes(files.canonical_json(list(cells)))
+
+
+def _without(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """A copy of nested dicts without some dotted keys; what is not touched is shared."""
+    copied = dict(config)
+    for key in keys:
+        section, _, inner = key.partition(".")
+        if inner and isinstance(copied.get(section), Mapping):
+            copied[section] = _without(copied[section], [inner])
+        elif not inner:
+            copied.pop(section, None)
+    return copied

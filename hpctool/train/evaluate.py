@@ -42,7 +42,7 @@ def evaluate(rundir: RunDir, world: World) -> dict[str, Any]:
     trained = RunDir(Path(cfg.paths.runs) / cfg.run)
     train_cfg = params.read_config(trained)
     assert cfg.data.name is not None, "resolve pins the dataset"
-    data = replace(train_cfg.data, name=cfg.data.name, checksums=cfg.data.checksums)
+    data = replace(train_cfg.data, name=cfg.data.name, checksums=cfg.data.checksums, stage="off")
     version = open_checked(Path(cfg.paths.datasets), data, world)
     if world.is_main:
         begin_use(version, rundir, "evaluate", {cfg.data.split: None})

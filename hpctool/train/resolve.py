@@ -7,9 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 
 from hpctool.config import check_target, load, set_value
+from hpctool.data.access import access_of
+from hpctool.data.reader import Reader
+from hpctool.data.stage import check_choice
 from hpctool.data.verify import check_readable
 from hpctool.data.version import Version, open_version
 from hpctool.errors import ConfigError, InputError, UnknownName, nearest
@@ -38,6 +42,8 @@ def resolve_train(cfg: DictConfig) -> Resolved:
 def _dataset(cfg: DictConfig) -> Resolved:
     version = open_version(Path(cfg.paths.datasets), cfg.data.name)
     asked = version.ref
+    access_of(version.store.root, cfg.data.read)
+    check_choice(cfg.data.stage)
     pin_data(cfg, version)
     check_data(Path(cfg.paths.datasets), cfg.data.name, (cfg.data.feature, cfg.data.label))
     for key in ("train_split", "val_split"):
@@ -130,7 +136,7 @@ def pin_data(cfg: DictConfig, version: Version) -> None:
             raise ConfigError(f"data.{key}", problem, nearest(data[key], known))
     set_value(cfg, "data.name", version.pinned)
     set_value(cfg, "data.commit", version.commit)
-    set_value(cfg, "data.input_shape", input_shape(version.columns[data.feature].shape))
+    set_value(cfg, "data.input_shape", input_shape(sample_shape(version, data.feature, data.get("size"))))
     classes = version.columns[data.label].classes
     if classes is not None:
         set_value(cfg, "data.num_classes", len(classes))
@@ -145,6 +151,29 @@ def check_data(datasets: Path, pinned: str, columns: tuple[str, ...]) -> None:
     version = open_version(datasets, pinned)
     size_bytes = sum(stored.size_bytes for stored in version.contents.objects)
     check_readable(version, columns, checksums=size_bytes <= _QUICK_BYTES)
+
+
+def sample_shape(version: Version, feature: str, size: Iterable[int] | None) -> tuple[int, ...]:
+    """The shape of one sample as it is read; encoded images are like the first one, or of the size that was asked for.
+
+    Raises ConfigError where samples have different lengths, which make no batch.
+    """
+    column = version.columns[feature]
+    if column.encoding is None:
+        if column.ragged:
+            raise ConfigError("data.feature", f"the rows of '{feature}' have different lengths; no batch holds them.")
+        if size is not None:
+            raise ConfigError("data.size", f"'{feature}' of {version.ref} is not encoded; its size is {column.shape}.")
+        return column.shape
+    from hpctool.data.images import ImageForm
+
+    try:
+        with Reader(version, [feature]) as reader:
+            form = ImageForm.of(reader.ragged(feature, np.zeros(1, np.int64))[0])
+        height, width = size or (form.height, form.width)
+        return ImageForm(height, width, form.channels).shape
+    except ValueError as error:
+        raise ConfigError("data.size", f"{error}.") from error
 
 
 def input_shape(shape: Iterable[int]) -> list[int]:

@@ -11,18 +11,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from hpctool.data import usage
+from hpctool.data.access import Choice
+from hpctool.data.images import ImageForm
 from hpctool.data.order import VERSION as ORDER_VERSION
 from hpctool.data.order import Order
 from hpctool.data.reader import Reader
+from hpctool.data.stage import stage
 from hpctool.data.verify import check_readable
 from hpctool.data.version import Version, open_version
+from hpctool.launch import signals
 from hpctool.rundir import RunDir
 from hpctool.train.augment import Augment
 from hpctool.train.schema import Data
@@ -35,13 +39,23 @@ _AHEAD = 16384  # positions
 
 
 def open_checked(datasets: Path, data: Data, world: World) -> Version:
-    """The pinned dataset version, its objects found to be what was written (conf: data.checksums).
+    """The pinned dataset version, its objects found to be what was written (conf: data.checksums), the training and
+    validation splits staged on the nodes' disks if that was chosen (data.stage).
 
     Collective: all ranks must call it. Raises UnknownName, CorruptError, on all ranks alike.
     """
     version = open_version(datasets, data.name)
+    version.access = cast(Choice, data.read)
     columns = [column for column in (data.feature, data.label) if column]
-    world.on_main(lambda: check_readable(version, columns, checksums=data.checksums))
+    splits = [data.train_split, data.val_split]
+    stop = signals.stop_requested
+    said = stage(version, columns, splits, data.stage, world, checksums=data.checksums, stopped=stop)
+    if said and world.is_main:
+        print(said, flush=True)
+    # What was staged has been compared while it was copied.
+    everywhere = all(world.gather(version.stage is not None))
+    checksums = data.checksums and not everywhere
+    world.together(lambda: check_readable(version, columns, checksums=checksums, rank=world.rank, size=world.size))
     return version
 
 
@@ -72,7 +86,8 @@ class Samples:
         assert data.feature is not None, "resolve chooses the feature column"
         self.version = version
         self.columns: dict[str, str] = {"x": data.feature, "y": data.label}
-        self.reader = Reader(version, list(self.columns.values()))
+        images = {data.feature: image_form(data)} if version.columns[data.feature].encoding else None
+        self.reader = Reader(version, list(self.columns.values()), window=data.window, images=images)
         self.rows: Rows = version.split_rows(split)
         self.seed = seed
         self.augment = augment
@@ -115,6 +130,7 @@ class Samples:
         if known_epoch != epoch or not start <= first <= last <= start + len(known):
             known, start = self.order.rows(epoch, first, min(len(self), max(last, first + _AHEAD))), first
             self._ahead = (epoch, start, known)
+            self.reader.prefetch(self.rows[known])
         return known[first - start : last - start]
 
     def _batch(self, arrays: dict[str, npt.NDArray[Any]], rows: Rows) -> Batch:
@@ -129,3 +145,10 @@ class Samples:
             key = int.from_bytes(hashlib.blake2b(f"{self.seed}/{epoch}/{uid}".encode(), digest_size=16).digest())
             samples.append(self.augment(sample, np.random.Generator(np.random.Philox(key=key))))
         return np.stack(samples)
+
+
+def image_form(data: Data) -> ImageForm:
+    """What encoded images become, by the configuration that `resolve` has completed."""
+    assert data.input_shape is not None, "resolve fills it in"
+    channels, height, width = data.input_shape
+    return ImageForm(height, width, channels)

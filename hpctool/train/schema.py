@@ -32,6 +32,14 @@ class Data:
     num_classes: int | None = MISSING
     #: of one sample as the model sees it: (C, H, W) for images, (F,) for feature vectors
     input_shape: list[int] | None = MISSING
+    # The following have defaults here for the configurations of runs that are older than they are.
+    #: encoded images are scaled to [height, width] when they are read; null: as the first one is
+    size: list[int] | None = None
+    #: how bytes are read, which changes no result: memmap, pread, or auto: pread on shared file systems
+    read: str = "auto"
+    #: copies on the nodes' own disks: "off", auto ($SLURM_TMPDIR, $TMPDIR or /tmp, for data on a shared file system),
+    #: or a folder
+    stage: str = "off"
 
 
 @dataclass

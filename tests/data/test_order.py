@@ -8,7 +8,7 @@ from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpctool.data.order import Order
@@ -18,7 +18,7 @@ from hpctool.data.order import Order
     num_rows=st.integers(0, 700),
     seed=st.integers(0, 2**63),
     epoch=st.integers(0, 1000),
-    window=st.sampled_from([0, 1, 2, 7, 64, 699, 5000]),
+    window=st.sampled_from([0, 1, 2, 7, 64, 65, 130, 699, 5000]),
 )
 def test_every_row_comes_once_in_an_epoch(num_rows: int, seed: int, epoch: int, window: int) -> None:
     rows = Order(num_rows, seed, window).rows(epoch, 0, num_rows)
@@ -29,6 +29,42 @@ def test_every_row_comes_once_in_an_epoch(num_rows: int, seed: int, epoch: int, 
 @pytest.mark.parametrize("num_rows", [*range(1, 40), 255, 256, 257, 65_535, 65_536, 65_537, 100_003])
 def test_sizes_at_the_edges_are_permutations(num_rows: int) -> None:
     assert np.array_equal(np.sort(Order(num_rows, 3).rows(5, 0, num_rows)), np.arange(num_rows))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_rows=st.integers(1, 120),
+    window=st.integers(0, 150),
+    world=st.integers(1, 7),
+    share=st.integers(1, 9),
+    workers=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_ranks_and_workers_share_out_what_one_alone_would_see(
+    num_rows: int, window: int, world: int, share: int, workers: int, seed: int
+) -> None:
+    """Two epochs and what is left of the last batch: rank r of step s takes its share, worker w every w-th step."""
+    order, batch = Order(num_rows, seed, window), world * share
+
+    def stream(start: int, stop: int) -> list[int]:
+        found: list[int] = []
+        while start < stop:
+            epoch, first = divmod(start, num_rows)
+            last = min(num_rows, first + stop - start)
+            found += order.rows(epoch, first, last).tolist()
+            start += last - first
+        return found
+
+    num_steps = -(-2 * num_rows // batch)
+    by_step: dict[int, list[int]] = {}
+    for worker in range(workers):
+        for step in range(worker, num_steps, workers):
+            parts = [stream(step * batch + r * share, step * batch + (r + 1) * share) for r in range(world)]
+            assert {len(part) for part in parts} == {share}
+            by_step[step] = [row for part in parts for row in part]
+    seen = [row for step in range(num_steps) for row in by_step[step]]
+    assert seen == stream(0, num_steps * batch)
+    assert sorted(seen[:num_rows]) == sorted(seen[num_rows : 2 * num_rows]) == list(range(num_rows))
 
 
 @given(cuts=st.lists(st.integers(0, 500), max_size=8), window=st.sampled_from([0, 60]))
@@ -46,7 +82,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 def test_the_order_is_the_same_for_ever() -> None:
     assert Order(10, 0).rows(0, 0, 10).tolist() == [7, 4, 3, 0, 2, 6, 5, 1, 9, 8]
-    assert Order(10, 0, window=3).rows(1, 0, 10).tolist() == [5, 4, 6, 8, 0, 9, 3, 2, 1, 7]
+    assert Order(10, 0, window=3).rows(1, 0, 10).tolist() == [6, 3, 2, 7, 5, 9, 0, 8, 4, 1]
 
 
 @pytest.mark.parametrize("num_rows", [2, 3, 4])
@@ -64,17 +100,24 @@ def test_rows_that_stand_together_are_torn_apart() -> None:
     assert np.mean(np.abs(np.diff(rows)) < 10) < 0.01
 
 
-def test_a_window_stays_inside_one_run_at_a_time() -> None:
-    rows = Order(1000, 0, window=100).rows(0, 0, 1000)
-    runs = {frozenset(rows[start : start + 100].tolist()) for start in range(0, 1000, 100)}
-    # Where the first run begins is drawn, and the one that goes round the end has the first and the last rows.
-    begin = min(min(run) for run in runs if max(run) - min(run) == 99)
-    assert runs == {frozenset((begin + start + i) % 1000 for i in range(100)) for start in range(0, 1000, 100)}
+def test_a_window_is_64_blocks_from_everywhere() -> None:
+    order = Order(64_000, 0, window=640)
+    windows = order.rows(0, 0, 64_000).reshape(100, 640)
+    assert order.block_rows == 10
+
+    def blocks(begin: int) -> list[Counter[int]]:
+        return [Counter(((window - begin) % 64_000 // 10).tolist()) for window in windows]
+
+    # Where the first block begins is drawn.
+    (found,) = (all_ for all_ in map(blocks, range(10)) if all(set(one.values()) == {10} for one in all_))
+    assert all(len(one) == 64 and max(one) - min(one) > 3000 for one in found)
+    # Inside its window a row may stand anywhere.
+    assert np.mean(np.abs(np.diff(windows)) < 10) < 0.05
 
 
-def test_the_short_last_run_is_another_one_in_every_epoch() -> None:
-    order = Order(1050, 0, window=100)
-    last = [set(order.rows(epoch, 1000, 1050).tolist()) for epoch in range(4)]
+def test_the_short_last_block_is_another_one_in_every_epoch() -> None:
+    order = Order(12_850, 0, window=6400)
+    last = [set(order.rows(epoch, 12_800, 12_850).tolist()) for epoch in range(4)]
     assert len(set.intersection(*last)) < 50
 
 

@@ -1,0 +1,182 @@
+"""Blocks: parts of arrays that are read by pread, from shared file systems and where columns are compressed.
+
+Direct reads what is asked for, neighbours at once. Blocks reads a megabyte or more at a time and keeps it for the rows
+that will be asked for soon: all that a window of the shuffle needs, or what was unpacked. Both read with several
+threads, because on a shared file system each read waits for the network, and unpacking takes a core.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import numpy as np
+
+from hpctool.data.mapped import Index
+from hpctool.data.objects import Extent, StoredObject, chunks_of, read_into, unpack_chunk
+from hpctool.data.opened import OpenFiles
+from hpctool.world import Array
+
+#: What is read at once: the most that a file system's client asks a server for in one go, more or less.
+BLOCK_BYTES = 1 << 20
+#: Reads that wait for the network at once.
+IO_THREADS = 16
+
+Key = tuple[str, int, int]
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class Cache:
+    """Blocks in memory, the least used given up first; each is loaded once however many threads want it."""
+
+    def __init__(self, capacity_bytes: int, threads: ThreadPoolExecutor) -> None:
+        self.capacity_bytes = capacity_bytes
+        self._threads = threads
+        self._held: OrderedDict[Key, tuple[Future[Array], int]] = OrderedDict()
+        self._held_bytes = 0
+        self._lock = threading.Lock()
+
+    def ask(self, keys: Sequence[Key], size_bytes: int, load: Callable[[Key], Array]) -> list[Future[Array]]:
+        """The blocks, which begin to be loaded now where they are not there; `size_bytes` is what each takes."""
+        found = []
+        with self._lock:
+            for key in keys:
+                held = self._held.get(key)
+                if held is None or (held[0].done() and held[0].exception()):
+                    held = self._held[key] = (self._threads.submit(load, key), size_bytes)
+                    self._held_bytes += size_bytes
+                self._held.move_to_end(key)
+                found.append(held[0])
+            while self._held_bytes > self.capacity_bytes and len(self._held) > len(keys):
+                self._held_bytes -= self._held.popitem(last=False)[1][1]
+        return found
+
+
+class Direct:
+    """Parts of one array, each item read from its file when it is asked for."""
+
+    def __init__(
+        self, files: OpenFiles, stored: Sequence[StoredObject], name: str, threads: ThreadPoolExecutor
+    ) -> None:
+        self._files, self._stored, self._name, self._threads = files, stored, name, threads
+
+    def take(self, groups: Index, items: Index, out: Array) -> None:
+        order = np.lexsort((items, groups))
+        pieces = np.array_split(order, min(IO_THREADS, len(order) // 8)) if len(order) >= 16 else [order]
+        if len(pieces) == 1:
+            self._fill(groups, items, out, order)
+            return
+        for done in [self._threads.submit(self._fill, groups, items, out, piece) for piece in pieces]:
+            done.result()
+
+    def runs(self, groups: Index, starts: Index, stops: Index) -> list[Array]:
+        asked = zip(groups.tolist(), starts.tolist(), stops.tolist(), strict=True)
+        return list(self._threads.map(lambda run: self._run(*run), asked))
+
+    def prefetch(self, groups: Index, items: Index) -> None:
+        pass
+
+    def _fill(self, groups: Index, items: Index, out: Array, order: Index) -> None:
+        """Read the items at some places, which are in order of group and item: those that touch in one go."""
+        if not len(order):
+            return
+        apart = (np.diff(groups[order]) != 0) | (np.diff(items[order]) > 1)
+        for places in np.split(order, np.flatnonzero(apart) + 1):
+            first = int(items[places[0]])
+            run = self._run(int(groups[places[0]]), first, int(items[places[-1]]) + 1)
+            out[places] = run[items[places] - first]
+
+    def _run(self, group: int, start: int, stop: int) -> Array:
+        return read_run(self._files, self._stored[group], self._name, start, stop)
+
+
+class Blocks:
+    """Parts of one array, read in blocks of consecutive items that a cache keeps."""
+
+    def __init__(self, files: OpenFiles, stored: Sequence[StoredObject], name: str, cache: Cache) -> None:
+        self._files, self._stored, self._name, self._cache = files, stored, name, cache
+        self._extents = [one.extents[name] for one in stored]
+        self._sizes = np.array([extent.shape[0] for extent in self._extents], np.int64)
+        rows = [items_of_block(extent) for extent in self._extents]
+        self._rows = np.array(rows, np.int64)
+        self._block_bytes = max(rows) * self._extents[0].row_bytes
+        self._chunks: dict[int, list[list[int]]] = {}
+
+    def take(self, groups: Index, items: Index, out: Array) -> None:
+        numbers = items // self._rows[groups]
+        for group, number, places, block in self._blocks(groups, numbers):
+            out[places] = block[items[places] - number * int(self._rows[group])]
+
+    def runs(self, groups: Index, starts: Index, stops: Index) -> list[Array]:
+        first, last = starts // self._rows[groups], np.maximum(stops - 1, starts) // self._rows[groups]
+        # A run may lie in several blocks: ask for all of them, then cut.
+        counts = last - first + 1
+        whose = np.repeat(np.arange(len(groups)), counts)
+        numbers = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts) + first[whose]
+        found: dict[tuple[int, int], Array] = {
+            (group, number): block for group, number, _, block in self._blocks(groups[whose], numbers)
+        }
+        parts = []
+        for group, start, stop, low, high in zip(
+            *(each.tolist() for each in (groups, starts, stops, first, last)), strict=True
+        ):
+            base = low * int(self._rows[group])
+            blocks = [found[group, number] for number in range(low, high + 1)]
+            parts.append((blocks[0] if low == high else np.concatenate(blocks))[start - base : stop - base])
+        return parts
+
+    def prefetch(self, groups: Index, items: Index) -> None:
+        keys, _ = self._keys(groups, items // self._rows[groups])
+        if len(keys) * self._block_bytes * 2 <= self._cache.capacity_bytes:
+            self._cache.ask(keys, self._block_bytes, self._load)
+
+    def _keys(self, groups: Index, numbers: Index) -> tuple[list[Key], Index]:
+        """The blocks asked for, each once, and for every place which of them it is in."""
+        pairs, which = np.unique(np.stack([groups, numbers], axis=1), axis=0, return_inverse=True)
+        return [(self._name, group, number) for group, number in pairs.tolist()], which.reshape(-1)
+
+    def _blocks(self, groups: Index, numbers: Index) -> list[tuple[int, int, Index, Array]]:
+        """(group, number, places, block) of each block that is asked for."""
+        keys, which = self._keys(groups, numbers)
+        asked = self._cache.ask(keys, self._block_bytes, self._load)
+        wait(asked)
+        order = np.argsort(which, kind="stable")
+        places = np.split(order, np.cumsum(np.bincount(which, minlength=len(keys)))[:-1])
+        return [(key[1], key[2], at, one.result()) for key, at, one in zip(keys, places, asked, strict=True)]
+
+    def _load(self, key: Key) -> Array:
+        _, group, number = key
+        extent, start = self._extents[group], number * int(self._rows[group])
+        stop = min(start + int(self._rows[group]), int(self._sizes[group]))
+        if extent.chunks is None:
+            return read_run(self._files, self._stored[group], self._name, start, stop)
+        opened = self._files.get(self._stored[group])
+        if group not in self._chunks:
+            index = self._stored[group].extents[chunks_of(self._name)]
+            places = np.empty(index.shape, np.int64)
+            read_into(opened.handle, places, index.offset, opened.path)
+            self._chunks[group] = places.tolist()
+        return unpack_chunk(opened.handle, extent, self._chunks[group][number], opened.path)[: stop - start]
+
+
+def items_of_block(extent: Extent) -> int:
+    """How many items are read at once: a chunk where they are packed, about BLOCK_BYTES where they are not."""
+    if extent.chunks is not None:
+        return extent.chunks.rows
+    return max(1, BLOCK_BYTES // max(extent.row_bytes, 1))
+
+
+def read_run(files: OpenFiles, stored: StoredObject, name: str, start: int, stop: int) -> Array:
+    """Consecutive items of an array that is not compressed: (stop - start, *shape). Raises CorruptError."""
+    extent = stored.extents[name]
+    run: Array = np.empty((stop - start, *extent.shape[1:]), extent.dtype)
+    opened = files.get(stored)
+    read_into(opened.handle, run, extent.offset + start * extent.row_bytes, opened.path)
+    return run
