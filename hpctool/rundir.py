@@ -5,7 +5,7 @@ runs/<name>-<8 hex>/
   config.yaml       the resolved config          overrides.txt    what was typed
   code.patch        environment.txt              submit.sh        how it was started
   ledger/           what happened: attempts begun, checkpoints committed, attempts ended (a log)
-  metrics/<attempt>.jsonl    tensorboard/        logs/<attempt>/<rank>.{log,stacks}    errors/<attempt>/<rank>.json
+  metrics/<attempt>.jsonl    tensorboard/        logs/<attempt>/<rank>.{log,stacks,beat}    errors/<attempt>/<rank>.json
   checkpoints/step-00001200.a2/                  artifacts/       pictures and tables of the job
   result.json       how it ended
 """
@@ -244,6 +244,10 @@ class RunDir:
     def stacks(self, rank: int, attempt: int | None = None) -> Path:
         """Which process a rank is, and the stacks it was asked for."""
         return self.path / "logs" / str(self._number(attempt)) / f"{rank}.stacks"
+
+    def beat(self, rank: int, attempt: int | None = None) -> Path:
+        """How far a rank is, written by its watchdog."""
+        return self.path / "logs" / str(self._number(attempt)) / f"{rank}.beat"
 
     def error(self, rank: int, attempt: int | None = None) -> Path:
         return self.path / "errors" / str(self._number(attempt)) / f"{rank}.json"

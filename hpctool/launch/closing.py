@@ -9,12 +9,13 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from hpctool import files
+from hpctool import config, files
 from hpctool.errors import (
     EXIT_CONTINUE,
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
+    HangError,
     HpctoolError,
     ProgramError,
     Stopped,
@@ -109,6 +110,8 @@ def failed(rundir: RunDir, where: str, world: World, error: Exception) -> int:
     text = f"hpctool: {error}" if isinstance(error, HpctoolError) else traceback.format_exc()
     print(text, file=sys.stderr, flush=True)
     code = error.exit_code if isinstance(error, HpctoolError) else EXIT_FAILED
+    if (recorded := recorded_code(rundir)) is not None:
+        return recorded  # a hang that another rank has told of, which then left
     lost_peers = isinstance(error, WorldError)
     if lost_peers and inside.is_job(where):
         _wait_for_verdict(rundir)
@@ -122,6 +125,29 @@ def failed(rundir: RunDir, where: str, world: World, error: Exception) -> int:
     return _over(rundir, "failed", cause, rundir.story().step, code)
 
 
+def hung(rundir: RunDir, cause: str, rank: int, error: HangError, doing: str) -> int:
+    """The attempt stands still; the one rank that speaks for all writes down why, and gives the exit code.
+
+    `rank` is who is late, `doing` its stacks. It comes back like after a failure, within the same budget.
+    """
+    _write_error(rundir, rank, error, doing)
+    print(f"hpctool: {error}", file=sys.stderr, flush=True)
+    story = rundir.story()
+    max_failures = int(config.load(rundir.config_yaml).cluster.max_failures)
+    verdict = endings.after_failure(story, cause, max_failures)
+    code = EXIT_CONTINUE if verdict.state == "requeued" else EXIT_FAILED
+    if verdict.state == "failed":
+        write_ended(rundir, "failed", verdict.cause)
+    end(rundir, verdict.state, verdict.cause, endings.committed_step(story), code, failure=True)
+    return code
+
+
+def recorded_code(rundir: RunDir) -> int | None:
+    """The exit code of this attempt if some rank has already written down its end."""
+    ended = [body for body in rundir.story().of_kind("ended") if body["attempt"] == rundir.attempt]
+    return int(ended[-1].get("exit_code") or EXIT_DONE) if ended else None
+
+
 def _wait_for_verdict(rundir: RunDir) -> None:
     """Until another rank says what its own error was, or Slurm ends this one."""
     deadline_s = time.monotonic() + inside.VERDICT_S
@@ -133,13 +159,17 @@ def _wait_for_verdict(rundir: RunDir) -> None:
 
 def write_error(rundir: RunDir, world: World, error: Exception) -> None:
     """This rank's error, for whoever asks which one failed first."""
-    path = rundir.error(world.rank)
+    _write_error(rundir, world.rank, error, error.words if isinstance(error, ProgramError) else traceback.format_exc())
+
+
+def _write_error(rundir: RunDir, rank: int, error: Exception, where: str) -> None:
+    path = rundir.error(rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     story = {
-        "rank": world.rank,
+        "rank": rank,
         "type": type(error).__name__,
         "message": str(error),
-        "traceback": error.words if isinstance(error, ProgramError) else traceback.format_exc(),
+        "traceback": where,
         "step": rundir.story().step,
         "host": socket.gethostname(),
         "time": now(),
@@ -154,8 +184,8 @@ def _over(rundir: RunDir, state: str, cause: str, step: int, code: int = EXIT_FA
     return code
 
 
-def end(rundir: RunDir, state: str, cause: str, step: int, code: int, *, saved: bool = False) -> None:
-    """The ledger's entry: this attempt is over."""
+def end(rundir: RunDir, state: str, cause: str, step: int, code: int, **marks: bool) -> None:
+    """The ledger's entry: this attempt is over. `marks`: `saved`, or `failure` where it counts as one, if true."""
     body: dict[str, Any] = {"kind": "ended", "attempt": rundir.attempt, "state": state, "cause": cause, "step": step}
-    body |= {"saved": True} if saved else {}
+    body |= {name: True for name, is_so in marks.items() if is_so}
     rundir.ledger.append({**body, "exit_code": code, "time": now()})

@@ -54,11 +54,12 @@ def judge(rundir: RunDir, before: Story, outcome: Outcome, max_failures: int, ca
         return Verdict("requeued", "the local supervisor was told to stop")
     if told == "timeout" and (stopped or -code in _OURS):
         what = "without progress" if stopped else "before the run had saved and stopped"
-        return _after_failure(story, f"the time limit came {what}", max_failures)
+        return after_failure(story, f"the time limit came {what}", max_failures)
     if code < 0:
         cause = f"rank {outcome.first_rank} was killed by {signals.name_of(-code)}"
-        return _after_failure(story, cause, max_failures)
-    own = outcome.first_rank == 0 and said.get("state") == "failed"
+        return after_failure(story, cause, max_failures)
+    # Of a hang the first rank that stands still tells, whichever ends first.
+    own = said.get("state") == "failed" and (outcome.first_rank == 0 or bool(said.get("failure")))
     return Verdict("failed", _why(rundir, outcome, attempt, before), recorded=own)
 
 
@@ -175,8 +176,8 @@ def _is_service(rundir: RunDir) -> bool:
     return job in job_names() and bool(getattr(load_job(job), "SERVICE", False))
 
 
-def _after_failure(story: Story, cause: str, max_failures: int) -> Verdict:
-    """Once more, unless the run fails without getting any further."""
+def after_failure(story: Story, cause: str, max_failures: int) -> Verdict:
+    """Once more, unless the run fails without getting any further. `cause` is compared with that of the last time."""
     step = committed_step(story)
     earlier = [body for body in _since_submitted(story, "ended") if body.get("failure", False)]
     in_vain = [body for body in earlier if body["step"] >= step]

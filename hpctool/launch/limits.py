@@ -129,6 +129,9 @@ def _check_least(group: str, values: Values) -> None:
     for key, least in LEAST[group].items():
         if values[key] is not None and values[key] < least:
             raise ConfigError(f"{group}.{key}", f"it is {values[key]}; the least is {least:g}.")
+    for key, value in values.get("hang", {}).items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"{group}.hang.{key}", f"it is {value}; it must be above 0, or null for no limit.")
 
 
 def _check_resources(resources: Values) -> None:

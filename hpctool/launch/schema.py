@@ -25,6 +25,21 @@ class Container:
 
 
 @dataclass
+class Hang:
+    """How long a rank may stand still before its attempt is ended and requeued, by what it does; null: for ever."""
+
+    #: a step: so many seconds, or step_p95 times the 95th percentile of the steps so far, whichever is longer
+    step_s: float | None = MISSING
+    step_p95: float = MISSING
+    #: from the beginning of the attempt to its first step; the first step, which may compile
+    start_min: float | None = MISSING
+    first_step_min: float | None = MISSING
+    #: one batch of an evaluation, or what comes before and after them; a save
+    evaluation_min: float | None = MISSING
+    save_min: float | None = MISSING
+
+
+@dataclass
 class Cluster:
     """Where a job runs and what the site wants to hear (conf/cluster/)."""
 
@@ -44,6 +59,7 @@ class Cluster:
     max_failures: int = MISSING
     #: how often the time limit may come before a run is given up
     max_timeouts: int = MISSING
+    hang: Hang = MISSING
     #: one partition, or several (`a,b`) of which the first that has room takes the job
     partition: str | None = MISSING
     #: the account that pays, where the site keeps accounts

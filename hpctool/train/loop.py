@@ -24,6 +24,7 @@ import torch
 from hpctool.checkpoint import Checkpointer, Restored, check_state, param_digest, random_state, set_random_state
 from hpctool.errors import Stopped
 from hpctool.launch import moments, signals
+from hpctool.launch.watchdog import Watchdog, watching
 from hpctool.rundir import RunDir
 from hpctool.track.metrics import MetricWriter
 from hpctool.train import parallel, params, seeds
@@ -45,18 +46,20 @@ def train(rundir: RunDir, world: World) -> dict[str, Any]:
     Collective: all ranks must call it. Raises Stopped after saving, when any rank was asked to stop; OperationError on
     gradients that are not finite; InputError for what does not fit; and what checkpoints and data raise.
     """
-    trainer = Trainer(rundir, world)
-    trainer.resume()
-    with MetricWriter(rundir, world) as writer:
-        trainer.run(writer)
-    return trainer.result()
+    with watching(rundir, world.rank, world.size) as watchdog:
+        trainer = Trainer(rundir, world, watchdog)
+        trainer.resume()
+        with MetricWriter(rundir, world) as writer:
+            trainer.run(writer)
+        with watchdog.phase("save"):
+            return trainer.result()
 
 
 class Trainer:
     """One attempt of a run: what it holds, and what is done with it. Collective: all ranks make one."""
 
-    def __init__(self, rundir: RunDir, world: World) -> None:
-        self.rundir, self.world = rundir, world
+    def __init__(self, rundir: RunDir, world: World, watchdog: Watchdog) -> None:
+        self.rundir, self.world, self.watchdog = rundir, world, watchdog
         self.cfg = cfg = params.read_config(rundir)
         check_layout(cfg.loop, world.size)
         parallel.be_deterministic(cfg.num_threads)
@@ -134,14 +137,18 @@ class Trainer:
         factor = lr_factor(self.cfg.schedule, self.step, self.max_steps)
         for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
             group["lr"] = lr * factor
+        self.watchdog.begin_step(self.step + 1)
         self.nonfinite.begin_step()
         num_passes, all_sums = self.cfg.loop.accumulate, []
         for number in range(num_passes):
             batch = self.batches.get(self.consumed, number)
+            self.watchdog.mark("forward")
             with parallel.averaging(self.forward, now=number == num_passes - 1):
                 loss, sums = self.task.loss(self.forward, batch)
+                self.watchdog.mark("backward")
                 (loss / num_passes).backward()  # type: ignore[no-untyped-call]
             all_sums.append(sums)
+        self.watchdog.mark("update")
         grad_norm = self.clip()
         if self.nonfinite.may_step(self.step + 1, grad_norm):
             self.optimizer.step()
@@ -153,6 +160,7 @@ class Trainer:
         self.step += 1
         self.consumed += self.cfg.loop.global_batch_size
         self.progress.count(self.cfg.loop.global_batch_size)
+        self.watchdog.end_step()
         return grad_norm
 
     def clip(self) -> float:
@@ -190,10 +198,11 @@ class Trainer:
         if self.step % self.eval_every and self.step != self.max_steps:
             return
         moments.reached("evaluate", self.step, self.rundir.attempt)
-        self.share_buffers()
-        model, batch_size = self.trained.eval(), self.cfg.loop.eval_batch_size
-        found = measure(model, self.task, self.val_samples, self.world, batch_size, signals.stop_requested)
-        model.train()
+        with self.watchdog.phase("evaluation"):
+            self.share_buffers()
+            model, batch_size = self.trained.eval(), self.cfg.loop.eval_batch_size
+            found = measure(model, self.task, self.val_samples, self.world, batch_size, self.stop_meanwhile)
+            model.train()
         if found is None:
             # A validation may take longer than a grace time; the next attempt begins with it.
             self.save_and_stop(writer)
@@ -203,6 +212,11 @@ class Trainer:
         self.metrics |= values
         writer.log(self.step, values)
         self.remember_best(values)
+
+    def stop_meanwhile(self) -> bool:
+        """Asked before each batch of a validation: whether this rank was told to stop."""
+        self.watchdog.pulse()
+        return signals.stop_requested()
 
     def remember_best(self, values: dict[str, float]) -> None:
         """Keep the metrics of the best step so far, and its parameters if they are to be the run's result."""
@@ -251,9 +265,10 @@ class Trainer:
         step = self.world.on_main(lambda: self.nonfinite.note_rollback(failed, self.consumed))
         self.say(f"step {failed}: the gradient is not finite; back to step {step}, on with the samples behind this one")
         self.optimizer.zero_grad(set_to_none=True)
-        restored = self.checkpoints.restore()
-        assert restored is not None, "it was in the ledger a moment ago"
-        self.adopt(restored)
+        with self.watchdog.phase("save"):
+            restored = self.checkpoints.restore()
+            assert restored is not None, "it was in the ledger a moment ago"
+            self.adopt(restored)
         self.consumed = behind
         writer.rewind()
 
@@ -275,18 +290,22 @@ class Trainer:
 
     def save(self, writer: MetricWriter) -> None:
         """Commit a checkpoint of this step. Collective. Raises DesyncError where the ranks are not alike."""
-        self.agreement.verify(self.position(self.cfg.parallel.compare_every_steps is not None))
-        self.share_buffers()
-        writer.flush()
-        info = {
-            "consumed": self.consumed,
-            "fingerprint": fingerprint(self.world, self.device),
-            "samples_per_s": self.progress.samples_per_s,
-        }
-        own = {"rng": random_state(), "meter": self.meter.sums}
-        if self.cfg.loop.on_nonfinite == "rollback" and self.step % (self.cfg.loop.checkpoint_every_steps or 1) == 0:
-            self.checkpoints.keep = {self.step}
-        self.checkpoints.save(self.state(), self.step, per_rank=own, info=info)
+        with self.watchdog.phase("save"):
+            self.agreement.verify(self.position(self.cfg.parallel.compare_every_steps is not None))
+            self.share_buffers()
+            writer.flush()
+            info = {
+                "consumed": self.consumed,
+                "fingerprint": fingerprint(self.world, self.device),
+                "samples_per_s": self.progress.samples_per_s,
+            }
+            own = {"rng": random_state(), "meter": self.meter.sums}
+            if (
+                self.cfg.loop.on_nonfinite == "rollback"
+                and self.step % (self.cfg.loop.checkpoint_every_steps or 1) == 0
+            ):
+                self.checkpoints.keep = {self.step}
+            self.checkpoints.save(self.state(), self.step, per_rank=own, info=info)
         self.saved_s = time.monotonic()
 
     def resume(self) -> None:
