@@ -5,6 +5,7 @@ Collectives carry JSON values and NumPy arrays, never pickles. Every collective 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from datetime import timedelta
@@ -79,6 +80,14 @@ class World:
         mine, own_error = _attempted(action) if self.is_main else ({}, None)
         return _agreed([self.broadcast(mine)], own_error)[0]
 
+    def apart(self) -> World | None:
+        """The same ranks with a channel of their own, for collectives in another thread beside this world's.
+
+        None where ranks are joined by something that threads cannot share (MPI, sockets). Collective: all ranks must
+        call it. It lives as long as this world, and is not closed by itself.
+        """
+        return World(self.place) if type(self) is World else None
+
     def close(self) -> None:
         """Leave the world; nothing collective may follow."""
 
@@ -108,6 +117,9 @@ class FakeWorld(World):
         # There is no real rank 0 to ask: what it would do is done here.
         return _through_json(action())
 
+    def apart(self) -> World | None:
+        return self
+
 
 class TorchWorld(World):
     """Ranks joined by torch.distributed: gloo on CPUs; with GPUs nccl for tensors and gloo for everything else."""
@@ -122,6 +134,8 @@ class TorchWorld(World):
 
         self.torch = torch
         self.dist = dist
+        #: whose ranks this world joins; None is torch's default group
+        self._group: ProcessGroup | None = None
         self._join_timeout = timedelta(seconds=timeout_s)
         self.device = torch.device("cpu")
         backend = "gloo"
@@ -150,17 +164,22 @@ class TorchWorld(World):
         group.set_timeout(_COLLECTIVE_TIMEOUT)
         return group
 
+    def apart(self) -> World | None:
+        twin = copy.copy(self)
+        twin._group = self.new_group()
+        return twin
+
     def barrier(self) -> None:
         self.reduce(np.zeros(1, np.int64))
 
     def broadcast(self, value: Any, root: int = 0) -> Any:
         raw = np.frombuffer(json.dumps(value).encode(), np.uint8) if self.rank == root else np.zeros(0, np.uint8)
         length = self.torch.tensor([raw.size], dtype=self.torch.int64)
-        self._call(lambda: self.dist.broadcast(length, root))
+        self._call(lambda: self.dist.broadcast(length, root, group=self._group))
         buffer = self.torch.zeros(int(length.item()), dtype=self.torch.uint8)
         if self.rank == root:
             buffer.copy_(self.torch.from_numpy(raw.copy()))
-        self._call(lambda: self.dist.broadcast(buffer, root))
+        self._call(lambda: self.dist.broadcast(buffer, root, group=self._group))
         return json.loads(buffer.numpy().tobytes())
 
     def gather(self, value: Any) -> list[Any]:
@@ -172,13 +191,13 @@ class TorchWorld(World):
         mine = self.torch.zeros(width, dtype=self.torch.uint8)
         mine[: raw.size] = self.torch.from_numpy(raw.copy())
         everybody = [self.torch.zeros(width, dtype=self.torch.uint8) for _ in range(self.size)]
-        self._call(lambda: self.dist.all_gather(everybody, mine))
+        self._call(lambda: self.dist.all_gather(everybody, mine, group=self._group))
         return [json.loads(t[:n].numpy().tobytes()) for t, n in zip(everybody, lengths.tolist(), strict=True)]
 
     def reduce(self, array: Array, operation: Operation = "sum") -> Array:
         tensor = self.torch.from_numpy(_reducible(array))
         ops = {"sum": self.dist.ReduceOp.SUM, "max": self.dist.ReduceOp.MAX, "min": self.dist.ReduceOp.MIN}
-        self._call(lambda: self.dist.all_reduce(tensor, ops[operation]))
+        self._call(lambda: self.dist.all_reduce(tensor, ops[operation], group=self._group))
         return tensor.numpy()
 
     def close(self) -> None:

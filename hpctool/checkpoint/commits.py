@@ -23,12 +23,28 @@ class Commit:
     attempt: int
     path: Path
     digest: str
+    #: how good it is, the higher the better; None where that was not measured
+    score: float | None = None
+    #: of the parameters alone, and of all files: to compare two runs by (manifest.py)
+    param_digest: str = ""
+    state_digest: str = ""
 
 
 def committed(rundir: RunDir, ledger: Log | None = None) -> list[Commit]:
     """The run's committed checkpoints, oldest entry first. The order of entries counts, not that of the steps."""
     story = fold((ledger or rundir.ledger).entries())
-    return [Commit(b["step"], b["attempt"], rundir.path / b["path"], b["digest"]) for b in story.checkpoints]
+    return [
+        Commit(
+            step=body["step"],
+            attempt=body["attempt"],
+            path=rundir.path / body["path"],
+            digest=body["digest"],
+            score=body.get("score"),
+            param_digest=body.get("param_digest", ""),
+            state_digest=body.get("state_digest", ""),
+        )
+        for body in story.checkpoints
+    ]
 
 
 def commit(rundir: RunDir, ledger: Log, made: Commit, save_s: float) -> None:
@@ -44,6 +60,9 @@ def commit(rundir: RunDir, ledger: Log, made: Commit, save_s: float) -> None:
         "path": str(made.path.relative_to(rundir.path)),
         "digest": made.digest,
         "save_s": save_s,
+        "score": made.score,
+        "param_digest": made.param_digest,
+        "state_digest": made.state_digest,
     }
     while True:
         # Taken before the entries are read: whatever comes later makes `cas` fail.

@@ -1,177 +1,264 @@
 """Checkpointer: saves a run's state so that it survives anything, and brings it back.
 
-A save, in order: every rank copies its part and writes it durably into a temporary folder; sizes, checksums and errors
-are gathered; rank 0 looks at the files, writes the manifest, syncs, gives the folder its name, and writes the ledger
-entry. The entry is the commit. Before it, nothing has happened; after it, nothing can undo it.
-
     checkpoints/
       step-00001200.a2/         written by attempt 2, never changed, never written twice
         MANIFEST.json           files with sizes and checksums, step, attempt, info, digest of the whole
         state.json  tensors-00000.safetensors …  rank-00000.json  rank-00000.safetensors …   (snapshot.py)
       step-00001100.a1.corrupt-1/    damaged, set aside
+      .pin-step-00001100.a1--pbt     somebody else needs it (pins.py)
+      .reserve                       real bytes for the last save (space.py)
       .tmp-…  .trash-…               unfinished or half deleted; swept by the next attempt
+
+`async_save` only copies the state, into memory that is kept from save to save; everything else, what the ranks say to
+each other included, happens in one thread beside the training and in a channel of its own. What went wrong there is
+raised by `poll`, at the next step. Where ranks have no second channel (MPI, sockets) it saves before it returns.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpctool import files
-from hpctool.checkpoint import manifest, retention, snapshot
-from hpctool.checkpoint.commits import Commit, check_fence, commit, committed
-from hpctool.checkpoint.restore import Restored, choose, read
-from hpctool.errors import InputError, OperationError
+from hpctool.checkpoint import deadline, retention, snapshot, space
+from hpctool.checkpoint.buffers import Buffers
+from hpctool.checkpoint.commits import committed
+from hpctool.checkpoint.flight import Flight
+from hpctool.checkpoint.restore import Restored, Search
+from hpctool.checkpoint.retention import Rules
+from hpctool.checkpoint.saving import Keeper, Plan
+from hpctool.errors import InputError
 from hpctool.launch import moments
-from hpctool.rundir import RunDir, now
+from hpctool.rundir import RunDir
 from hpctool.world import World
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+#: how long an attempt that has failed waits for the save under way
+_PATIENCE_S = 60.0
 
 
 class Checkpointer:
     """Saves and restores the state of one run.
 
     With an attempt's RunDir it writes, and sweeps what dead attempts left; with a reader's (`attempt` 0) it only reads.
-    Works with torch, NumPy or both; no pickle is written or read. Raises InputError if `keep_last` is below 2.
+    Works with torch, NumPy or both; no pickle is written or read. Collective: all ranks make one. As a context manager
+    it waits in the end for the save under way.
     """
 
-    def __init__(self, rundir: RunDir, world: World, keep_last: int = 2) -> None:
-        if keep_last < 2:
-            raise InputError(
-                f"keep_last={keep_last} would leave nothing to go back to when the newest checkpoint is damaged; "
-                "give 2 or more."
-            )
+    def __init__(
+        self,
+        rundir: RunDir,
+        world: World,
+        keep_last: int = 2,
+        *,
+        keep_top: int = 0,
+        keep_every_steps: int | None = None,
+        checksums: bool = True,
+        reserve: bool = False,
+        params: str = "",
+    ) -> None:
+        """What is kept says retention.py. `checksums`: compare them on restore, or sizes only. `reserve`: space.py.
+
+        `params` is the key of the state whose tensors are the parameters, for `param_digest`; empty: all tensors.
+        Raises InputError if `keep_last` is below 2.
+        """
         self.rundir = rundir
         self.world = world
-        self.keep_last = keep_last
-        #: steps that retention spares beside the last ones (the best so far); rank 0's counts
+        self.checksums = checksums
+        rules = Rules(keep_last, keep_top, keep_every_steps)
+        self._keeper = Keeper(rundir, rundir.ledger, rules, params, reserve)
+        self._buffers = Buffers()
+        self._flight: Flight | None = None
+        self._saves_s: list[float] = []
+        self._began_s = 0.0
+        #: how long the newest save has held up whoever called it, in seconds
+        self.stall_s = 0.0
+        #: steps that retention spares beside all rules; rank 0's counts
         self.keep: set[int] = set()
-        self._ledger = rundir.ledger
+        self._apart = world.apart() if rundir.attempt else None
         if world.is_main and rundir.attempt and rundir.checkpoints.exists():
-            known = committed(rundir, self._ledger)
-            retention.sweep(rundir.checkpoints, rundir.attempt, None if self._ledger.broken else known)
+            ledger = self._keeper.ledger
+            known = committed(rundir, ledger)
+            retention.sweep(rundir.checkpoints, rundir.attempt, None if ledger.broken else known)
 
-    def save(self, state: Any, step: int, *, per_rank: Any = None, info: Mapping[str, Any] | None = None) -> Path:
+    # ------------------------------------------------------------------------------------------ saving
+
+    def save(
+        self,
+        state: Any,
+        step: int,
+        *,
+        per_rank: Any = None,
+        info: Mapping[str, Any] | None = None,
+        score: float | None = None,
+        is_last: bool = False,
+        before_commit: Callable[[], None] | None = None,
+    ) -> Path:
         """Commit the state of `step` and return its folder. Collective: all ranks must call it.
 
-        `state` is the same on all ranks, which share the writing; `per_rank` is this rank's own (random generators);
-        `info` is JSON for the manifest. A step that this attempt has already committed is not written again.
+        `state` is the same on all ranks, which share the writing, or sharded over them (DTensor); `per_rank` is this
+        rank's own (random generators); `info` is JSON for the manifest; `score` says how good it is, the higher the
+        better. `is_last`: rather give up the reserve than fail. `before_commit` is called on each rank once its part is
+        written. A step that this attempt has already committed is not written again.
         Raises InputError (state that cannot be stored), FencedError, OSError (disk full, …) or OperationError, on all
         ranks alike; nothing of this save is left then and the checkpoint before it stays.
         """
         began_s = time.monotonic()
-        final = self.rundir.checkpoint(step)
-        name = self.world.on_main(lambda: self._begin(final))
-        if name is None:
-            return final
-        moments.reached("save", step, self.rundir.attempt)
-        try:
-            reports = self.world.together(lambda: self._write(final.parent / name, step, state, per_rank))
-            self.world.on_main(lambda: self._commit(final.parent / name, final, step, info, reports, began_s))
-        except Exception as error:
-            if self.world.is_main:
-                self._undo(final.parent / name, final)
-            if isinstance(error, OSError):
-                text = (
-                    f"The checkpoint of step {step} was not saved ({error.strerror or error}); the one before it stays"
-                )
-                raise OSError(error.errno, text, error.filename or str(final)) from error
-            raise
-        if self.world.is_main:
-            retention.prune(committed(self.rundir, self._ledger), self.keep_last, self.keep)
-        return final
+        self._land()
+        plan = self._plan(state, step, per_rank, info, score, is_last, before_commit)
+        self._saved(self._keeper.save(self.world, plan))
+        self.stall_s = time.monotonic() - began_s
+        return self.rundir.checkpoint(step)
 
-    def restore(self) -> Restored | None:
+    def async_save(
+        self,
+        state: Any,
+        step: int,
+        *,
+        per_rank: Any = None,
+        info: Mapping[str, Any] | None = None,
+        score: float | None = None,
+        before_commit: Callable[[], None] | None = None,
+    ) -> None:
+        """Copy the state of `step`, as in `save`, and commit it beside what comes next. Collective.
+
+        Waits for the save before it, if that is still under way. A disk that is full is no error here but a warning,
+        and `unsaved` in the ledger: training goes on with the checkpoint before. Raises what `poll` raises.
+        """
+        began_s = time.monotonic()
+        self._land()
+        plan = self._plan(state, step, per_rank, info, score, False, before_commit)
+        world, self._began_s = self._apart or self.world, began_s
+        self._flight = Flight(lambda: self._save_if_there_is_room(world, plan))
+        if self._apart is None:
+            self._land()
+        self.stall_s = time.monotonic() - began_s
+
+    def poll(self) -> None:
+        """Raise what went wrong with a save under way, if it is known by now; takes microseconds. Not collective.
+
+        Raises InputError, FencedError, OperationError and OSError as `save` does. All ranks learn of the same error,
+        but not necessarily before the same step.
+        """
+        if self._flight is not None and self._flight.is_over:
+            self._land()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether `poll` would raise; for ranks that want to agree on it first."""
+        return self._flight is not None and self._flight.has_failed
+
+    def wait(self) -> None:
+        """Wait for the save under way; what is committed then is all that was asked for. Raises what `poll` raises."""
+        self._land()
+
+    def close(self) -> None:
+        """Wait for the save under way and let go of the reserve. Collective. Raises what `poll` raises."""
+        try:
+            self._land()
+        finally:
+            if self.world.is_main and self.rundir.attempt:
+                space.give_up_reserve(self.rundir.checkpoints)
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        elif self._flight is not None:
+            # The error at hand counts. What is under way may still be committed, if the other ranks are there.
+            self._flight.wait(_PATIENCE_S)
+
+    # ------------------------------------------------------------------------------------------ when time is short
+
+    @property
+    def expected_save_s(self) -> float | None:
+        """How long the next save should take at most, from those before; None before the first."""
+        return deadline.expected_s(self._saves_s)
+
+    def choose(self, left_s: float, step_s: float) -> deadline.Choice:
+        """What to do when the process will be killed in `left_s` seconds and a step takes `step_s` (deadline.py).
+
+        Ranks may come to different answers: let one of them decide.
+        """
+        in_flight_s = 0.0
+        if self._flight is not None and not self._flight.is_over:
+            in_flight_s = max(0.0, self._began_s + (self.expected_save_s or 0.0) - time.monotonic())
+        return deadline.choose(left_s, step_s, self.expected_save_s, in_flight_s)
+
+    # ------------------------------------------------------------------------------------------ restoring
+
+    def restore(self, mesh: DeviceMesh | None = None, *, allow_regress: bool = False) -> Restored | None:
         """The newest checkpoint that is whole, or None if the run never committed one. Collective.
 
-        Rank 0 verifies and decides; damaged checkpoints are gone around, with a warning, and set aside as
-        `<name>.corrupt-<n>` (a reader leaves them). Raises CorruptError if checkpoints were committed and none is
-        whole, OperationError if others can write where this attempt resumes from, NewerFormat, OSError.
+        Ranks share the verification; what is damaged for one of them is gone around by all, with a warning, and set
+        aside as `<name>.corrupt-<n>` (a reader leaves it). An attempt does not go back behind the checkpoints that
+        retention had kept, nor to the beginning, unless it is allowed to `regress`.
+        Sharded tensors come whole, or with a `mesh` as DTensors of which only this rank's part is read.
+        Raises CorruptError if checkpoints were committed and none is whole, OperationError if others can write where
+        this attempt resumes from, NewerFormat, OSError.
         """
+        self._land()
         moments.reached("resume", attempt=self.rundir.attempt)
-        chosen = self.world.on_main(self._choose)
-        if chosen is None:
-            return None
-        found = manifest.Manifest(self.rundir.path / chosen["path"], chosen["body"])
-        restored: list[Restored] = []
-        self.world.together(lambda: restored.append(read(found, self.world.rank, self.world.size)))
-        return restored[0]
+        search = Search(self.rundir, self.world, self._keeper.ledger, self.checksums, allow_regress)
+        found = search.newest(self._keeper.rules.last, mesh)
+        self._saves_s = search.saves_s
+        if found is not None:
+            self._keeper.before, self._keeper.resumed_from = found.digest, found.path
+        return found
 
-    def _begin(self, final: Path) -> str | None:
-        """Make the temporary folder and say its name; None if this step is already committed."""
-        check_fence(self.rundir, self._ledger)
-        if self._is_committed(final):
-            return None
-        if final.exists():  # of a save that failed so badly that it could not be undone
-            retention.discard(final)
-        if not final.parent.exists():
-            final.parent.mkdir(mode=0o700)
-            files.fsync_dir(self.rundir.path)
-        folder = retention.temporary_for(final)
-        folder.mkdir(mode=0o700)
-        return folder.name
+    # ------------------------------------------------------------------------------------------ small things
 
-    def _write(self, folder: Path, step: int, state: Any, per_rank: Any) -> dict[str, Any]:
-        """Write this rank's files and report their sizes and checksums."""
-        taken = snapshot.take(state, per_rank, self.world.rank, self.world.size)
-        entries = {}
-        for name, image in taken.images.items():
-            files.write_durably(folder / name, memoryview(image), mode=0o600)
-            entries[name] = {"size_bytes": len(image), "sha256": files.sha256_bytes(memoryview(image))}
-        moments.reached("written", step, self.rundir.attempt)
-        return {"files": entries, "table": taken.table_digest}
-
-    def _commit(
+    def _plan(
         self,
-        folder: Path,
-        final: Path,
+        state: Any,
         step: int,
+        per_rank: Any,
         info: Mapping[str, Any] | None,
-        reports: list[dict[str, Any]],
-        began_s: float,
-    ) -> None:
-        """Rank 0: from files that are written to a checkpoint that counts."""
-        differing = [rank for rank, report in enumerate(reports) if report["table"] != reports[0]["table"]]
-        if differing:
-            raise OperationError(
-                f"Ranks {differing} hold other tensors than rank 0 (names, dtypes or shapes), so the state is not the "
-                "same on all ranks. Pass what differs as per_rank."
-            )
-        entries = {name: entry for report in reports for name, entry in report["files"].items()}
-        attempt, world_size = self.rundir.attempt, self.world.size
-        head = {"step": step, "attempt": attempt, "world_size": world_size, "time": now(), "info": _plain(info)}
-        made = manifest.make(folder, head, entries)
-        files.fsync_dir(folder)
+        score: float | None,
+        is_last: bool,
+        before_commit: Callable[[], None] | None,
+    ) -> Plan:
+        taken: snapshot.Snapshot | Exception
+        plain: dict[str, Any] = {}
         try:
-            os.rename(folder, final)
-        except FileNotFoundError:
-            # On NFS a lost reply makes the client ask again, and the second time the old name is gone.
-            if not final.exists():
+            plain = _plain(info)
+            taken = snapshot.take(state, per_rank, self.world.rank, self.world.size, self._buffers)
+        except Exception as error:  # told to the other ranks, and raised on all
+            taken = error
+        return Plan(step, taken, plain, score, is_last, frozenset(self.keep), before_commit)
+
+    def _save_if_there_is_room(self, world: World, plan: Plan) -> Any:
+        try:
+            return self._keeper.save(world, plan)
+        except OSError as error:
+            if not space.is_full(error):
                 raise
-        files.fsync_dir(final.parent)
-        save_s = round(time.monotonic() - began_s, 3)
-        moments.reached("commit", step, attempt)
-        commit(self.rundir, self._ledger, Commit(step, attempt, final, made.digest), save_s)
-        moments.reached("committed", step, attempt)
+            if world.is_main:
+                self._keeper.note_unsaved(plan, error)
+            return f"{error.strerror}."
 
-    def _undo(self, folder: Path, final: Path) -> None:
-        """Rank 0: leave nothing of a save that failed, unless its entry stands after all."""
-        if folder.exists():
-            retention.discard(folder)
-        elif final.exists() and not self._is_committed(final):
-            retention.discard(final)
+    def _land(self) -> None:
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        result = flight.land()
+        if isinstance(result, str):
+            if self.world.is_main:
+                warnings.warn(result, stacklevel=4)
+        else:
+            self._saved(result)
 
-    def _choose(self) -> dict[str, Any] | None:
-        found = choose(self.rundir, committed(self.rundir, self._ledger))
-        if found is None:
-            return None
-        return {"path": str(found.path.relative_to(self.rundir.path)), "body": found.body}
-
-    def _is_committed(self, final: Path) -> bool:
-        return any(made.path == final for made in committed(self.rundir, self._ledger))
+    def _saved(self, save_s: float | None) -> None:
+        if save_s is not None:
+            self._saves_s.append(save_s)
 
 
 def _plain(info: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,9 +1,18 @@
-"""MANIFEST.json: which files a checkpoint has, how long they are and what their bytes add up to."""
+"""MANIFEST.json: which files a checkpoint has, how long they are and what their bytes add up to.
+
+It also says what the checkpoint was made of and after, so that two runs can be compared step by step (format 2):
+
+    param_digest    of the parameters' values alone: equal for equal parameters (of as many ranks, where sharded)
+    state_digest    of all files: equal if optimizer, random streams and everything else are equal, too
+    before          the digest of the checkpoint before, in this run; empty for the first. `digest` covers it: a chain
+"""
 
 from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +55,15 @@ def verify(folder: Path, digest: str | None = None) -> Manifest:
 
     Raises CorruptError that says what does not fit, NewerFormat, OSError where the file system cannot be asked.
     """
+    found = read(folder, digest)
+    check_files(found, found.body["files"])
+    return found
+
+
+def read(folder: Path, digest: str | None = None) -> Manifest:
+    """The manifest of a checkpoint whose files have the right sizes; raises as `verify` does."""
     path = folder / NAME
-    try:
+    with _damage(folder, path):
         body = files.read_json(path)
         if body["format"] > FORMAT:
             raise NewerFormat(path, "checkpoint", body["format"], FORMAT)
@@ -55,8 +71,32 @@ def verify(folder: Path, digest: str | None = None) -> Manifest:
             raise CorruptError(path, "it is not the manifest that was committed")
         for name, entry in body["files"].items():
             _check_size(folder / name, entry["size_bytes"])
-            if files.sha256_file(folder / name) != entry["sha256"]:
-                raise CorruptError(folder / name, "its checksum differs")
+    return Manifest(folder, _migrated(body))
+
+
+def check_files(manifest: Manifest, names: Iterable[str]) -> None:
+    """Compare the checksums of some of a checkpoint's files; raises as `verify` does."""
+    with _damage(manifest.path, manifest.path / NAME):
+        for name in names:
+            if files.sha256_file(manifest.path / name) != manifest.body["files"][name]["sha256"]:
+                raise CorruptError(manifest.path / name, "its checksum differs")
+
+
+def state_digest(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """The digest of all files' contents: name → sha256 among others."""
+    return files.sha256_bytes(files.canonical_json({name: entry["sha256"] for name, entry in entries.items()}))
+
+
+def _migrated(body: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of format 1 as if it were of format 2; it had nothing to compare runs by."""
+    return {"param_digest": "", "state_digest": "", "before": "", **body}
+
+
+@contextmanager
+def _damage(folder: Path, path: Path) -> Iterator[None]:
+    """Say as a CorruptError what in this block means damage."""
+    try:
+        yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CorruptError(folder, f"{Path(error.filename).name} is missing") from error
     except (KeyError, TypeError, ValueError) as error:
@@ -65,7 +105,6 @@ def verify(folder: Path, digest: str | None = None) -> Manifest:
         if error.errno != errno.EIO:  # a dying disk is damage; a permission or a lost server is not
             raise
         raise CorruptError(folder, f"it cannot be read ({error})") from error
-    return Manifest(folder, body)
 
 
 def _check_size(path: Path, expected_bytes: int) -> None:

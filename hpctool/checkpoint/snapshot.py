@@ -1,52 +1,103 @@
-"""What one rank writes of a checkpoint: the images of its files, a copy that later steps cannot change.
+"""What one rank writes of a checkpoint: a copy of its part of the state, which later steps cannot change.
 
-state.json                structure and scalars of the replicated state, and where each tensor lies (rank 0)
+state.json                structure and scalars of the state, and of each tensor: dtype, shape, where it lies (rank 0)
 tensors-00000.safetensors this rank's share of the replicated tensors; shares are split by size
+shards-00000.json         which parts of sharded tensors this rank has: offsets and shape (format 2)
+shards-00000.safetensors  and these parts
 rank-00000.json           structure and scalars of the rank's own state (random generators …), if it has one
 rank-00000.safetensors    and its tensors
+
+Format 1 had no sharded tensors; everything else is the same.
 """
 
 from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpctool import files
-from hpctool.checkpoint import tensorfile
+from hpctool.checkpoint import sharded
+from hpctool.checkpoint.buffers import Buffers
 from hpctool.checkpoint.flatten import Flat, flatten, unflatten
-from hpctool.checkpoint.tensors import Spec, spec_of
-from hpctool.errors import CorruptError, NewerFormat
+from hpctool.checkpoint.sharded import Box, Piece
+from hpctool.checkpoint.tensorfile import Image, Readers
+from hpctool.checkpoint.tensors import Spec, is_sharded, spec_of
+from hpctool.errors import CorruptError, InputError, NewerFormat
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+FORMAT = 2
 STATE = "state.json"
 
+#: name, dtype, shape, offsets (of a part) and SHA-256 of a tensor's values
+Row = list[Any]
 
-@dataclass(frozen=True)
+
+@dataclass
 class Snapshot:
-    """File images by name, and the digest of the replicated tensors' table, in which all ranks must agree."""
+    """The files of one rank. Tensors are copied; what is JSON is put into words only when it is written."""
 
-    images: dict[str, bytes | bytearray]
-    table_digest: str
+    images: dict[str, Image] = field(default_factory=dict)
+    documents: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: dtype, shape and home of each tensor of the state: all ranks must agree in it
+    table: dict[str, Any] = field(default_factory=dict)
+    #: which parts of sharded tensors lie in this rank's file
+    boxes: dict[str, Box] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """About how much will be written."""
+        return sum(image.size_bytes for image in self.images.values())
+
+    @property
+    def table_digest(self) -> str:
+        return files.sha256_bytes(files.canonical_json(self.table))
+
+    def contents(self) -> Iterator[tuple[str, bytes | memoryview]]:
+        """The bytes of each file by name."""
+        for name, document in self.documents.items():
+            # Not canonical: the order of keys is part of the state.
+            yield name, json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
+        for name, image in self.images.items():
+            yield name, image.bytes
+
+    def rows(self, prefix: str) -> list[Row]:
+        """The digests of the tensors that this rank writes of `prefix` (a key of the state; all of it if empty)."""
+        found: list[Row] = []
+        for name, row in sorted(self.table.items()):
+            image = self.images.get(self._home(name, row))
+            if image is None or not image.holds(name) or (prefix and name.split("/")[0] != prefix):
+                continue
+            offsets = list(self.boxes[name].offsets) if name in self.boxes else None
+            found.append([name, row["dtype"], list(row["shape"]), offsets, files.sha256_bytes(image.values(name))])
+        return found
+
+    def _home(self, name: str, row: Mapping[str, Any]) -> str:
+        return str(row["file"]) if "file" in row else next((n for n in self.images if n.startswith("shards-")), "")
 
 
-def take(state: Any, per_rank: Any, rank: int, size: int) -> Snapshot:
-    """Copy what this rank has to write. Raises InputError that names what cannot be stored."""
+def take(state: Any, per_rank: Any, rank: int, size: int, buffers: Buffers | None = None) -> Snapshot:
+    """Copy what this rank has to write into `buffers`. Raises InputError that names what cannot be stored."""
     flat = flatten(state)
-    shares = split({name: tensor.nbytes for name, tensor in flat.tensors.items()}, size)
+    whole = {name: tensor for name, tensor in flat.tensors.items() if not is_sharded(tensor)}
+    shares = split({name: tensor.nbytes for name, tensor in whole.items()}, size)
     homes = {name: f"tensors-{owner:05d}.safetensors" for owner, share in enumerate(shares) for name in share}
-    text = _document(flat, homes)
-    images: dict[str, bytes | bytearray] = {STATE: text} if rank == 0 else {}
-    _add_tensors(images, f"tensors-{rank:05d}.safetensors", {name: flat.tensors[name] for name in shares[rank]})
+    taken = Snapshot(table={name: _row(tensor, homes.get(name)) for name, tensor in flat.tensors.items()})
+    if rank == 0:
+        taken.documents[STATE] = {"format": FORMAT, "structure": flat.structure, "tensors": taken.table}
+    _add_tensors(taken, f"tensors-{rank:05d}.safetensors", {name: whole[name] for name in shares[rank]})
+    _add_shards(taken, f"shards-{rank:05d}", {n: t for n, t in flat.tensors.items() if is_sharded(t)})
     if per_rank is not None:
-        own = flatten(per_rank)
-        home = f"rank-{rank:05d}.safetensors"
-        images[own_state(rank)] = _document(own, dict.fromkeys(own.tensors, home))
-        _add_tensors(images, home, own.tensors)
-    return Snapshot(images, files.sha256_bytes(files.canonical_json(_table(flat, homes))))
+        _add_own(taken, rank, per_rank)
+    buffers = buffers or Buffers()
+    for name, image in taken.images.items():
+        image.fill(buffers.take(name, image.size_bytes))
+    return taken
 
 
 def own_state(rank: int) -> str:
@@ -55,7 +106,7 @@ def own_state(rank: int) -> str:
 
 
 def split(sizes_bytes: Mapping[str, int], num_ranks: int) -> list[list[str]]:
-    """Names for each rank, so that all write about the same number of bytes; the same answer on every rank."""
+    """Names for each rank, so that all have about the same number of bytes; the same answer on every rank."""
     shares: list[list[str]] = [[] for _ in range(num_ranks)]
     loads = [(0, rank) for rank in range(num_ranks)]
     for name in sorted(sizes_bytes, key=lambda name: (-sizes_bytes[name], name)):
@@ -65,35 +116,73 @@ def split(sizes_bytes: Mapping[str, int], num_ranks: int) -> list[list[str]]:
     return shares
 
 
-def read(folder: Path, name: str) -> Any:
-    """The state that `state.json`, or a rank's own file, describes. Raises CorruptError, NewerFormat, OSError."""
+def read(folder: Path, name: str, mesh: DeviceMesh | None = None) -> Any:
+    """The state that `state.json`, or a rank's own file, describes.
+
+    Sharded tensors come whole, or laid out over `mesh`: then only this rank's part of each is read.
+    Raises CorruptError, NewerFormat, OSError.
+    """
     path = folder / name
-    document = files.read_json(path)
-    if document["format"] > FORMAT:
-        raise NewerFormat(path, "checkpoint", document["format"], FORMAT)
-    by_file: dict[str, dict[str, Spec]] = {}
-    for tensor, row in document["tensors"].items():
-        spec = Spec(row["kind"], row["dtype"], tuple(row["shape"]))
-        by_file.setdefault(row["file"], {})[tensor] = spec
+    document = _document(path)
     flat = Flat(document["structure"])
-    for home, specs in by_file.items():
-        flat.tensors |= tensorfile.read(folder / home, specs)
+    pieces = _pieces(folder) if any("file" not in row for row in document["tensors"].values()) else {}
+    with Readers(folder) as opened:
+        for tensor, row in document["tensors"].items():
+            spec = Spec(row["kind"], row["dtype"], tuple(row["shape"]))
+            if "file" in row:
+                flat.tensors[tensor] = opened.tensor(row["file"], tensor, spec)
+            elif mesh is None:
+                flat.tensors[tensor] = sharded.read_whole(opened, tensor, spec, pieces.get(tensor, []))
+            else:
+                placed = row["placements"]
+                flat.tensors[tensor] = sharded.read_sharded(opened, tensor, spec, pieces.get(tensor, []), placed, mesh)
     try:
         return unflatten(flat)
     except (KeyError, ValueError) as error:
         raise CorruptError(path, f"its structure does not fit ({error})") from error
 
 
-def _table(flat: Flat, homes: Mapping[str, str]) -> dict[str, Any]:
-    return {name: {**asdict(spec_of(tensor)), "file": homes[name]} for name, tensor in flat.tensors.items()}
+def _document(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = files.read_json(path)
+    if document["format"] > FORMAT:
+        raise NewerFormat(path, "checkpoint", document["format"], FORMAT)
+    return document
 
 
-def _document(flat: Flat, homes: Mapping[str, str]) -> bytes:
-    # Not canonical: the order of keys is part of the state.
-    content = {"format": FORMAT, "structure": flat.structure, "tensors": _table(flat, homes)}
-    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+def _pieces(folder: Path) -> dict[str, list[Piece]]:
+    """Who has which parts of sharded tensors."""
+    found: dict[str, list[Piece]] = {}
+    for path in sorted(folder.glob("shards-*.json")):
+        for name, place in _document(path)["tensors"].items():
+            box = Box(tuple(place["offsets"]), tuple(place["shape"]))
+            found.setdefault(name, []).append(Piece(f"{path.stem}.safetensors", box))
+    return found
 
 
-def _add_tensors(images: dict[str, bytes | bytearray], name: str, tensors: Mapping[str, Any]) -> None:
+def _row(tensor: Any, home: str | None) -> dict[str, Any]:
+    where = {"placements": sharded.placements_of(tensor)} if home is None else {"file": home}
+    return {**asdict(spec_of(tensor)), **where}
+
+
+def _add_tensors(taken: Snapshot, name: str, tensors: Mapping[str, Any]) -> None:
     if tensors:
-        images[name] = tensorfile.encode(tensors)
+        taken.images[name] = Image(tensors)
+
+
+def _add_shards(taken: Snapshot, stem: str, tensors: Mapping[str, Any]) -> None:
+    boxes = {name: sharded.own_box(tensor) for name, tensor in tensors.items()}
+    taken.boxes = {name: box for name, box in boxes.items() if box is not None}
+    if taken.boxes:
+        places = {name: asdict(box) for name, box in taken.boxes.items()}
+        taken.documents[f"{stem}.json"] = {"format": FORMAT, "tensors": places}
+        _add_tensors(taken, f"{stem}.safetensors", {name: tensors[name].to_local() for name in taken.boxes})
+
+
+def _add_own(taken: Snapshot, rank: int, per_rank: Any) -> None:
+    own, home = flatten(per_rank), f"rank-{rank:05d}.safetensors"
+    for name, tensor in own.tensors.items():
+        if is_sharded(tensor):
+            raise InputError(f"The state at '{name}' is sharded over the ranks, so it is no rank's own: not per_rank.")
+    table = {name: _row(tensor, home) for name, tensor in own.tensors.items()}
+    taken.documents[own_state(rank)] = {"format": FORMAT, "structure": own.structure, "tensors": table}
+    _add_tensors(taken, home, own.tensors)

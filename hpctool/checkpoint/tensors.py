@@ -36,10 +36,18 @@ def kind_of(value: Any) -> Kind | None:
     return None
 
 
+def is_sharded(value: Any) -> bool:
+    """Whether a tensor is torch's DTensor, of which each rank holds a part (sharded.py)."""
+    return type(value).__name__ == "DTensor" and type(value).__module__.startswith("torch.distributed")
+
+
 def obstacle(value: Any) -> str:
     """Why a tensor cannot be stored as plain bytes; empty where it can."""
     if kind_of(value) == "numpy":
         return "" if value.dtype.kind in _PLAIN_KINDS else f"an array of dtype {value.dtype}"
+    if is_sharded(value):
+        odd = [str(one) for one in value.placements if type(one).__name__ not in ("Shard", "Replicate")]
+        return f"a DTensor that is placed by {odd[0]}" if odd else obstacle(value.to_local())
     torch = sys.modules["torch"]
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
         return f"a {type(value).__name__}"
@@ -51,7 +59,7 @@ def obstacle(value: Any) -> str:
 
 
 def spec_of(value: Any) -> Spec:
-    """The spec of a storable tensor."""
+    """The spec of a storable tensor; of one that is sharded, that of the whole."""
     if kind_of(value) == "numpy":
         dtype = value.dtype.name if value.dtype.isnative else value.dtype.str
         return Spec("numpy", dtype, tuple(value.shape))
@@ -62,11 +70,32 @@ def as_bytes(value: Any) -> Bytes:
     """The values of a tensor in C order, uint8 (size in bytes,); a view of its memory where that is possible."""
     if kind_of(value) == "numpy":
         return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-    torch = sys.modules["torch"]
-    plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    # Not reshape: a dimension of length 1 may have any stride and still count as contiguous.
-    array: Bytes = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).numpy()
+    array: Bytes = _flat(value.detach().cpu()).numpy()
     return array
+
+
+def _flat(value: Any) -> Any:
+    """A torch tensor's bytes, uint8 (size in bytes,), where it is."""
+    plain = value.detach().resolve_conj().resolve_neg().contiguous()
+    # Not reshape: a dimension of length 1 may have any stride and still count as contiguous.
+    return plain.as_strided((plain.numel(),), (1,)).view(sys.modules["torch"].uint8)
+
+
+def copy_into(value: Any, room: Bytes) -> None:
+    """Copy the values of a tensor, in C order, into its bytes; from a GPU without waiting until it is done."""
+    if kind_of(value) == "numpy":
+        np.copyto(room.view(value.dtype).reshape(value.shape), value)
+        return
+    torch = sys.modules["torch"]
+    # As bytes: a complex number that does not lie at a multiple of 16 makes torch's own copy crash.
+    torch.from_numpy(room).copy_(_flat(value), non_blocking=True)
+
+
+def wait_for_copies() -> None:
+    """Wait until what `copy_into` was given from GPUs is there."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def empty(spec: Spec) -> tuple[Any, Bytes]:
@@ -91,6 +120,10 @@ def identity(value: Any) -> Hashable:
     if kind_of(value) == "numpy":
         place = value.__array_interface__["data"][0]
         return ("numpy", place, value.shape, value.strides, value.dtype.str) if value.size else None
+    if is_sharded(value):
+        # The storage itself: a rank whose part is empty has no address to compare.
+        local, placed = value.to_local(), str(value.placements)
+        return ("sharded", local.untyped_storage()._cdata, local.storage_offset(), tuple(value.shape), placed)
     place = (value.untyped_storage().data_ptr(), value.storage_offset(), value.is_conj(), value.is_neg())
     seen = (tuple(value.shape), value.stride(), str(value.dtype), str(value.device))
     return ("torch", place, seen) if value.numel() else None

@@ -10,9 +10,9 @@ from hpctool.config import flatten
 from hpctool.errors import ConfigError
 from hpctool.launch.job import Input
 
-#: Where it runs, how much it gets, where things lie, how bytes are read and what is written down do not change what a
-#: run is. Whole sections, and dotted keys of others.
-NOT_IDENTITY = ("cluster", "resources", "paths", "track", "code", "data.read", "data.stage")
+#: Where it runs, how much it gets, where things lie, how bytes are read, what is written down and what is allowed do
+#: not change what a run is. Whole sections, and dotted keys of others.
+NOT_IDENTITY = ("cluster", "resources", "paths", "track", "code", "allow_regress", "data.read", "data.stage")
 
 
 def run_identity(job: str, config: Mapping[str, Any], inputs: Iterable[Input], varied: Iterable[str] = ()) -> str:

@@ -20,7 +20,7 @@ from hpctool.launch.slurm import script as slurm
 from hpctool.launch.start import find_submitted, short, start
 from hpctool.launch.sweepfile import write_sweep
 from hpctool.place import Place, place_from_environment
-from hpctool.rundir import RunDir, create_run, now
+from hpctool.rundir import RunDir, create_run, now, who
 
 Say = Callable[[str], None]
 
@@ -113,7 +113,7 @@ def _submit_run(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
         answer.reused = [cell.run_id]
         return _awaited(plan, answer, say)
     was_there = rundir is not None
-    rundir = _with_code(rundir, code, say) if rundir else _create(plan, cell, code)
+    rundir = _going_on(rundir, cell, code, say) if rundir else _create(plan, cell, code)
     repair.note_child(plan.runs, after_record(cell.after), rundir.id)
     answer.submitted = [rundir.id]
     say(f"{plan.request.job}: run {rundir.id} in {short(rundir.path)}")
@@ -212,7 +212,7 @@ def _submit_ranks(request: Request, multirun: bool, place: Place, say: Say) -> S
         rundir = _existing(plan, cell)
         if rundir is not None and _reusable(rundir, cell, code, say):
             return ""
-        rundir = _with_code(rundir, code, say) if rundir else _create(plan, cell, code)
+        rundir = _going_on(rundir, cell, code, say) if rundir else _create(plan, cell, code)
         say(f"{request.job}: run {rundir.id} in {short(rundir.path)} on {place.size} ranks")
         return str(rundir.path)
 
@@ -277,8 +277,13 @@ def _snapshot(plan: Plan) -> snapshot.Code:
     return snapshot.take(plan.runs, Path.cwd(), map(Path, sorted(also)))
 
 
-def _with_code(rundir: RunDir, code: snapshot.Code, say: Say) -> RunDir:
-    """A run that is there and goes on: with the code as it is now, which may have been repaired meanwhile."""
+def _going_on(rundir: RunDir, cell: Planned, code: snapshot.Code, say: Say) -> RunDir:
+    """A run that is there and goes on: with the code as it is now, which may have been repaired meanwhile.
+
+    What is allowed now holds for its next attempt; its configuration stays what it was.
+    """
+    if cell.plain.get("allow_regress"):
+        rundir.ledger.append({"kind": "regress", "by": who(), "time": now()})
     if rundir.code()["snapshot"] != code.snapshot:
         rundir.ledger.append({"kind": "code", "code": code.record(), "time": now()})
         say("The code has changed since then; it goes on with the code as it is now.")

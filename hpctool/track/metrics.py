@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -53,7 +54,8 @@ class MetricWriter:
     """Writes the metrics of one attempt; on any rank but 0 it does nothing.
 
     What is logged reaches the disk after 5 s or 64 KB, and for certain with `flush`, which belongs to every
-    checkpoint. Use it as a context manager: TensorBoard learns that the run is done only if its block ended well.
+    checkpoint and may be called by the thread that commits it. Use it as a context manager: TensorBoard learns that the
+    run is done only if its block ended well.
     """
 
     def __init__(self, rundir: RunDir, world: World) -> None:
@@ -64,6 +66,7 @@ class MetricWriter:
         self._num_bytes = 0
         self._written_at = time.monotonic()
         self._handle = -1
+        self._lock = threading.Lock()
         self._events: EventWriter | None = None
         self._wants_events = self._active and _wants_tensorboard(rundir)
 
@@ -76,26 +79,30 @@ class MetricWriter:
             return
         numbers = {name: _number(name, step, value) for name, value in values.items()}
         wall_time = time.time()
-        if not self._lines and self._handle < 0:
-            self._add({"format": METRICS_FORMAT, "attempt": self.rundir.attempt})
-        self._add({"s": step, "w": round(wall_time, 3), "m": {k: to_json(v) for k, v in numbers.items()}})
-        self._to_events(lambda events: events.log(step, wall_time, numbers), first_step=step)
-        if self._num_bytes >= _WRITE_EVERY_BYTES or time.monotonic() - self._written_at >= _WRITE_EVERY_S:
-            try:
-                self._write()
-            except OSError as error:
-                warnings.warn(f"Metrics wait in memory, {self.path} cannot be written: {error}", stacklevel=2)
+        with self._lock:
+            if not self._lines and self._handle < 0:
+                self._add({"format": METRICS_FORMAT, "attempt": self.rundir.attempt})
+            self._add({"s": step, "w": round(wall_time, 3), "m": {k: to_json(v) for k, v in numbers.items()}})
+            self._to_events(lambda events: events.log(step, wall_time, numbers), first_step=step)
+            if self._num_bytes >= _WRITE_EVERY_BYTES or time.monotonic() - self._written_at >= _WRITE_EVERY_S:
+                try:
+                    self._write()
+                except OSError as error:
+                    warnings.warn(f"Metrics wait in memory, {self.path} cannot be written: {error}", stacklevel=2)
 
     def flush(self) -> None:
         """Make durable what was logged so far. Raises OSError."""
-        if self._lines:
-            self._write()
+        with self._lock:
+            if self._lines:
+                self._write()
+        # Outside: a disk that takes its time does not hold up who logs.
         if self._handle >= 0:
             os.fsync(self._handle)
 
     def rewind(self) -> None:
         """The run has gone back to an earlier step: what is logged from now on replaces what was logged before."""
-        self._to_events(lambda events: events.close(completed=False))
+        with self._lock:
+            self._to_events(lambda events: events.close(completed=False))
         # The next one tells TensorBoard from which step on it replaces the others.
         self._events = None
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from hpctool.checkpoint import Checkpointer, Restored, check_state, param_digest, random_state, set_random_state
+from hpctool.checkpoint import Restored, check_state, param_digest, random_state, set_random_state
 from hpctool.errors import Stopped
 from hpctool.launch import moments, signals
 from hpctool.launch.watchdog import Watchdog, watching
@@ -49,7 +49,7 @@ def train(rundir: RunDir, world: World) -> dict[str, Any]:
     with watching(rundir, world.rank, world.size) as watchdog:
         trainer = Trainer(rundir, world, watchdog)
         trainer.resume()
-        with MetricWriter(rundir, world) as writer:
+        with MetricWriter(rundir, world) as writer, trainer.checkpoints:
             trainer.run(writer)
         with watchdog.phase("save"):
             return trainer.result()
@@ -96,7 +96,7 @@ class Trainer:
         self.best: dict[str, Any] = {"step": 0, "metrics": {}, "params": None}
         self.validated = 0  # the newest step that was measured on the validation split
 
-        self.checkpoints = Checkpointer(rundir, world, cfg.loop.keep_last)
+        self.checkpoints = params.build_checkpointer(cfg, rundir, world)
         self.saved_s = time.monotonic()
         self.agreement = Agreement(world, lambda: bits_of(self.model.named_parameters()))
         self.progress = Progress(self.max_steps, self.say)
@@ -114,7 +114,7 @@ class Trainer:
                 # The attempt before was stopped in the middle of it.
                 self.validate(writer)
                 if self.step == self.max_steps:
-                    self.save(writer)
+                    self.save(writer, is_last=True)
             while self.step < self.max_steps:
                 self.advance(writer)
             self.agreement.finish()
@@ -228,6 +228,7 @@ class Trainer:
 
     def save_or_stop(self, writer: MetricWriter) -> None:
         """Do what the ranks agreed on at the boundary before, and say what this one wants now. Collective."""
+        self.checkpoints.poll()
         every_min = self.cfg.loop.checkpoint_every_min
         minutes_due = every_min is not None and time.monotonic() - self.saved_s >= 60 * every_min
         # Clocks differ; rank 0's decides.
@@ -237,7 +238,7 @@ class Trainer:
         agreed = self.agreement.exchange(wishes, self.position(with_params=is_due))
         every_steps = self.cfg.loop.checkpoint_every_steps
         if self.step == self.max_steps:
-            self.save(writer)
+            self.save(writer, is_last=True)
         elif agreed.stop:
             self.save_and_stop(writer)
         elif agreed.save or (every_steps and self.step % every_steps == 0):
@@ -250,7 +251,7 @@ class Trainer:
 
     def save_and_stop(self, writer: MetricWriter) -> None:
         """Commit a checkpoint and raise Stopped. Collective: all ranks have agreed on it."""
-        self.save(writer)
+        self.save(writer, is_last=True)
         self.agreement.finish()
         cause = next(cause for cause in self.world.gather(signals.stop_cause()) if cause)
         raise Stopped(cause, self.step)
@@ -261,6 +262,8 @@ class Trainer:
         nonfinite.py says why. Raises OperationError where that is not possible.
         """
         self.agreement.finish()
+        # It may be the one to go back to.
+        self.checkpoints.wait()
         failed, behind = self.step + 1, self.consumed + self.cfg.loop.global_batch_size
         step = self.world.on_main(lambda: self.nonfinite.note_rollback(failed, self.consumed))
         self.say(f"step {failed}: the gradient is not finite; back to step {step}, on with the samples behind this one")
@@ -288,30 +291,41 @@ class Trainer:
             "nonfinite": self.nonfinite.state(),
         }
 
-    def save(self, writer: MetricWriter) -> None:
-        """Commit a checkpoint of this step. Collective. Raises DesyncError where the ranks are not alike."""
+    def save(self, writer: MetricWriter, *, is_last: bool = False) -> None:
+        """Commit a checkpoint of this step, beside the next ones unless it is the last of this attempt. Collective.
+
+        Raises DesyncError where the ranks are not alike, and what became of the save before (Checkpointer.poll).
+        """
         with self.watchdog.phase("save"):
             self.agreement.verify(self.position(self.cfg.parallel.compare_every_steps is not None))
             self.share_buffers()
-            writer.flush()
+            if is_last:
+                self.progress.end()
             info = {
                 "consumed": self.consumed,
                 "fingerprint": fingerprint(self.world, self.device),
                 "samples_per_s": self.progress.samples_per_s,
             }
             own = {"rng": random_state(), "meter": self.meter.sums}
-            if (
-                self.cfg.loop.on_nonfinite == "rollback"
-                and self.step % (self.cfg.loop.checkpoint_every_steps or 1) == 0
-            ):
+            every_steps = self.cfg.loop.checkpoint_every_steps or 1
+            if self.cfg.loop.on_nonfinite == "rollback" and self.step % every_steps == 0:
                 self.checkpoints.keep = {self.step}
-            self.checkpoints.save(self.state(), self.step, per_rank=own, info=info)
+            facts: dict[str, Any] = {"per_rank": own, "info": info, "score": self.score()}
+            if is_last:
+                self.checkpoints.save(self.state(), self.step, is_last=True, before_commit=writer.flush, **facts)
+            else:
+                self.checkpoints.async_save(self.state(), self.step, before_commit=writer.flush, **facts)
         self.saved_s = time.monotonic()
+
+    def score(self) -> float | None:
+        """How good this step is, the higher the better; None where it was not measured."""
+        value = self.metrics.get(self.cfg.loop.best_metric, math.nan) if self.validated == self.step else math.nan
+        return None if math.isnan(value) else value if self.cfg.loop.best_mode == "max" else -value
 
     def resume(self) -> None:
         """Continue where the newest checkpoint is, or begin. Collective."""
         check_state(self.state())
-        restored = self.checkpoints.restore()
+        restored = self.checkpoints.restore(allow_regress=self.cfg.allow_regress)
         if restored is not None:
             self.adopt(restored)
         if self.world.is_main:

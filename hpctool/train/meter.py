@@ -66,6 +66,10 @@ class Progress:
         """The first step of this attempt comes now."""
         self.began_s = self.spoke_s = time.monotonic()
 
+    def end(self) -> None:
+        """No step follows in this attempt: how fast it was stays as it is."""
+        self._known, self.num_samples = self.samples_per_s, 0
+
     def count(self, num_samples: int) -> None:
         """One step of so many samples is done."""
         self.num_steps += 1

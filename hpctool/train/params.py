@@ -62,6 +62,20 @@ def build_average(cfg: TrainConfig, model: nn.Module) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.loop.ema))  # type: ignore[no-untyped-call]
 
 
+def build_checkpointer(cfg: TrainConfig, rundir: RunDir, world: World) -> Checkpointer:
+    """The attempt's checkpoints as `loop` wants them kept. Collective."""
+    return Checkpointer(
+        rundir,
+        world,
+        cfg.loop.keep_last,
+        keep_top=cfg.loop.keep_top,
+        keep_every_steps=cfg.loop.keep_every_steps,
+        checksums=cfg.loop.checkpoint_checksums,
+        reserve=cfg.loop.checkpoint_reserve,
+        params="model",
+    )
+
+
 def load_params(rundir: RunDir) -> tuple[nn.Module, int]:
     """The run's model in eval mode on the CPU, and the step that its parameters are of.
 

@@ -27,7 +27,7 @@ _QUICK_BYTES = 1 << 30
 
 _ABOVE_ZERO = (
     *("max_steps", "max_epochs", "global_batch_size", "accumulate", "checkpoint_every_steps"),
-    *("checkpoint_every_min", "eval_every_steps", "eval_batch_size", "grad_clip", "max_nonfinite"),
+    *("checkpoint_every_min", "keep_every_steps", "eval_every_steps", "eval_batch_size", "grad_clip", "max_nonfinite"),
 )
 
 

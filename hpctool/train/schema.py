@@ -69,8 +69,14 @@ class Loop:
     #: checkpoints are due by steps or by minutes, whichever comes first; null: not by these
     checkpoint_every_steps: int | None = MISSING
     checkpoint_every_min: float | None = MISSING
-    #: how many committed checkpoints are kept
+    #: which committed checkpoints are kept: the newest, those that were best in best_metric, every so many steps
     keep_last: int = MISSING
+    keep_top: int = MISSING
+    keep_every_steps: int | None = MISSING
+    #: before going on from a checkpoint, compare its checksums; false: its sizes only
+    checkpoint_checksums: bool = MISSING
+    #: hold as much of the disk as one checkpoint takes, so that the last one fits whatever others write
+    checkpoint_reserve: bool = MISSING
     #: validation; null: once per epoch
     eval_every_steps: int | None = MISSING
     #: samples per forward pass of validation, on each rank
@@ -120,6 +126,8 @@ class TrainConfig(JobConfig):
     loop: Loop = MISSING
     parallel: Parallel = MISSING
     track: Track = MISSING
+    #: where the newest checkpoints are damaged or gone: go back further, or begin anew, rather than refuse
+    allow_regress: bool = MISSING
 
 
 @dataclass

@@ -31,7 +31,7 @@ def state_of(step: int, size: int = 100) -> dict[str, object]:
 
 
 def names(run: RunDir) -> list[str]:
-    return sorted(path.name for path in run.checkpoints.iterdir())
+    return sorted(path.name for path in run.checkpoints.iterdir()) if run.checkpoints.exists() else []
 
 
 def restored_step(run: RunDir) -> int:

@@ -23,6 +23,7 @@ from hpctool.world import World
 
 Begin = Callable[[RunDir], RunDir]
 GOLDEN = Path(__file__).parents[1] / "assets" / "checkpoint_v1" / "step-00000007.a2"
+GOLDEN_2 = Path(__file__).parents[1] / "assets" / "checkpoint_v2" / "step-00000007.a2"
 
 
 def flip(path: Path, where: float = 0.5) -> None:
@@ -134,8 +135,8 @@ def test_nothing_is_resumed_from_a_folder_that_others_can_write_but_it_can_be_re
 
 def test_a_newer_format_is_refused_and_left_in_its_place(two: RunDir, begin: Begin) -> None:
     path = two.checkpoint(2) / "MANIFEST.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(NewerFormat, match="format 2"):
+    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(NewerFormat, match="format 3"):
         Checkpointer(begin(two), World()).restore()
     assert path.exists()
 
@@ -187,3 +188,22 @@ def test_the_golden_checkpoint_of_format_1_reads_for_ever() -> None:
         assert own["rank"] == rank
         assert own["stream"].tolist() == [rank, 2**63]
     assert state_digest(state) == "21dc428e0524e8c40cc09fe19de9ef75e5e8664bfb7b4d68631cc6d22607e517"
+
+
+def test_the_golden_checkpoint_of_format_2_reads_for_ever() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = load(GOLDEN_2)
+    assert (found.step, found.attempt, found.world_size, found.per_rank) == (7, 2, 2, None)
+    rows = torch.arange(15, dtype=torch.float32).reshape(5, 3)
+    model = found.state["model"]
+    assert torch.equal(model["rows"], rows)
+    assert model["rows again"] is model["rows"]
+    assert torch.equal(model["columns"], rows.bfloat16())
+    assert torch.equal(model["everywhere"], model["layers.0.weight"] + 1)
+    body = verify(GOLDEN_2).body
+    assert body["param_digest"] == "02ae207ded6e4519d2741728cc88a5aecbcc105aa7690a5b7e591138e36171f9"
+    assert read(verify(GOLDEN_2), 1, 2).per_rank["stream"].tolist() == [1, 2**63]
+    assert state_digest(found.state) == "bee373c6a664b597258fe13a484fffff8c8ce65380344d3c4388f6e17bfb76e4"
+    older = verify(GOLDEN).body
+    assert (older["before"], older["param_digest"], older["state_digest"]) == ("", "", "")

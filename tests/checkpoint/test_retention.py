@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from hpctool.checkpoint import Checkpointer
+from hpctool.checkpoint import Checkpointer, kept, pin
 from hpctool.errors import InputError
 from hpctool.rundir import RunDir
 from hpctool.world import World
@@ -19,16 +19,30 @@ def names(run: RunDir) -> list[str]:
     return sorted(path.name for path in run.checkpoints.iterdir())
 
 
-def test_the_last_k_and_the_best_stay(run: RunDir) -> None:
-    saver = Checkpointer(run, World(), keep_last=3)
-    for step in range(1, 8):
-        if step == 2:
-            saver.keep = {2}
-        saver.save({"w": np.full(3, step)}, step)
+def test_the_last_k_the_best_and_every_nth_stay(run: RunDir, begin: Begin) -> None:
+    saver = Checkpointer(run, World(), keep_last=3, keep_top=1)
+    for step, score in enumerate([0.1, 0.9, None, 0.3, 0.2, None, 0.1], 1):
+        saver.save({"w": np.full(3, step)}, step, score=score)
     assert names(run) == [f"step-{step:08d}.a1" for step in (2, 5, 6, 7)]
-    saver.keep = set()
-    saver.save({"w": np.zeros(3)}, 8)
-    assert names(run) == [f"step-{step:08d}.a1" for step in (6, 7, 8)]
+    # The ledger knows the scores: another attempt keeps the same.
+    saver = Checkpointer(begin(run), World(), keep_last=2, keep_top=1, keep_every_steps=4)
+    for step, score in ((8, 1.0), (9, None), (10, None), (11, None)):
+        saver.save({"w": np.zeros(3)}, step, score=score)
+    assert names(run) == [f"step-{step:08d}.a2" for step in (8, 10, 11)]
+
+
+def test_what_is_pinned_stays_until_it_is_let_go(run: RunDir) -> None:
+    saver = Checkpointer(run, World())
+    first = saver.save({}, 1)
+    with kept(first, "pbt"):
+        for step in (2, 3, 4):
+            saver.save({}, step)
+        assert first.is_dir()
+    saver.save({}, 5)
+    assert names(run) == ["step-00000004.a1", "step-00000005.a1"]
+    with pytest.raises(InputError, match="it is gone"):
+        pin(first, "pbt")
+    assert names(run) == ["step-00000004.a1", "step-00000005.a1"]
 
 
 def test_what_an_attempt_resumed_from_stays_until_two_newer_are_committed(run: RunDir, begin: Begin) -> None:

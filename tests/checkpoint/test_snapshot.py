@@ -17,8 +17,8 @@ STATE: dict[str, Any] = {"w": np.arange(1000.0), "b": np.arange(10.0), "i": np.a
 
 
 def write(folder: Path, taken: snapshot.Snapshot) -> None:
-    for name, image in taken.images.items():
-        (folder / name).write_bytes(image)
+    for name, content in taken.contents():
+        (folder / name).write_bytes(content)
 
 
 @given(st.dictionaries(st.text(), st.integers(0, 1000)), st.integers(1, 5))
@@ -49,7 +49,7 @@ def test_a_snapshot_does_not_change_when_training_goes_on(tmp_path: Path) -> Non
     assert snapshot.read(tmp_path, snapshot.STATE)["w"].tolist() == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize(("form", "error"), [('"format":2', NewerFormat), ('"format":1', CorruptError)])
+@pytest.mark.parametrize(("form", "error"), [('"format":3', NewerFormat), ('"format":1', CorruptError)])
 def test_another_format_or_form_is_refused(tmp_path: Path, form: str, error: Any) -> None:
     (tmp_path / "state.json").write_text("{" + form + ',"structure":{"~new":1},"tensors":{}}')
     with pytest.raises(error):

@@ -51,11 +51,13 @@ def test_a_run_that_was_killed_twice_ends_with_the_same_bits(
     straight, killed = make_run(*HARD, "name=straight"), make_run(*HARD, "name=killed")
     assert attempt(straight, num_ranks) == [0] * num_ranks
     assert -9 in attempt(killed, num_ranks, FAULT=f"kill {num_ranks - 1} 21")
-    assert killed.story().checkpoints[-1]["step"] == 8
+    # The save of step 8 was under way, or just committed.
+    saved = killed.story().checkpoints[-1]["step"]
+    assert saved in (4, 8)
     # Again in the first step after the resume, when the two discarded passes of several ranks are over.
     assert -9 in attempt(killed, num_ranks, FAULT="kill 0 3")
     assert attempt(killed, num_ranks) == [0] * num_ranks
-    assert [e["step"] for e in killed.story().of_kind("resumed")] == [0, 8, 8]
+    assert [e["step"] for e in killed.story().of_kind("resumed")] == [0, saved, saved]
     assert result(killed)["param_digest"] == result(straight)["param_digest"]
     assert curves(killed) == curves(straight)
     assert result(killed)["metrics"] == result(straight)["metrics"]
