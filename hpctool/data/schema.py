@@ -31,6 +31,8 @@ class Source:
     split: str | None = None
     #: the classes in the order of their index; null takes those that occur, sorted
     classes: list[str] | None = None
+    #: parquet, hdf5: the column that holds encoded images
+    image: str | None = None
     #: images: [height, width] of all; null insists that all are alike
     size: list[int] | None = None
     #: images of another size: resize, crop, pad; encoded keeps all as they are, to be decoded when they are read

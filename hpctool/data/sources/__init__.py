@@ -19,6 +19,10 @@ KINDS = {
     "imagefolder": "imagefolder:ImageFolder",
     "npz": "npz:Arrays",
     "csv": "csvfile:CsvFiles",
+    "parquet": "parquet:ParquetFiles",
+    "hdf5": "hdf5file:Hdf5Files",
+    "webdataset": "webdataset:TarFiles",
+    "huggingface": "huggingface:HuggingFaceFolder",
 }
 
 #: these look at their images while they pin

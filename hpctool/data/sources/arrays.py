@@ -16,7 +16,8 @@ from hpctool.world import Array
 
 def special_names(source: Source) -> list[str]:
     """The columns of the source that are no features."""
-    return [name for name in (source.label, source.key, source.group, source.split) if name]
+    split = source.split if source.split != "folder" else None
+    return [name for name in (source.label, source.key, source.group, split) if name]
 
 
 def choose_arrays(source: Source, path: Path, there: Sequence[str], kind: str = "array") -> list[str]:
@@ -47,7 +48,7 @@ def block_rows(row_bytes: int) -> int:
 
 def array_block(source: Source, path: Path, start: int, arrays: Mapping[str, Values]) -> Block:
     """The block of rows `start` and following of a file, from all arrays that `choose_arrays` named."""
-    special = {*special_names(source), *()}
+    special = special_names(source)
     features = {name: values for name, values in arrays.items() if name not in special}
     num_rows = len(next(iter(arrays.values())))
     keys = names_of(path, "keys", arrays[source.key]) if source.key else None
@@ -56,7 +57,7 @@ def array_block(source: Source, path: Path, start: int, arrays: Mapping[str, Val
         labels=label_names(path, arrays[source.label], source.classes) if source.label else None,
         columns=features,
         groups=names_of(path, "groups", arrays[source.group]) if source.group else None,
-        splits=names_of(path, "splits", arrays[source.split]) if source.split else None,
+        splits=names_of(path, "splits", arrays[source.split]) if source.split in special else None,
         wrong=lambda row, problem: SourceError(path, f"row {start + row}: {problem}"),
     )
 

@@ -7,6 +7,7 @@ covers, the middle is kept), pad (scaled until it fits, on black), or encoded (n
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -147,3 +148,36 @@ def _channels(where: str, image: Image) -> int:
     if image.mode in _COLOUR:
         return 3
     raise SourceError(where, f"its mode is {image.mode}, more than 8 bits; store such images as arrays (source=npz).")
+
+
+class ImageColumns:
+    """The columns of a source that are encoded images: found out on rank 0, brought to one form on all."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.encoded = keeps_encoded(source)
+
+    def survey(self, names: Iterable[str], first: Callable[[str], bytes], where: str) -> dict[str, Any]:
+        """What is shared with all ranks: column → target, None where images are kept encoded. SourceError."""
+        return {
+            name: None if self.encoded else make_target(self.source, first(name), where).to_json() for name in names
+        }
+
+    def schema(self, shared: Mapping[str, Any], columns: dict[str, Column]) -> dict[str, Column]:
+        """The columns, with pixels or encoded images where there are images."""
+        return columns | {name: image_column(name, _target(found)) for name, found in shared.items()}
+
+    def features(
+        self, shared: Mapping[str, Any], columns: Mapping[str, Values], name_of: Callable[[int], str]
+    ) -> dict[str, Values]:
+        """The columns, with pixels where there were images. SourceError by the row's key."""
+        found = dict(columns)
+        for name, target in shared.items():
+            encoded = columns[name]
+            assert isinstance(encoded, Ragged), "encoded images are ragged bytes"
+            found[name] = decode_all(encoded, _target(target), [name_of(row) for row in range(len(encoded))])
+        return found
+
+
+def _target(value: dict[str, Any] | None) -> Target | None:
+    return Target(**value) if value else None
