@@ -10,6 +10,7 @@ import click
 
 from hpctool.cli import runs_control
 from hpctool.cli.output import json_option, paths_option, print_json, resolve_paths, say, say_if_slurm_is_silent
+from hpctool.cli.report import report
 from hpctool.errors import InputError, UnknownName
 from hpctool.rundir import STATES, RunDir, find_run
 
@@ -186,6 +187,7 @@ def lineage(name: str, as_json: bool, root: Path | None) -> None:
         print_tree(node)
 
 
+group.add_command(report)
 group.add_command(runs_control.cancel)
 group.add_command(runs_control.retry)
 group.add_command(runs_control.watch)

@@ -60,9 +60,10 @@ def status(sweep: str, all_cells: bool, root: Path | None, as_json: bool) -> Non
 
 @group.command()
 @click.argument("sweep")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), default=None, help="Write a page instead.")
 @paths_option
 @json_option
-def report(sweep: str, root: Path | None, as_json: bool) -> None:
+def report(sweep: str, html: Path | None, root: Path | None, as_json: bool) -> None:
     """What each value of each varied key came to: its cells, their metric, GPU- and CPU-hours."""
     from hpctool.cli.sweep_view import axes, axis_row, print_report
     from hpctool.launch import cells
@@ -70,6 +71,13 @@ def report(sweep: str, root: Path | None, as_json: bool) -> None:
 
     runs = resolve_paths(root).runs
     found = sweeps.look(runs, cells.find_sweep(runs, sweep))
+    if html is not None:
+        from hpctool.cli.report import write_report
+        from hpctool.track.runs import list_rows
+
+        rows_of_it = [row for row in list_rows(runs) if row.sweep == found.sweep.id]
+        write_report(rows_of_it, html, f"sweep={found.sweep.id}", found.metric[0], f"Sweep {found.sweep.id}", as_json)
+        return
     if as_json:
         rows = {
             key: {value: axis_row(those, *found.metric) for value, those in values.items()}

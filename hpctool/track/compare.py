@@ -15,6 +15,8 @@ from hpctool.track.row import read_config, read_row
 
 #: Times and amounts of the machine differ between two equal runs; they say nothing about where the runs part.
 _MEASURED = re.compile(r"^(perf|time|system)/|_(s|ms|per_s|mb|gb)$")
+#: Metrics of which less is better, where no configuration says so.
+_LESS_IS_BETTER = re.compile(r"(^|[/_])(loss|error|err|perplexity|ppl|mse|mae|rmse|ece|nll|wer|cer)(_|$)")
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,11 @@ def part(ours: Curves, theirs: Curves) -> Parting:
 def is_measured(name: str) -> bool:
     """Whether a metric is a time or an amount of the machine: `perf/…`, `time/…`, `system/…`, `…_s`, `…_mb` …"""
     return _MEASURED.search(name) is not None
+
+
+def more_is_better(name: str) -> bool:
+    """Whether more of a metric is better, as its name lets one guess: not of losses and errors."""
+    return _LESS_IS_BETTER.search(name) is None
 
 
 def telling_metrics(sides: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -21,12 +21,9 @@ from hpctool.launch.slurm.queue import Queue
 from hpctool.launch.slurm.standing import parse_time_s
 from hpctool.rundir import STATES, RunDir, Story
 from hpctool.track import hours
-from hpctool.track.compare import telling_metrics
+from hpctool.track.compare import more_is_better, telling_metrics
 from hpctool.track.keys import typed_values
 from hpctool.track.metrics import from_json, read_last, to_json
-
-#: Metrics of which less is better, where no configuration says so.
-_LESS_IS_BETTER = re.compile(r"(^|[/_])(loss|error|err|perplexity|ppl|mse|mae|rmse|ece|nll|wer|cer)(_|$)")
 
 
 @dataclass
@@ -101,7 +98,7 @@ class Overview:
         if name := loop.get("best_metric"):
             return str(name), loop.get("best_mode", "max") == "max"
         names = telling_metrics(cell.metrics for cell in self.cells)
-        return (names[0], not _LESS_IS_BETTER.search(names[0])) if names else ("", True)
+        return (names[0], more_is_better(names[0])) if names else ("", True)
 
     @cached_property
     def ranked(self) -> list[Cell]:
