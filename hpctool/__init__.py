@@ -18,13 +18,15 @@ _HOMES = {
     "RunDir": "hpctool.rundir",
     "World": "hpctool.world",
     "make_world": "hpctool.world",
+    "report": "hpctool.track.telling",
 }
-__all__ = ["HpctoolError", "InputError", "Preemptible", "RunDir", "World", "__version__", "make_world"]
+__all__ = ["HpctoolError", "InputError", "Preemptible", "RunDir", "World", "__version__", "make_world", "report"]
 
 if TYPE_CHECKING:
     from hpctool.checkpoint.preemptible import Preemptible
     from hpctool.errors import HpctoolError, InputError
     from hpctool.rundir import RunDir
+    from hpctool.track.telling import report
     from hpctool.world import World, make_world
 
 

@@ -16,11 +16,11 @@ from omegaconf import DictConfig
 from hpctool.launch.job import Resolved
 from hpctool.rundir import RunDir
 from hpctool.train.resolve import TRAIN_STAGES as STAGES
-from hpctool.train.resolve import resolve_train
+from hpctool.train.resolve import measured_at, resolve_train
 from hpctool.train.schema import TrainConfig as Config
 from hpctool.world import World
 
-__all__ = ["NEEDS_TORCH", "STAGES", "STOPS", "Config", "resolve", "run"]
+__all__ = ["NEEDS_TORCH", "STAGES", "STOPS", "Config", "measured_at", "resolve", "run"]
 
 #: ranks are joined by torch, whoever started them
 NEEDS_TORCH = True

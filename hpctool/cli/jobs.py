@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -55,15 +57,17 @@ def job_command(name: str, summary: str) -> click.Command:
         config_name: str,
         as_json: bool,
     ) -> None:
-        from hpctool.launch import submit
+        from hpctool.launch import submit as runs
 
+        searches = importlib.import_module("hpctool.search.submit") if asks_to_search(overrides) else None
+        submit = searches or runs
         after = [one.removeprefix("after=") for one in overrides if one.startswith("after=")]
         if len(after) > 1 or "" in after:
             raise click.UsageError("after= takes one run or sweep.")
         rest = [one for one in overrides if not one.startswith("after=")]
-        request = submit.Request(name, rest, list(config_dirs), config_name, "".join(after))
+        request = runs.Request(name, rest, list(config_dirs), config_name, "".join(after))
         if cfg:
-            click.echo(submit.show_config(request), nl=False)
+            click.echo(runs.show_config(request), nl=False)
         elif dry_run:
             click.echo(submit.dry_run(request, multirun), nl=False)
         else:
@@ -77,6 +81,11 @@ def job_command(name: str, summary: str) -> click.Command:
 
     command.help = _docstring(name)
     return command
+
+
+def asks_to_search(overrides: Sequence[str]) -> bool:
+    """Whether what was typed asks for a search: `search=…` or any key of it."""
+    return any(text.lstrip("+").startswith(("search=", "search.")) for text in overrides)
 
 
 def _docstring(name: str) -> str:

@@ -133,8 +133,9 @@ def _task_said(story: Story, before: Story, attempt: int) -> dict[str, Any]:
 
 
 def committed_step(story: Story) -> int:
-    """The step that the next attempt would continue from."""
-    return max((int(body["step"]) for body in story.checkpoints), default=0)
+    """The step that the next attempt would continue from; a job that works off other runs says it in `progress`."""
+    done = [*story.checkpoints, *story.of_kind("progress")]
+    return max((int(body["step"]) for body in done), default=0)
 
 
 def _got_further(rundir: RunDir, story: Story, before: Story, said: dict[str, Any]) -> bool:

@@ -121,22 +121,32 @@ def refuse_sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> 
             raise ConfigError(axis.key, f"it has {len(axis.texts)} values. {hint}")
 
 
-def _axes(overrides: Sequence[str], config_dirs: Sequence[Path]) -> list[Axis]:
+def parsed(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> list[tuple[str, Override, bool]]:
+    """Each override as it was typed, as Hydra reads it, and whether it chooses of a group. Raises ConfigError."""
+    found = []
     with config.hydra_context(config_dirs):
         loader = GlobalHydra.instance().config_loader()
         parser = OverridesParser.create(config_loader=loader)
-        axes = []
         for text in overrides:
             try:
                 override = parser.parse_overrides([text])[0]
-                texts = _values(override)
+                found.append((text, override, bool(loader.get_group_options(override.key_or_group))))
             except OverrideParseException as error:
                 raise config.unreadable(text, error) from error
             except HydraException as error:
                 raise ConfigError(text, f"{str(error).splitlines()[0]}.") from error
-            is_group = bool(loader.get_group_options(override.key_or_group))
-            objects = None if is_group or override.is_delete() or override.package else _objects(override)
-            axes.append(Axis(override.get_key_element(), texts, is_group, objects))
+    return found
+
+
+def _axes(overrides: Sequence[str], config_dirs: Sequence[Path]) -> list[Axis]:
+    axes = []
+    for text, override, is_group in parsed(overrides, config_dirs):
+        try:
+            texts = _values(override)
+        except HydraException as error:
+            raise ConfigError(text, f"{str(error).splitlines()[0]}.") from error
+        objects = None if is_group or override.is_delete() or override.package else _objects(override)
+        axes.append(Axis(override.get_key_element(), texts, is_group, objects))
     return axes
 
 
@@ -146,7 +156,11 @@ def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
-        raise ConfigError(override.key_or_group, "an interval has no end of values; a grid needs a list or a range.")
+        raise ConfigError(
+            override.key_or_group,
+            "an interval has no end of values; a grid needs a list or a range, and search=asha or another search=… "
+            "draws from it.",
+        )
     values = list(override.sweep_string_iterator())
     if not values:
         raise UnknownName("value matching", str(override.input_line), [])
@@ -158,19 +172,21 @@ def _objects(override: Override) -> list[Any] | None:
     kinds = (ValueType.CHOICE_SWEEP, ValueType.SIMPLE_CHOICE_SWEEP, ValueType.RANGE_SWEEP)
     if override.value_type not in kinds or getattr(override.value(), "shuffle", False):
         return None
-    values = [_unquoted(value) for value in override.sweep_iterator()]
-    return values if all(map(_stands_for_itself, values)) else None
+    values = [unquoted(value) for value in override.sweep_iterator()]
+    return values if all(map(stands_for_itself, values)) else None
 
 
-def _unquoted(value: Any) -> Any:
+def unquoted(value: Any) -> Any:
+    """A value of Hydra's grammar as the configuration takes it."""
     if isinstance(value, list):
-        return [_unquoted(item) for item in value]
+        return [unquoted(item) for item in value]
     return value.text if isinstance(value, QuotedString) else value
 
 
-def _stands_for_itself(value: Any) -> bool:
+def stands_for_itself(value: Any) -> bool:
+    """Whether a value is a scalar or a list that composing does not change."""
     if isinstance(value, list):
-        return all(map(_stands_for_itself, value))
+        return all(map(stands_for_itself, value))
     if isinstance(value, str):
         return "${" not in value and "\\" not in value and value != "???"
     return value is None or isinstance(value, bool | int | float)

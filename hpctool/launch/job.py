@@ -75,6 +75,9 @@ class Job(Protocol):
     `chain(cfg)` gives a Chain: where such a job is asked for on Slurm, the links are submitted at once, each after the
     one that it names, and the job itself is not.
 
+    `measured_at(cfg)` tells of a resolved config how many steps it takes and every how many it measures, before it
+    runs: a search compares its trials there.
+
     `STAGES` may name the parts that `resolve` consists of, in order. A part is a function of the config and of what
     lies on disk. A sweep runs it once for all cells in which the keys that it looks at have the same values: so what
     is dear should look at few keys, and what looks at many should be cheap. Without STAGES, `resolve` is one part.

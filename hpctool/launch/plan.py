@@ -71,6 +71,9 @@ class Plan:
     is_sweep: bool
     #: the run or sweep that was named by `after=`
     parent: Input | None = None
+    #: what the sweep is, if not what its cells are: 64 hex digits; and what it is called, if not as they are
+    identity: str = ""
+    name: str = ""
 
     @property
     def cfg(self) -> DictConfig:
@@ -87,7 +90,8 @@ class Plan:
         """`<name>-<8 hex>` of the sweep; empty for a single run."""
         if not self.is_sweep:
             return ""
-        return f"{self.cfg.name}-{sweep_identity([cell.identity for cell in self.cells])[:SHORT]}"
+        identity = self.identity or sweep_identity([cell.identity for cell in self.cells])
+        return f"{self.name or self.cfg.name}-{identity[:SHORT]}"
 
 
 def make_plan(request: Request, multirun: bool) -> Plan:

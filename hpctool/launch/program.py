@@ -170,7 +170,7 @@ def _watch(program: Program, cfg: DictConfig) -> tuple[Ending, str]:
             told_s = time.monotonic()
             program.tell(signal.SIGINT if cause == "interrupted" else stop_signal)
         # Slurm kills when its time has come, and says itself when that is; the end of a time limit is known, too.
-        alone = "SLURM_JOB_ID" not in os.environ and cause != "timeout"
+        alone = ("SLURM_JOB_ID" not in os.environ and cause != "timeout") or signals.is_pause()
         if told_s and alone and not killed and time.monotonic() - told_s > cfg.cluster.kill_wait_s:
             killed = True
             _say(f"It did not end within cluster.kill_wait_s={cfg.cluster.kill_wait_s} and is killed.")

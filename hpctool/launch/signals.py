@@ -20,6 +20,7 @@ _noted: list[tuple[str, float]] = []
 _owner_pid = 0
 _wakeup: tuple[int, int] | None = None
 _has_boundaries = True
+_pause = ""
 
 
 def install() -> None:
@@ -88,11 +89,11 @@ def wait(timeout_s: float) -> str:
     It hears of the signal even while the main thread is held up in C code and Python's handler has to wait.
     """
     assert _wakeup is not None, "install() comes first"
-    if not stop_requested() and select.select([_wakeup[0]], [], [], timeout_s)[0]:
+    if not _noted and select.select([_wakeup[0]], [], [], timeout_s)[0]:
         for number in os.read(_wakeup[0], 64):
             if number in _CAUSES:
                 return _CAUSES[signal.Signals(number)]
-    return stop_cause()
+    return _noted[0][0] if _noted else ""
 
 
 def wake() -> None:
@@ -102,13 +103,30 @@ def wake() -> None:
 
 
 def stop_cause() -> str:
-    """Why this process was asked to stop: timeout, preempted or interrupted; empty while nobody asked."""
-    return _noted[0][0] if _noted else ""
+    """Why this process was asked to stop: timeout, preempted, interrupted, or a pause; empty while nobody asked."""
+    return _noted[0][0] if _noted else _pause
 
 
 def stop_requested() -> bool:
-    """Whether this process was asked to stop."""
-    return bool(_noted)
+    """Whether this process, or the work that it does now, was asked to stop."""
+    return bool(_noted or _pause)
+
+
+def pause(why: str) -> None:
+    """Have the work under way save and stop like any other stop, where the process itself goes on with other work."""
+    global _pause
+    _pause = why
+
+
+def is_pause() -> bool:
+    """Whether only the work under way is to stop, and nobody asks the process itself."""
+    return bool(_pause and not _noted)
+
+
+def end_pause() -> None:
+    """The work has stopped: from now on only what asks the whole process counts."""
+    global _pause
+    _pause = ""
 
 
 def request_stop(cause: str) -> None:
@@ -119,6 +137,7 @@ def request_stop(cause: str) -> None:
 def clear() -> None:
     """Forget what was noted: for several runs one after the other in one process."""
     _noted.clear()
+    end_pause()
 
 
 def name_of(number: int) -> str:
@@ -130,6 +149,6 @@ def name_of(number: int) -> str:
 
 
 def _note(number: int, _frame: FrameType | None) -> None:
-    if number == signal.SIGINT and (stop_requested() or not _has_boundaries):
+    if number == signal.SIGINT and (_noted or not _has_boundaries):
         raise KeyboardInterrupt
     _noted.append((_CAUSES.get(signal.Signals(number), "preempted"), time.monotonic()))

@@ -10,8 +10,11 @@ from hpctool.launch.plan import Plan, record
 from hpctool.rundir import now, who
 
 
-def write_sweep(plan: Plan, code: dict[str, Any]) -> Sweep:
-    """Write a plan's sweep.json, once; an equal sweep that is there is returned. Raises OSError."""
+def write_sweep(plan: Plan, code: dict[str, Any], *, ranks_of: str = "") -> Sweep:
+    """Write a plan's sweep.json, once; an equal sweep that is there is returned. Raises OSError.
+
+    `ranks_of` is the job whose runs the cells work off, which says how their ranks are joined.
+    """
     path = sweeps_folder(plan.runs) / plan.sweep_id
     target = path / "sweep.json"
     if target.exists():
@@ -22,6 +25,7 @@ def write_sweep(plan: Plan, code: dict[str, Any]) -> Sweep:
         number, own_values = _fitting_base(bases, cell.plain)
         own = record(plan, cell, code)
         shared = {key: own.pop(key) for key in ("job", "name", "varied", "sweep", "code", "cwd")}
+        own |= {"ranks_of": ranks_of} if ranks_of else {}
         own.update(index=index, run=cell.run_id, base=number, set=own_values)
         cells.append(own)
     body = {"format": SWEEP_FORMAT, "id": plan.sweep_id, "created": now(), "by": who()}

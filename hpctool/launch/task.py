@@ -52,7 +52,7 @@ def run_attempt(rundir: RunDir, where: str, place: Place, world: World | None = 
         rundir.attempt = begin(rundir, where, place)
     guard = _guard(rundir, where, place.rank == 0)
     try:
-        world = world or join(rundir.record()["job"], place, rundir.path / "logs", meeting)
+        world = world or join(ranks_of(rundir), place, rundir.path / "logs", meeting)
         rundir.attempt = int(world.broadcast(rundir.attempt))
     except WorldError as error:
         guard.dismiss()
@@ -78,6 +78,12 @@ def begin(rundir: RunDir, where: str, place: Place) -> int:
         "code": rundir.code(),
     }
     return rundir.begin({**facts, **own_process()})
+
+
+def ranks_of(rundir: RunDir) -> str:
+    """The job that says how a run's ranks are joined: its own, or the one whose runs it works off."""
+    record = rundir.record()
+    return str(record.get("ranks_of") or record["job"])
 
 
 def join(job_name: str, place: Place, folder: Path, meeting: Path | None) -> World:

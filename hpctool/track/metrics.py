@@ -35,6 +35,10 @@ METRICS_FORMAT = 1
 #: A metric's name → its points (step, value), in order of the step; each step at most once.
 Curves = dict[str, list[tuple[int, float]]]
 
+#: Told of everything that is logged on rank 0, before it reaches the disk: the run, the step and the numbers.
+Listener = Callable[[RunDir, int, Mapping[str, float]], None]
+listeners: list[Listener] = []
+
 _WRITE_EVERY_S = 5.0
 _WRITE_EVERY_BYTES = 64 * 1024
 _TAIL_BYTES = 64 * 1024
@@ -89,6 +93,8 @@ class MetricWriter:
                     self._write()
                 except OSError as error:
                     warnings.warn(f"Metrics wait in memory, {self.path} cannot be written: {error}", stacklevel=2)
+        for listener in tuple(listeners):
+            listener(self.rundir, step, numbers)
 
     def flush(self) -> None:
         """Make durable what was logged so far. Raises OSError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hpctool.errors import ConfigError, InputError, UnknownName, nearest
 from hpctool.launch.cells import find_sweep, list_sweep_ids
 from hpctool.launch.job import Input, Resolved, in_stages
 from hpctool.rundir import RunDir, find_run, list_run_ids
+from hpctool.train.schedule import num_steps
 from hpctool.train.schema import Loop
 
 #: As much data is read on a login node to compare checksums: a second or so.
@@ -37,6 +39,13 @@ def resolve_train(cfg: DictConfig) -> Resolved:
     Raises UnknownName, ConfigError, TargetError, CorruptError.
     """
     return in_stages(cfg, TRAIN_STAGES)
+
+
+def measured_at(cfg: DictConfig) -> tuple[int, int]:
+    """How many steps a resolved training takes, and every how many of them it measures on the validation split."""
+    num_rows = open_version(Path(cfg.paths.datasets), cfg.data.name).splits[cfg.data.train_split]
+    per_epoch = math.ceil(num_rows / cfg.loop.global_batch_size)
+    return num_steps(cfg.loop, num_rows), int(cfg.loop.eval_every_steps or per_epoch)
 
 
 def _dataset(cfg: DictConfig) -> Resolved:

@@ -1,0 +1,105 @@
+"""Searches that are there: start their workers, resume with other limits, cancel."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpctool.errors import EXIT_DONE, InputError
+from hpctool.launch import snapshot, sweeps
+from hpctool.launch.cells import Sweep, read_sweep, sweeps_folder
+from hpctool.launch.overview import cell_stories, quick_stories
+from hpctool.launch.start import Say, mark_submitted
+from hpctool.rundir import OVER, UNDERWAY, RunDir, now, who
+from hpctool.search.journal import Journal
+from hpctool.search.spec import Spec, read_spec
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a search goes on; None: without that limit."""
+
+    max_trials: int | None = None
+    hours: float | None = None
+    deadline_s: float | None = None
+
+
+def open_search(runs: Path, sweep_id: str) -> tuple[Sweep, Spec, Journal]:
+    """A search that is there, its journal read. Raises UnknownName, CorruptError, NewerFormat."""
+    folder = sweeps_folder(runs) / sweep_id
+    spec = read_spec(folder)
+    journal = Journal(folder, spec)
+    journal.read()
+    return read_sweep(folder), spec, journal
+
+
+def start(runs: Path, sweep_id: str, slots: Iterable[int], say: Say, code: dict[str, Any] | None = None) -> int:
+    """Start workers; the exit code of those that run here, else 0. Raises SubmitError, SchedulerError, InputError."""
+    sweep = read_sweep(sweeps_folder(runs) / sweep_id)
+    todo = list(slots)
+    for slot in todo:
+        rundir = RunDir(runs / sweep.run_ids[slot])
+        if rundir.run_json.exists() and rundir.story().state == "completed":
+            # Done for then; asked for again, it looks for more.
+            mark_submitted(rundir, "local")
+    return sweeps.start_again(sweep, runs, todo, say, code)
+
+
+def idle_slots(sweep: Sweep, runs: Path) -> list[int]:
+    """The workers that nobody runs or will run. Raises ConflictError, SchedulerError."""
+    sweeps.find_unknown(sweep)
+    standing = cell_stories(runs, sweep, quick_stories)
+    return [slot for slot, story in enumerate(standing) if story.state not in UNDERWAY or not story.entries]
+
+
+def resume(
+    runs: Path, sweep_id: str, say: Say, limits: Limits | None = None, *, code_now: bool = False, cfg: Any = None
+) -> int:
+    """Let a search go on, with other limits if some are given; starts the workers that are not there.
+
+    Raises InputError, SubmitError, SchedulerError.
+    """
+    sweep, _, journal = open_search(runs, sweep_id)
+    state = journal.state
+    new = limits or Limits(state.max_trials, state.hours, state.deadline_s)
+    if new.deadline_s is not None and new.deadline_s <= time.time():
+        raise InputError(f"The deadline of {sweep_id} has passed; give it another search.budget.deadline.")
+    if state.stopped or new != Limits(state.max_trials, state.hours, state.deadline_s):
+        if state.stopped:
+            say(f"search {sweep_id} had stopped: {state.stopped}. It goes on.")
+        journal.add("resume", max_trials=new.max_trials, hours=new.hours, deadline_s=new.deadline_s)
+    todo = idle_slots(sweep, runs)
+    say(f"search {sweep_id}: {len(state.trials)} trials so far, starting {len(todo)} of {len(sweep.run_ids)} workers")
+    if not todo:
+        return EXIT_DONE
+    code = snapshot.take(runs, Path(sweep.body["cwd"])).record() if code_now else None
+    return start(runs, sweep_id, todo, say, code)
+
+
+def cancel(runs: Path, sweep_id: str, say: Say) -> None:
+    """End a search for good: nothing more is begun, what trains saves if it can. Raises InputError, SchedulerError."""
+    sweep, _, journal = open_search(runs, sweep_id)
+    journal.add("stop", why=f"cancelled by {who()}")
+    running = [trial for trial in journal.state.trials.values() if trial.state == "running"]
+    for trial in running:
+        rundir = RunDir(runs / trial.run)
+        if rundir.run_json.exists() and rundir.story().state not in OVER:
+            rundir.ledger.append({"kind": "cancel", "by": who(), "time": now()})
+    if len(idle_slots(sweep, runs)) < len(sweep.run_ids):
+        sweeps.cancel(sweep, runs, say)
+    say(f"search {sweep_id} is cancelled: {len(journal.state.trials)} trials were made, {len(running)} are told to stop.")
+
+
+def retry(runs: Path, sweep_id: str, say: Say, states: Collection[str] = ("failed",)) -> int:
+    """Give trials that failed another chance, and start the workers. Raises InputError, SubmitError."""
+    _, _, journal = open_search(runs, sweep_id)
+    failed = [trial for trial in journal.state.trials.values() if trial.state in states]
+    if not failed:
+        raise InputError(f"No trial of {sweep_id} has failed.")
+    for trial in failed:
+        journal.add("again", t=trial.number, fence=trial.fence)
+    say(f"search {sweep_id}: {len(failed)} failed trials wait for another attempt.")
+    return resume(runs, sweep_id, say)

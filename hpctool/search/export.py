@@ -1,0 +1,65 @@
+"""A search for optuna-dashboard: an SQLite study, written once, afterwards; nothing ever reads it back."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+from pathlib import Path
+
+from hpctool.errors import InputError
+from hpctool.search.journal import Journal, Trial
+from hpctool.search.samplers import distribution
+from hpctool.search.spec import Spec, read_spec
+
+
+def to_optuna(folder: Path, target: Path) -> int:
+    """Write the search of a sweep's folder as an optuna study into a new SQLite file; gives the number of trials.
+
+    Raises InputError where the file is there already, or optuna is not installed.
+    """
+    if importlib.util.find_spec("optuna") is None:
+        raise InputError("sweep export --optuna needs optuna: pip install 'hpctool[search]'.")
+    if target.exists():
+        raise InputError(f"{target} is there already; an export is written once. Name another file, or remove it.")
+    import optuna
+
+    spec = read_spec(folder)
+    state = Journal(folder, spec).read()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    direction = "maximize" if spec.mode == "max" else "minimize"
+    study = optuna.create_study(storage=f"sqlite:///{target.absolute()}", study_name=spec.id, direction=direction)
+    study.set_metric_names([spec.metric])
+    study.add_trials([_trial(spec, trial) for _, trial in sorted(state.trials.items())])
+    return len(state.trials)
+
+
+def _trial(spec: Spec, trial: Trial) -> object:
+    from optuna.distributions import CategoricalDistribution
+    from optuna.trial import TrialState, create_trial
+
+    states = {"completed": TrialState.COMPLETE, "failed": TrialState.FAIL, "infeasible": TrialState.FAIL}
+    state = states.get(trial.state, TrialState.PRUNED if trial.state in ("paused", "stopped") else TrialState.RUNNING)
+    params, distributions = {}, {}
+    for axis in spec.space.axes:
+        value = trial.point[axis.key]
+        if axis.kind == "choice":
+            # People read the values here; lists are texts for optuna.
+            names = [one if isinstance(one, str | int | float | bool | None) else repr(one) for one in axis.values]
+            value = value if isinstance(value, str | int | float | bool | None) else repr(value)
+            distributions[axis.key] = CategoricalDistribution(names)
+        else:
+            distributions[axis.key] = distribution(axis)
+        params[axis.key] = value
+    steps = {rung: step for rung, step in enumerate([*spec.rungs, max(trial.step, *spec.rungs, 1)])}
+    values = {steps[rung]: value for rung, value in trial.values.items()}
+    made = create_trial(
+        state=state,
+        value=trial.values[spec.last_rung] if state == TrialState.COMPLETE else None,
+        params=params,
+        distributions=distributions,
+        intermediate_values=values,
+        user_attrs={"run": trial.run, "state": trial.state, "why": trial.why, "hours": trial.used_s / 3600},
+    )
+    started = datetime.datetime.fromtimestamp(trial.claimed_s)  # noqa: DTZ006
+    made.datetime_start = started
+    return made

@@ -1,0 +1,129 @@
+"""A search as a whole, in the words in which sweeps are shown: its trials as cells, and what only a search has."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hpctool.launch.cells import Sweep, read_sweep, sweeps_folder
+from hpctool.launch.overview import cell_stories, quick_stories
+from hpctool.launch.slurm.queue import Queue
+from hpctool.search import decide
+from hpctool.search.journal import Journal, State, Trial
+from hpctool.search.spec import is_search, read_spec
+from hpctool.track.hours import Hours
+from hpctool.track.metrics import to_json
+from hpctool.track.sweeps import Cell, Overview
+from hpctool.track.sweeps import look as look_at_sweep
+
+#: States of trials, in the order in which they are told.
+STATES = ("completed", "running", "paused", "stopped", "failed", "infeasible")
+
+
+@dataclass
+class Looked(Overview):
+    """A search at one moment. `cells` are its trials, in order of number."""
+
+    state: State = field(kw_only=True)
+    #: state of a worker → how many are in it
+    workers: dict[str, int] = field(kw_only=True)
+    #: entries of the journal that cannot be used, and why
+    broken: dict[str, str] = field(kw_only=True)
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        found = Counter(cell.state for cell in self.cells)
+        return {state: found[state] for state in STATES if found[state]}
+
+    @cached_property
+    def groups(self) -> list[Any]:
+        return []
+
+    @cached_property
+    def metric(self) -> tuple[str, bool]:
+        return self.state.spec.metric, self.state.spec.mode == "max"
+
+    @cached_property
+    def ranked(self) -> list[Cell]:
+        """The trials of the highest rung that any has reached, then those of the one below, each the best first."""
+        spec, found = self.state.spec, list[Cell]()
+        by_number = {cell.index: cell for cell in self.cells}
+        for rung in range(spec.last_rung, -1, -1):
+            there = [by_number[trial.number] for trial in self.state.at_rung(rung)]
+            found += [cell for cell in there if cell not in found]
+        return found
+
+    @cached_property
+    def eta_s(self) -> float | None:
+        return None if self.state.stopped == "" else 0.0
+
+    @cached_property
+    def rungs(self) -> list[dict[str, Any]]:
+        """Per rung: its step (None: the end), how many trials have a value, the best, and how many have gone on."""
+        spec, rows = self.state.spec, []
+        for rung in range(spec.last_rung + 1):
+            there = self.state.at_rung(rung)
+            step = spec.rungs[rung] if rung < spec.last_rung else None
+            beyond = sum(trial.reached > rung for trial in there)
+            best = to_json(there[0].values[rung]) if there else None
+            rows.append({"rung": rung, "step": step, "trials": len(there), "best": best, "went_on": beyond})
+        return rows
+
+    @property
+    def used_hours(self) -> float:
+        """GPU-hours, or core-hours, of all attempts so far."""
+        return self.state.used_s / 3600
+
+    @property
+    def saved_hours(self) -> float | None:
+        """What training every trial to its end would have cost beyond that; None while none has completed."""
+        whole = [t.used_s for t in self.state.trials.values() if t.state == "completed" and t.used_s]
+        if not whole:
+            return None
+        return max(0.0, len(self.state.trials) * sum(whole) / len(whole) - self.state.used_s) / 3600
+
+    def to_json(self) -> dict[str, Any]:
+        spec, state, best = self.state.spec, self.state, self.ranked[0] if self.ranked else None
+        name, more_is_better = self.metric
+        return {
+            **{"id": spec.id, "job": spec.job, "cells": len(self.cells), "states": self.counts, "search": True},
+            **{"varied": [axis.key for axis in spec.space.axes], "created": self.sweep.body["created"]},
+            **{"folder": str(self.sweep.path), "metric": name, "more_is_better": more_is_better},
+            "best": best and {"cell": best.index, "run": best.run, "value": best.metrics[name], "values": best.values},
+            **{"trials": len(self.cells), "rungs": self.rungs, "workers": self.workers, "broken": self.broken},
+            **{"stopped": state.stopped, "max_trials": state.max_trials, "hours": self.hours.to_json()},
+            "budget": {
+                **{"unit": f"{spec.unit}-hours", "used": self.used_hours, "limit": state.hours},
+                **{"committed": decide.committed_s(state, time.time()) / 3600, "saved": self.saved_hours},
+            },
+        }
+
+
+def look(runs: Path, sweep: Sweep, queue: Queue | None = None) -> Overview:
+    """How a sweep stands now, be it a search or not."""
+    if not is_search(sweep.path):
+        return look_at_sweep(runs, sweep, queue)
+    spec = read_spec(sweep.path)
+    journal = Journal(sweep.path, spec)
+    state = journal.read()
+    sweep = read_sweep(sweeps_folder(runs) / sweep.id)
+    body = sweep.body | {"job": spec.job, "varied": [axis.key for axis in spec.space.axes]}
+    workers = Counter(story.state for story in cell_stories(runs, sweep, quick_stories, queue))
+    broken = dict(journal.log.broken) | {f"{number:010d}": why for number, why in state.odd.items()}
+    trials = [_cell(state, trial) for _, trial in sorted(state.trials.items())]
+    return Looked(Sweep(sweep.path, body), trials, state=state, workers=dict(workers), broken=broken)
+
+
+def _cell(state: State, trial: Trial) -> Cell:
+    cell = Cell(trial.number, trial.run, dict(trial.point), trial.state, trial.cause)
+    cell.step = trial.step
+    if trial.values:
+        cell.metrics = {state.spec.metric: trial.values[trial.reached]}
+    used = trial.used_s / 3600
+    cell.hours = Hours(gpu_hours=used) if state.spec.unit == "GPU" else Hours(cpu_hours=used)
+    cell.used_s = trial.used_s / max(1, state.spec.num_units)
+    return cell
