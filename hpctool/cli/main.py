@@ -16,7 +16,7 @@ from hpctool.errors import EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED, HpctoolErr
 VERBS = {
     "data": "Versions of datasets: list, log, show, diff, relabel, verify …",
     "runs": "Runs: list, show, logs, compare, lineage, cancel, retry …",
-    "sweep": "Sweeps: list, status, report, resume, retry, cancel.",
+    "sweep": "Sweeps and searches: list, status, report, resume, retry, cancel, verify, export.",
     "models": "Exported models: list, show, verify, promote, rollback.",
     "chaos": "Rehearse failure on your own job, here: broken at random moments, it ends with the same bits.",
     "doctor": "What this cluster does to jobs, in plain words: signals, grace, limits, files.",

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from hpctool.cli import sweep_control
+from hpctool.cli import search, sweep_control
 from hpctool.cli.output import json_option, paths_option, print_json, resolve_paths, say, say_if_slurm_is_silent
 
 
 @click.group(name="sweep", help=__doc__)
 def group() -> None:
-    """Sweeps: list, status, report, resume, retry, cancel."""
+    """Sweeps and searches: list, status, report, resume, retry, cancel, verify, export."""
 
 
 @group.command("list")
@@ -21,7 +21,7 @@ def group() -> None:
 def list_sweeps(root: Path | None, as_json: bool) -> None:
     """All sweeps, with how many of their cells have come how far."""
     from hpctool.launch import cells
-    from hpctool.track import sweeps
+    from hpctool.search import overview as sweeps
 
     runs = resolve_paths(root).runs
     found = [sweeps.look(runs, cells.find_sweep(runs, sweep_id)) for sweep_id in cells.list_sweep_ids(runs)]
@@ -45,12 +45,16 @@ def list_sweeps(root: Path | None, as_json: bool) -> None:
 def status(sweep: str, all_cells: bool, root: Path | None, as_json: bool) -> None:
     """How far one sweep is, why cells wait or failed, which is best, when it will be done, what it cost."""
     from hpctool.launch import cells
-    from hpctool.track import sweeps
+    from hpctool.search import overview as sweeps
 
     runs = resolve_paths(root).runs
     found = sweeps.look(runs, cells.find_sweep(runs, sweep))
     if as_json:
         print_json(found.to_json() | {"rows": [cell.to_json() for cell in found.cells]})
+    elif isinstance(found, sweeps.Looked):
+        from hpctool.cli.search_view import print_search
+
+        print_search(found, all_cells)
     else:
         from hpctool.cli.sweep_view import print_status
 
@@ -67,7 +71,7 @@ def report(sweep: str, html: Path | None, root: Path | None, as_json: bool) -> N
     """What each value of each varied key came to: its cells, their metric, GPU- and CPU-hours."""
     from hpctool.cli.sweep_view import axes, axis_row, print_report
     from hpctool.launch import cells
-    from hpctool.track import sweeps
+    from hpctool.search import overview as sweeps
 
     runs = resolve_paths(root).runs
     found = sweeps.look(runs, cells.find_sweep(runs, sweep))
@@ -94,3 +98,5 @@ def report(sweep: str, html: Path | None, root: Path | None, as_json: bool) -> N
 group.add_command(sweep_control.resume)
 group.add_command(sweep_control.retry)
 group.add_command(sweep_control.cancel)
+group.add_command(search.verify)
+group.add_command(search.export)

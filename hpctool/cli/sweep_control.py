@@ -13,11 +13,16 @@ _code_now = click.option("--code-now", is_flag=True, help="With the code as it i
 
 @click.command()
 @click.argument("sweep")
+@click.option("--max-trials", type=click.IntRange(min=1), help="Of a search: so many trials in all.")
+@click.option("--gpu-hours", type=click.FloatRange(min=0, min_open=True), help="Of a search: so many in all.")
 @_code_now
 @paths_option
-def resume(sweep: str, code_now: bool, root: Path | None) -> None:
-    """Start what is left of a sweep: every cell that is neither done nor under way nor queued."""
-    _start(sweep, root, (), code_now)
+def resume(sweep: str, max_trials: int | None, gpu_hours: float | None, code_now: bool, root: Path | None) -> None:
+    """Start what is left of a sweep: every cell that is neither done nor under way nor queued.
+
+    A search goes on, with another budget if one is given.
+    """
+    _start(sweep, root, (), code_now, max_trials, gpu_hours)
 
 
 @click.command()
@@ -35,14 +40,38 @@ def retry(sweep: str, code_now: bool, root: Path | None) -> None:
 def cancel(sweep: str, root: Path | None) -> None:
     """End a sweep for good: what waits does not begin, what runs saves if it can."""
     from hpctool.launch import cells, sweeps
+    from hpctool.search import control, spec
 
     runs = resolve_paths(root).runs.absolute()
-    sweeps.cancel(cells.find_sweep(runs, sweep), runs, say)
+    found = cells.find_sweep(runs, sweep)
+    if spec.is_search(found.path):
+        control.cancel(runs, found.id, say)
+    else:
+        sweeps.cancel(found, runs, say)
 
 
-def _start(sweep: str, root: Path | None, states: tuple[str, ...], code_now: bool) -> None:
+def _start(
+    sweep: str,
+    root: Path | None,
+    states: tuple[str, ...],
+    code_now: bool,
+    max_trials: int | None = None,
+    gpu_hours: float | None = None,
+) -> None:
+    from hpctool.errors import InputError
     from hpctool.launch import cells, sweeps
+    from hpctool.search import control, spec
 
     runs = resolve_paths(root).runs.absolute()
-    if code := sweeps.resume(cells.find_sweep(runs, sweep), runs, say, states=states, code_now=code_now):
+    found = cells.find_sweep(runs, sweep)
+    if spec.is_search(found.path):
+        if states:
+            code = control.retry(runs, found.id, say)
+        else:
+            code = control.resume_with(runs, found.id, say, max_trials, gpu_hours, code_now=code_now)
+    elif max_trials or gpu_hours:
+        raise InputError(f"{found.id} is a grid of cells; only a search has a budget.")
+    else:
+        code = sweeps.resume(found, runs, say, states=states, code_now=code_now)
+    if code:
         raise SystemExit(code)

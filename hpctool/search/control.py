@@ -55,9 +55,7 @@ def idle_slots(sweep: Sweep, runs: Path) -> list[int]:
     return [slot for slot, story in enumerate(standing) if story.state not in UNDERWAY or not story.entries]
 
 
-def resume(
-    runs: Path, sweep_id: str, say: Say, limits: Limits | None = None, *, code_now: bool = False, cfg: Any = None
-) -> int:
+def resume(runs: Path, sweep_id: str, say: Say, limits: Limits | None = None, *, code_now: bool = False) -> int:
     """Let a search go on, with other limits if some are given; starts the workers that are not there.
 
     Raises InputError, SubmitError, SchedulerError.
@@ -79,6 +77,16 @@ def resume(
     return start(runs, sweep_id, todo, say, code)
 
 
+def resume_with(
+    runs: Path, sweep_id: str, say: Say, max_trials: int | None, hours: float | None, *, code_now: bool
+) -> int:
+    """Let a search go on; what is given takes the place of that limit. Raises as `resume` does."""
+    _, _, journal = open_search(runs, sweep_id)
+    state = journal.state
+    limits = Limits(max_trials or state.max_trials, hours or state.hours, state.deadline_s)
+    return resume(runs, sweep_id, say, limits, code_now=code_now)
+
+
 def cancel(runs: Path, sweep_id: str, say: Say) -> None:
     """End a search for good: nothing more is begun, what trains saves if it can. Raises InputError, SchedulerError."""
     sweep, _, journal = open_search(runs, sweep_id)
@@ -90,7 +98,9 @@ def cancel(runs: Path, sweep_id: str, say: Say) -> None:
             rundir.ledger.append({"kind": "cancel", "by": who(), "time": now()})
     if len(idle_slots(sweep, runs)) < len(sweep.run_ids):
         sweeps.cancel(sweep, runs, say)
-    say(f"search {sweep_id} is cancelled: {len(journal.state.trials)} trials were made, {len(running)} are told to stop.")
+    say(
+        f"search {sweep_id} is cancelled: {len(journal.state.trials)} trials were made, {len(running)} are told to stop."
+    )
 
 
 def retry(runs: Path, sweep_id: str, say: Say, states: Collection[str] = ("failed",)) -> int:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import datetime
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hpctool.errors import InputError
 from hpctool.search.journal import Journal, Trial
 from hpctool.search.samplers import distribution
 from hpctool.search.spec import Spec, read_spec
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 
 def to_optuna(folder: Path, target: Path) -> int:
@@ -26,20 +30,21 @@ def to_optuna(folder: Path, target: Path) -> int:
     spec = read_spec(folder)
     state = Journal(folder, spec).read()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    direction = "maximize" if spec.mode == "max" else "minimize"
+    direction = optuna.study.StudyDirection.MAXIMIZE if spec.mode == "max" else optuna.study.StudyDirection.MINIMIZE
     study = optuna.create_study(storage=f"sqlite:///{target.absolute()}", study_name=spec.id, direction=direction)
-    study.set_metric_names([spec.metric])
+    study.set_user_attr("metric", spec.metric)
     study.add_trials([_trial(spec, trial) for _, trial in sorted(state.trials.items())])
     return len(state.trials)
 
 
-def _trial(spec: Spec, trial: Trial) -> object:
-    from optuna.distributions import CategoricalDistribution
+def _trial(spec: Spec, trial: Trial) -> FrozenTrial:
+    from optuna.distributions import BaseDistribution, CategoricalDistribution
     from optuna.trial import TrialState, create_trial
 
     states = {"completed": TrialState.COMPLETE, "failed": TrialState.FAIL, "infeasible": TrialState.FAIL}
     state = states.get(trial.state, TrialState.PRUNED if trial.state in ("paused", "stopped") else TrialState.RUNNING)
-    params, distributions = {}, {}
+    params: dict[str, Any] = {}
+    distributions: dict[str, BaseDistribution] = {}
     for axis in spec.space.axes:
         value = trial.point[axis.key]
         if axis.kind == "choice":
@@ -50,7 +55,7 @@ def _trial(spec: Spec, trial: Trial) -> object:
         else:
             distributions[axis.key] = distribution(axis)
         params[axis.key] = value
-    steps = {rung: step for rung, step in enumerate([*spec.rungs, max(trial.step, *spec.rungs, 1)])}
+    steps = dict(enumerate([*spec.rungs, max(trial.step, *spec.rungs, 1)]))
     values = {steps[rung]: value for rung, value in trial.values.items()}
     made = create_trial(
         state=state,
@@ -60,6 +65,5 @@ def _trial(spec: Spec, trial: Trial) -> object:
         intermediate_values=values,
         user_attrs={"run": trial.run, "state": trial.state, "why": trial.why, "hours": trial.used_s / 3600},
     )
-    started = datetime.datetime.fromtimestamp(trial.claimed_s)  # noqa: DTZ006
-    made.datetime_start = started
+    made.datetime_start = datetime.datetime.fromtimestamp(trial.claimed_s)
     return made

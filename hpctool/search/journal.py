@@ -145,7 +145,9 @@ def _propose(state: State, body: Mapping[str, Any]) -> None:
     number = int(body["t"])
     if number in state.trials or (state.max_trials is not None and len(state.trials) >= state.max_trials):
         return
-    trial = Trial(number, dict(body["params"]), str(body["run"]), int(body["slot"]), str(body["why"]), int(body["seen"]))
+    trial = Trial(
+        number, dict(body["params"]), str(body["run"]), int(body["slot"]), str(body["why"]), int(body["seen"])
+    )
     trial.expected_s, trial.claimed_s = float(body["expected_s"]), float(body["at_s"])
     trial.to, trial.parent = int(body.get("to", 0)), body.get("parent")
     trial.entry = int(body["entry"])

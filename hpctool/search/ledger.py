@@ -1,4 +1,4 @@
-"""What the ledger of a trial's run says to the search: how far it is saved, what it cost, how its last attempt ended."""
+"""What the ledger of a trial's run says to the search: how far it is saved, its cost, how its last attempt ended."""
 
 from __future__ import annotations
 

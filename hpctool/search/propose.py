@@ -75,10 +75,7 @@ def completed(space: Space, given: Point) -> Point:
 def design(spec: Spec, given: list[Point], number: int) -> list[Point]:
     """The first points of a search: those that were given, then points spread evenly."""
     found = {name_of(point): point for point in given}
-    if spec.sampler == "grid":
-        more = spec.grid
-    else:
-        more = sobol(spec.space, number + len(found), spec.seed)
+    more = spec.grid if spec.sampler == "grid" else sobol(spec.space, number + len(found), spec.seed)
     for point in more:
         if len(found) >= max(number, len(given)):
             break

@@ -38,7 +38,8 @@ def choose(spec: Spec, asked: Sequence[int] | None, cfgs: Sequence[DictConfig]) 
             f"Trials of this search have {one} and {other} steps, or measure at different ones, so they cannot be "
             "compared at rungs. Set loop.max_steps and loop.eval_every_steps, or vary something else."
         )
-    return checked(*found.pop(), spec.eta, asked)
+    num_steps, every = found.pop()
+    return checked(num_steps, every, spec.eta, asked)
 
 
 def checked(num_steps: int, every: int, eta: int, asked: Sequence[int] | None = None) -> list[int]:

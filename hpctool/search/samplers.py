@@ -1,6 +1,6 @@
 """Samplers of other packages as pure functions: what is shown and a seed in, a point out.
 
-Nothing of optuna's storage is used. Its journal file is not crash-safe: one torn line makes a study unreadable for ever.
+Nothing of optuna's storage is used. Its journal file is not crash-safe: one torn line ends a study for ever.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, TrialState
 
 #: optuna wants times; nothing depends on them
-_LONG_AGO = datetime.datetime(2000, 1, 1)  # noqa: DTZ001
+_LONG_AGO = datetime.datetime(2000, 1, 1)
 _NEEDS = {"tpe": ("optuna",), "gp": ("optuna", "torch", "scipy"), "cmaes": ("cmaes",)}
 
 
@@ -96,7 +96,7 @@ def _cmaes(spec: Spec, seen: Shown, seed: int) -> Point:
     optuna's own keeps its state, as a pickle, in the trials that it has drawn.
     """
     import numpy as np
-    from cmaes import CMA
+    from cmaes import CMA  # type: ignore[import-untyped]
 
     axes = spec.space.axes
     bounds = np.array([[0.0, 1.0]] * len(axes))

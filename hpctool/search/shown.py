@@ -38,7 +38,7 @@ def shown(state: State) -> Shown:
     priors = [prior for prior in spec.priors if spec.space.holds(prior.point)]
     rung = 0
     for candidate in range(spec.last_rung, 0, -1):
-        known = sum(candidate in one.values for one in (*trials, *priors))
+        known = sum(candidate in one.values for one in trials) + sum(candidate in one.values for one in priors)
         if known >= enough(spec):
             rung = candidate
             break

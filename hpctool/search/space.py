@@ -78,12 +78,12 @@ class Axis:
         if self.log and self.step is None:
             half = 0.5 if self.kind == "int" else 0.0
             low, high = math.log(self.low - half), math.log(self.high + half)
-            return (math.log(value) - low) / (high - low)
+            return float((math.log(value) - low) / (high - low))
         if self.kind == "choice":
             return ([repr(one) for one in self.values].index(repr(value)) + 0.5) / len(self.values)
         if self.count is not None:
-            return ((value - self.low) / (self.step or 1) + 0.5) / self.count
-        return (value - self.low) / (self.high - self.low)
+            return float(((value - self.low) / (self.step or 1) + 0.5) / self.count)
+        return float((value - self.low) / (self.high - self.low))
 
     def holds(self, value: Any) -> bool:
         """Whether a value lies on this axis."""
@@ -224,7 +224,13 @@ def _range(key: str, sweep: RangeSweep, log: bool) -> Axis:
 def text_of(value: Any) -> str:
     """A value in Hydra's grammar."""
     if isinstance(value, str):
-        plain = re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value.lower() not in ("null", "true", "false", "nan", "inf")
+        plain = re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value.lower() not in (
+            "null",
+            "true",
+            "false",
+            "nan",
+            "inf",
+        )
         return value if plain else str(QuotedString(value, Quote.single).with_quotes())
     if isinstance(value, list):
         return f"[{','.join(map(text_of, value))}]"

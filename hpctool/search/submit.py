@@ -71,7 +71,7 @@ def submit(request: Request, multirun: bool = False, *, say: Say) -> Submission:
     answer = Submission([], str(asked.folder), asked.spec.id)
     if spec.is_search(asked.folder):
         limits = control.Limits(asked.spec.max_trials, asked.spec.hours, asked.spec.deadline_s)
-        answer.exit_code = control.resume(asked.runs, asked.spec.id, say, limits, cfg=asked.cfg)
+        answer.exit_code = control.resume(asked.runs, asked.spec.id, say, limits)
         return _awaited(asked, answer, say)
     keys = getattr(load_job(request.job), "FILES", ())
     scripts = {str(one.plain[key]) for one in asked.first for key in keys if one.plain[key] is not None}
@@ -163,32 +163,54 @@ def _spec(
 ) -> Spec:
     asked, num_workers = cfg.search, cfg.search.workers
     metric, mode = _metric(asked, bases[0]["config"])
-    if asked.sampler == "grid" and found.count is None:
-        endless = next(axis.key for axis in found.axes if axis.count is None)
-        raise ConfigError(endless, "an interval has no end of values; a grid needs a list or a range.")
-    if found.count is not None and asked.sampler == "grid" and found.count > space.MAX_POINTS:
-        raise InputError(f"This grid has {found.count:,} points; {space.MAX_POINTS:,} are the most.")
+    _check_ends(asked, found)
     size = hours.size_of(config.to_plain(cfg.resources))
     if asked.budget.gpu_hours is not None and not size.num_gpus:
         notes.append("A trial holds no GPU here: search.budget.gpu_hours counts core-hours.")
-    if asked.budget.max_trials is None and asked.budget.gpu_hours is None and asked.budget.deadline is None:
-        if found.count is None and asked.target is None and asked.patience is None:
-            raise InputError(
-                "This search would never end: give it search.budget.max_trials, search.budget.gpu_hours, "
-                "search.budget.deadline, search.target or search.patience."
-            )
     made = Spec(
-        **{"id": "?", "job": request.job, "space": found, "metric": metric, "mode": mode, "seed": asked.seed},
-        **{"sampler": asked.sampler, "schedule": asked.schedule, "num_workers": num_workers},
-        **{"sampler_version": samplers.version_of(asked.sampler), "eta": asked.eta, "rule": asked.rule},
-        **{"max_trials": asked.budget.max_trials, "hours": asked.budget.gpu_hours},
-        **{"unit": "GPU" if size.num_gpus else "core", "num_units": size.num_gpus or size.num_cpus},
-        **{"deadline_s": _deadline_s(asked.budget.deadline), "target": asked.target, "patience": asked.patience},
-        **{"max_same_failures": asked.max_same_failures, "bases": bases, "fixed": fixed, "cwd": str(Path.cwd())},
+        id="?",
+        job=request.job,
+        space=found,
+        metric=metric,
+        mode=mode,
+        seed=asked.seed,
+        sampler=asked.sampler,
+        schedule=asked.schedule,
+        num_workers=num_workers,
+        sampler_version=samplers.version_of(asked.sampler),
+        eta=asked.eta,
+        rule=asked.rule,
+        max_trials=asked.budget.max_trials,
+        hours=asked.budget.gpu_hours,
+        unit="GPU" if size.num_gpus else "core",
+        num_units=size.num_gpus or size.num_cpus,
+        deadline_s=_deadline_s(asked.budget.deadline),
+        target=asked.target,
+        patience=asked.patience,
+        max_same_failures=asked.max_same_failures,
+        bases=bases,
+        fixed=fixed,
+        cwd=str(Path.cwd()),
     )
     given = [_given(found, dict(one)) for one in config.to_plain(cfg)["search"]["try_"]]
     number = max(10, num_workers) if asked.initial is None else max(asked.initial, 0)
     return dataclasses.replace(made, design=propose.design(made, given, number))
+
+
+def _check_ends(asked: Any, found: Space) -> None:
+    """Refuse what would never end. Raises ConfigError, InputError."""
+    budget = asked.budget
+    if asked.sampler == "grid" and found.count is None:
+        endless = next(axis.key for axis in found.axes if axis.count is None)
+        raise ConfigError(endless, "an interval has no end of values; a grid needs a list or a range.")
+    if asked.sampler == "grid" and (found.count or 0) > space.MAX_POINTS:
+        raise InputError(f"This grid has {found.count:,} points; {space.MAX_POINTS:,} are the most.")
+    ends = (budget.max_trials, budget.gpu_hours, budget.deadline, asked.target, asked.patience)
+    if found.count is None and all(one is None for one in ends):
+        raise InputError(
+            "This search would never end: give it search.budget.max_trials, search.budget.gpu_hours, "
+            "search.budget.deadline, search.target or search.patience."
+        )
 
 
 def _metric(asked: Any, base: dict[str, Any]) -> tuple[str, str]:
@@ -232,11 +254,11 @@ def _identity(made: Spec) -> str:
     """What makes a search another one: not how long it goes on, with how many workers, or where."""
     body = made.to_json()
     keys = ("job", "space", "metric", "mode", "seed", "sampler", "schedule", "eta", "rungs", "rule", "pbt", "priors")
-    chosen = [
-        {key: value for key, value in base["config"].items() if key not in NOT_IDENTITY} for base in made.bases
-    ]
-    given = [point for point in made.design[:1]]
-    return files.sha256_bytes(files.canonical_json([{key: body[key] for key in keys}, chosen, given]))
+    chosen = [{key: value for key, value in base["config"].items() if key not in NOT_IDENTITY} for base in made.bases]
+    try:
+        return files.sha256_bytes(files.canonical_json([{key: body[key] for key in keys}, chosen, made.design[:1]]))
+    except (TypeError, ValueError) as error:
+        raise ConfigError("?", f"a value cannot be written down: {error}.") from error
 
 
 def _workers(asked: Asked) -> Plan:

@@ -54,12 +54,12 @@ def _pinned(cfg: DictConfig, job: Job, varied: set[str]) -> dict[str, Any]:
     working = copy.deepcopy(typed)
     in_stages(working, checked_stages(job))
     after = config.flatten(OmegaConf.to_container(working, resolve=False))
-    plain = copy.deepcopy(cfg)
+    plain = copy.deepcopy(typed)
     for key, value in after.items():
         name = before.get(key)
-        if key not in varied and isinstance(name, str) and isinstance(value, str) and name != value:
-            if "${" not in name:
-                config.set_value(plain, key, value)
+        are_names = isinstance(name, str) and isinstance(value, str) and name != value
+        if are_names and "${" not in name and key not in varied:
+            config.set_value(plain, key, value)
     return config.to_plain(plain, [key for key in _OF_THE_WORKER if key in plain])
 
 

@@ -22,7 +22,7 @@ from hpctool.track import metrics
 #: Why a trial stops that its search has stopped.
 PAUSED = "paused by its search"
 #: How often the metrics of somebody's own program are looked at.
-_POLL_S = 0.2
+_POLL_S = 0.05
 
 
 @dataclass
@@ -196,4 +196,3 @@ class _Follower(threading.Thread):
             except HpctoolError as error:
                 self.watch.problem = error
                 signals.pause(PAUSED)
-

@@ -187,7 +187,7 @@ class Worker:
     # ------------------------------------------------------------------------------------------ training
 
     def train(self, order: dict[str, Any]) -> None:
-        """One attempt of a trial's run, with all ranks; whatever comes of it is reported. Raises Stopped, WorldError."""
+        """One attempt of a trial's run, with all ranks; what comes of it is reported. Raises Stopped, WorldError."""
         trial_run = RunDir(self.runs / order["run"])
         where = str(self.rundir.story().where)
         begun = self.world.on_main(lambda: task.begin(trial_run, where, self.world.place))
@@ -231,6 +231,9 @@ class Worker:
     def _completed(self, watch: Watch, outcome: dict[str, Any]) -> None:
         found = (outcome.get("metrics") or {}).get(self.spec.metric)
         value = float(found) if found is not None else watch.last[1] if watch.last else None
+        if value is None and (known := read_metrics(watch.rundir).get(self.spec.metric)):
+            # It had all its steps already, and has measured nothing more.
+            value = known[-1][1]
         step = int(outcome.get("step", 0))
         watch.verdict = "over"
         if value is None:
@@ -321,8 +324,7 @@ def _told(metric: str) -> Iterator[None]:
 
 def _clean_up() -> None:
     """What a trial held, the next one needs."""
-    gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
-

@@ -1,0 +1,103 @@
+"""How a search looks in a terminal."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from hpctool.cli.output import cell_text, say
+from hpctool.cli.sweep_view import WHOLE
+from hpctool.cli.tables import Column, print_columns, print_whole, settings_text, state_text
+from hpctool.search.overview import STATES, Looked
+from hpctool.track.sweeps import Cell
+
+_NUM_BEST = 15
+
+
+def print_search(found: Looked, all_trials: bool) -> None:
+    """Print how a search stands: states, budget, workers, rungs, the best trial, and the trials."""
+    spec, state = found.state.spec, found.state
+    axes = ", ".join(axis.key for axis in spec.space.axes)
+    how = spec.sampler if spec.schedule == "none" else f"{spec.schedule} with {spec.sampler}"
+    print_whole(Text.assemble((spec.id, "bold"), f"  {spec.job}, {how}, {spec.metric} ({spec.mode}) over {axes}"))
+    for line in (_states(found), _budget(found), _workers(found), _best(found)):
+        if line:
+            print_whole(Text(f"  {line}"))
+    if state.stopped:
+        print_whole(Text(f"  it has stopped: {state.stopped}"))
+    for name, why in found.broken.items():
+        print_whole(Text(f"  entry {name} of the journal is set aside: {why}", style="red"))
+    _print_rungs(found)
+    ranked = found.ranked
+    if all_trials or len(found.cells) <= WHOLE:
+        _print_trials(found, [*ranked, *(cell for cell in found.cells if cell not in ranked)])
+    elif ranked:
+        _print_trials(found, ranked[:_NUM_BEST])
+        say(f"\nThe best {min(_NUM_BEST, len(ranked))} of {len(found.cells)} trials; --cells shows all.")
+
+
+def _states(found: Looked) -> str:
+    of = f" of at most {found.state.max_trials}" if found.state.max_trials else ""
+    states = " · ".join(f"{found.counts[state]} {state}" for state in STATES if state in found.counts)
+    return f"{len(found.cells)} trials{of}{f': {states}' if states else ''}"
+
+
+def _budget(found: Looked) -> str:
+    body = found.to_json()["budget"]
+    of = f" of {body['limit']:g}" if body["limit"] else ""
+    parts = [f"{body['used']:.3g}{of} {body['unit']} used"]
+    if body["committed"]:
+        parts.append(f"{body['committed']:.2g} committed")
+    if body["saved"] and found.state.spec.schedule != "none":
+        parts.append(f"training all to the end would have taken {body['saved'] + body['used']:.3g}")
+    return ", ".join(parts)
+
+
+def _workers(found: Looked) -> str:
+    return "workers: " + ", ".join(f"{number} {state}" for state, number in found.workers.items())
+
+
+def _best(found: Looked) -> str:
+    if not found.ranked:
+        return ""
+    best, spec = found.ranked[0], found.state.spec
+    trial = found.state.trials[best.index]
+    rung = "" if trial.reached == spec.last_rung else f" at step {spec.rungs[trial.reached]}"
+    value = cell_text(best.metrics[spec.metric])
+    return f"best {spec.metric} {value}{rung}: trial {best.index}, {best.run}, {settings_text(best.values)}"
+
+
+def _print_rungs(found: Looked) -> None:
+    if found.state.spec.last_rung == 0 or not found.cells:
+        return
+    rows = found.rungs
+    print_whole("")
+    print_columns(
+        [
+            Column("rung", [row["rung"] for row in rows]),
+            Column("step", ["end" if row["step"] is None else row["step"] for row in rows]),
+            Column("trials", [row["trials"] for row in rows]),
+            Column("went on", [row["went_on"] or None for row in rows]),
+            Column(f"best {found.state.spec.metric}", [row["best"] for row in rows]),
+        ]
+    )
+
+
+def _print_trials(found: Looked, cells: list[Cell]) -> None:
+    spec, trials = found.state.spec, found.state.trials
+    hours = [cell.hours.gpu_hours or cell.hours.cpu_hours for cell in cells]
+    columns = [
+        Column("trial", [cell.index for cell in cells]),
+        Column("run", [cell.run for cell in cells], rank=2),
+        *(Column(axis.key, [cell.values.get(axis.key) for cell in cells]) for axis in spec.space.axes),
+        Column("state", [state_text(cell.state) for cell in cells]),
+        Column("step", [cell.step or None for cell in cells], rank=3),
+        Column(spec.metric, [cell.metrics.get(spec.metric) for cell in cells]),
+        Column("from", [trials[cell.index].why for cell in cells], rank=4),
+        Column(f"{spec.unit}-h", [float(f"{value:.2g}") or None for value in hours], rank=5),
+    ]
+    if any(cell.cause for cell in cells):
+        columns.append(Column("why", [" ".join(cell.cause.split()) for cell in cells], rank=1, min_width=12))
+    print_whole("")
+    gone = print_columns(columns)
+    if gone:
+        say(f"No room here for {', '.join(gone)}; a wider terminal, a pipe or --json shows them.")

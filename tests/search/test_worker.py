@@ -1,0 +1,254 @@
+"""Workers on real folders: what they train, what they survive, and what they write down."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from multiprocessing.context import ForkProcess
+
+import pytest
+
+from hpctool.launch import inline
+from hpctool.launch.cells import open_cell, read_sweep
+from hpctool.place import Place
+from hpctool.rundir import RunDir
+from hpctool.search import control, verify
+from hpctool.search.journal import OVER, State
+from tests.search.conftest import Ask, Found
+from tests.search.jobs.toy import loss
+
+SPACE = ("x=interval(0,1)", "kind=choice(a,b)")
+ASHA = ("search=asha", "search.rungs=[1,3]", *SPACE)
+
+
+def values(state: State, rung: int) -> dict[int, float]:
+    return {trial.number: trial.values[rung] for trial in state.trials.values() if rung in trial.values}
+
+
+def test_asha_trains_the_best_to_the_end_and_every_decision_comes_out_again(ask: Ask) -> None:
+    found = ask(*ASHA, "search.budget.max_trials=27")
+    state = found.journal().state
+    assert len(state.trials) == 27
+    assert state.stopped == "all 27 trials are made"
+    assert len(values(state, 0)) == 27
+    assert 9 <= len(values(state, 1)) <= 14
+    assert 3 <= len(values(state, 2)) <= 5
+    for number, value in values(state, 0).items():
+        point = state.trials[number].point
+        assert value == loss(point["x"], point["kind"], 1)
+    paused = [RunDir(found.runs / t.run) for t in state.trials.values() if t.state == "paused"]
+    assert {run.story().state for run in paused} == {"cancelled"}
+    assert "paused by its search" in paused[0].story().cause
+    again = verify.verify(found.folder)
+    assert (again.num_proposals, again.different, again.broken) == (27, [], {})
+    assert again.num_promotions == sum(len(values(state, rung)) for rung in (1, 2))
+
+
+def test_a_trial_is_a_run_and_a_promoted_one_goes_on_where_it_was(ask: Ask) -> None:
+    found = ask(*ASHA, "search.budget.max_trials=9")
+    state = found.journal().state
+    best = state.best()
+    assert best is not None
+    run = RunDir(found.runs / best.run)
+    record = run.record()
+    assert (record["job"], record["sweep"], record["trial"]) == ("toy", found.spec.id, best.number)
+    assert (run.result() or {})["state"] == "completed"
+    steps = [body["step"] for body in run.story().of_kind("resumed")]
+    assert steps == sorted(steps)
+    assert len(steps) == 1 or steps[-1] > 0
+
+
+def test_the_stop_rule_ends_trials_at_their_rung_for_good(ask: Ask) -> None:
+    found = ask(*ASHA, "search.rule=stop", "search.sampler=random", "search.budget.max_trials=12")
+    counts = Counter(trial.state for trial in found.journal().state.trials.values())
+    assert counts.keys() == {"completed", "stopped"}
+    assert counts["stopped"] >= 6
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random", "sobol", "tpe", "cmaes"])
+def test_every_sampler_makes_each_point_once_and_exactly_as_many_as_asked(ask: Ask, sampler: str) -> None:
+    space = ("x=range(0,1,0.2)", "kind=choice(a,b)") if sampler == "grid" else SPACE
+    found = ask(f"search={sampler}", *space, "search.initial=4", "search.budget.max_trials=13")
+    state = found.journal().state
+    assert len(state.trials) == (10 if sampler == "grid" else 13)
+    assert len(state.points) == len(state.trials)
+    assert {trial.state for trial in state.trials.values()} == {"completed"}
+    assert verify.verify(found.folder).different == []
+
+
+@pytest.mark.parametrize(
+    ("words", "state", "why"),
+    [
+        (["fail=ValueError"], "failed", "the first 5 trials all failed: ValueError: x is"),
+        (["fail=MemoryError", "search.budget.max_trials=6"], "infeasible", "all 6 trials are made"),
+        (["metric=losses"], "failed", "Did you mean losses?"),
+        (["metric='nan'", "search.budget.max_trials=6"], "completed", "all 6 trials are made"),
+        (["search.target=0.35", "search.budget.max_trials=50"], "", "has reached the target: loss"),
+        (["search.patience=3", "search.sampler=random"], "", "3 trials in a row were no better"),
+        (["search.budget.gpu_hours=1e-9"], "", "core-hours is used"),
+    ],
+)
+def test_a_search_stops_where_there_is_nothing_more_to_find_out(
+    ask: Ask, words: list[str], state: str, why: str
+) -> None:
+    found = ask("search=tpe", *SPACE, "search.budget.max_trials=30", *words[::-1])
+    seen = found.journal().state
+    assert why in seen.stopped
+    assert len(seen.trials) < 51
+    if state:
+        assert {trial.state for trial in seen.trials.values()} == {state}
+
+
+def test_a_metric_that_does_not_come_ends_a_trial_at_its_first_rung(ask: Ask) -> None:
+    state = ask(*ASHA, "metric=losses", "search.budget.max_trials=30").journal().state
+    assert all(0 < trial.step < 9 or trial.step == 0 for trial in state.trials.values())
+    assert "never measured; there is: losses, other. Did you mean losses?" in state.stopped
+
+
+def test_a_run_that_was_there_already_is_the_answer_and_costs_nothing(ask: Ask) -> None:
+    words = ("search=grid", "x=0.1,0.2", "kind=a,b")
+    first = ask(*words).journal().state
+    assert sum(trial.used_s for trial in first.trials.values()) > 0
+    second = ask(*words, "search.seed=1").journal().state
+    assert [trial.cause for trial in second.trials.values()] == ["the run was there already"] * 4
+    assert values(second, 0) == values(first, 0)
+    assert second.used_s == 0
+
+
+def test_a_search_that_is_asked_for_again_goes_on_and_one_with_a_larger_budget_makes_more(ask: Ask) -> None:
+    words = (*ASHA, "search.seed=3")
+    first = ask(*words, "search.budget.max_trials=6")
+    same = ask(*words, "search.budget.max_trials=6")
+    assert same.folder == first.folder
+    assert len(same.journal().state.trials) == 6
+    more = ask(*words, "search.budget.max_trials=9")
+    assert more.folder == first.folder
+    assert len(more.journal().state.trials) == 9
+    assert control.resume_with(first.runs, first.spec.id, print, 11, None, code_now=False) == 0
+    assert len(first.journal().state.trials) == 11
+    assert verify.verify(first.folder).different == []
+
+
+def test_a_cancelled_search_begins_nothing_and_goes_on_when_it_is_resumed(ask: Ask) -> None:
+    found = ask(*ASHA, "search.budget.max_trials=9", start=False)
+    said: list[str] = []
+    control.cancel(found.runs, found.spec.id, said.append)
+    worker(found, 0)
+    assert found.journal().state.trials == {}
+    assert found.journal().state.stopped.startswith("cancelled by ")
+    control.resume(found.runs, found.spec.id, said.append)
+    assert len(found.journal().state.trials) == 9
+
+
+def test_a_damaged_journal_is_used_without_its_broken_entries_which_are_named(ask: Ask) -> None:
+    found = ask(*ASHA, "search.budget.max_trials=9")
+    entries = found.journal().log
+    for number, damage in ((3, b""), (5, entries.path(5).read_bytes()[:-30]), (8, b"x" + entries.path(8).read_bytes())):
+        entries.path(number).chmod(0o644)
+        entries.path(number).write_bytes(damage)
+    with pytest.warns(UserWarning, match="set aside"):
+        assert control.resume_with(found.runs, found.spec.id, print, 14, None, code_now=False) == 0
+    with pytest.warns(UserWarning, match="set aside"):
+        again = verify.verify(found.folder)
+    assert sorted(again.broken) == ["0000000003", "0000000005", "0000000008"]
+    with pytest.warns(UserWarning, match="set aside"):
+        assert len(found.journal().state.trials) == 14
+
+
+def worker(found: Found, slot: int) -> int:
+    """One attempt of a worker, in this process."""
+    return inline.run_here(open_cell(found.runs, found.spec.id, slot), Place())
+
+
+def start(found: Found, slot: int) -> ForkProcess:
+    process = ForkProcess(target=lambda: os._exit(worker(found, slot)))
+    process.start()
+    return process
+
+
+@pytest.mark.slow
+def test_workers_killed_every_50_ms_make_every_trial_once_and_lose_none(
+    ask: Ask, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = ask(*ASHA, "search.budget.max_trials=150", "search.workers=6", "cluster=local", start=False)
+    draw, running, kills = random.Random(0), {slot: start(found, slot) for slot in range(6)}, 0
+    deadline = time.monotonic() + 240
+    while running and time.monotonic() < deadline:
+        time.sleep(0.05)
+        for slot, process in list(running.items()):
+            if process.exitcode is not None:
+                del running[slot]
+                if process.exitcode != 0:
+                    running[slot] = start(found, slot)
+        alive = [process for process in running.values() if process.is_alive()]
+        if alive and kills < 60:
+            victim = draw.choice(alive)
+            assert victim.pid is not None
+            os.kill(victim.pid, signal.SIGKILL)
+            victim.join()
+            kills += 1
+    assert not running
+    capfd.readouterr()
+    journal = found.journal()
+    state = journal.state
+    assert kills == 60
+    # What a killed worker had left in the middle has come to its end.
+    assert {trial.state for trial in state.trials.values()} <= {"paused", *OVER}
+    assert sorted(state.trials) == list(range(150))
+    facts = Counter(
+        (body["op"], body["t"], body.get("rung"))
+        for body in (entry.body for entry in journal.log.entries())
+        if body["op"] in ("propose", "rung", "end")
+    )
+    assert set(facts.values()) == {1}
+    assert verify.verify(found.folder).different == []
+
+
+def test_of_two_tasks_for_one_slot_the_older_one_leaves_and_nothing_is_reported_twice(ask: Ask) -> None:
+    words = (*ASHA, "step_s=0.02", "search.budget.max_trials=12", "search.workers=2", "cluster=local")
+    found = ask(*words, start=False)
+    older = start(found, 0)
+    while not found.journal().state.trials:
+        time.sleep(0.01)
+    newer = start(found, 0)
+    older.join(60)
+    newer.join(60)
+    assert (older.exitcode, newer.exitcode) == (1, 0)
+    state = found.journal().state
+    # Slot 1 never came: its point of the design is left out, and the number is made up for.
+    assert len(state.trials) == 12
+    assert 1 not in state.trials
+    assert {trial.state for trial in state.trials.values()} <= {"paused", "completed"}
+    assert verify.verify(found.folder).different == []
+
+
+def test_the_trial_of_a_worker_that_does_not_come_back_is_taken_over_once(ask: Ask) -> None:
+    words = (*ASHA, "step_s=0.05", "search.budget.max_trials=5", "search.workers=3", "cluster=local")
+    found = ask(*words, start=False)
+    lost = start(found, 2)
+    while not found.journal().state.trials:
+        time.sleep(0.01)
+    assert lost.pid is not None
+    os.kill(lost.pid, signal.SIGKILL)
+    lost.join()
+    # Nobody brings back what ran inline.
+    others = [start(found, 0), start(found, 1)]
+    for process in others:
+        process.join(60)
+        assert process.exitcode == 0
+    claims = [e.body for e in found.journal().log.entries() if e.body.get("why") == "orphan"]
+    assert [body["t"] for body in claims] == [2]
+    assert len(found.journal().state.trials) == 5
+    assert {trial.state for trial in found.journal().state.trials.values()} <= {"paused", "completed"}
+
+
+def test_two_hundred_workers_that_begin_at_once_make_no_trial_twice(ask: Ask) -> None:
+    found = ask(
+        "search=random", *SPACE, "search.budget.max_trials=201", "search.workers=200", "cluster=local", start=False
+    )
+    assert len(read_sweep(found.folder).run_ids) == 200
+    assert len(found.spec.design) == 200
+    assert len({str(point) for point in found.spec.design}) == 200
