@@ -68,7 +68,8 @@ def complaint(words: list[str]) -> str:
 @functools.cache
 def known_keys(job: str) -> set[str]:
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
-    return {*map(str, config.compose(job).cfg), *groups, "after"}
+    # Any job can be searched over.
+    return {*map(str, config.compose(job).cfg), *groups, "after", "search"}
 
 
 def complaint_about_keys(job: str, words: list[str]) -> str:

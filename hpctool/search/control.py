@@ -98,9 +98,7 @@ def cancel(runs: Path, sweep_id: str, say: Say) -> None:
             rundir.ledger.append({"kind": "cancel", "by": who(), "time": now()})
     if len(idle_slots(sweep, runs)) < len(sweep.run_ids):
         sweeps.cancel(sweep, runs, say)
-    say(
-        f"search {sweep_id} is cancelled: {len(journal.state.trials)} trials were made, {len(running)} are told to stop."
-    )
+    say(f"search {sweep_id} is cancelled: {len(journal.state.trials)} trials, {len(running)} of them are told to stop.")
 
 
 def retry(runs: Path, sweep_id: str, say: Say, states: Collection[str] = ("failed",)) -> int:

@@ -50,15 +50,16 @@ def _pinned(cfg: DictConfig, job: Job, varied: set[str]) -> dict[str, Any]:
     """The plain configuration in which names (`digits@main`) are what they mean today (`digits@4f2a…`)."""
     typed = config.typed(cfg, job.Config)
     config.check_complete(typed)
-    before = config.flatten(OmegaConf.to_container(typed, resolve=False))
+    before: dict[str, Any] = config.flatten(OmegaConf.to_container(typed, resolve=False))
     working = copy.deepcopy(typed)
     in_stages(working, checked_stages(job))
     after = config.flatten(OmegaConf.to_container(working, resolve=False))
     plain = copy.deepcopy(typed)
     for key, value in after.items():
         name = before.get(key)
-        are_names = isinstance(name, str) and isinstance(value, str) and name != value
-        if are_names and "${" not in name and key not in varied:
+        if not isinstance(name, str) or not isinstance(value, str) or "${" in name or key in varied:
+            continue
+        if name != value:
             config.set_value(plain, key, value)
     return config.to_plain(plain, [key for key in _OF_THE_WORKER if key in plain])
 

@@ -38,6 +38,8 @@ class Watch:
     to: int
     #: the newest value of the metric
     last: tuple[int, float] | None = None
+    #: the first step that was logged
+    first: int | None = None
     #: the names of all metrics that were logged
     names: set[str] = field(default_factory=set)
     #: paused, stopped (the stop-rule), lost (somebody else has it), or empty while it goes on
@@ -51,21 +53,37 @@ class Watch:
             return
         spec = self.journal.state.spec
         self.names.update(values)
+        first = self.first = step if self.first is None else self.first
         if spec.metric in values:
             self.last = (step, float(values[spec.metric]))
         while not self.verdict and self.to < spec.last_rung and step >= spec.rungs[self.to]:
             if spec.metric not in values:
-                if self.last is None and step > spec.rungs[self.to]:
+                if self.last is None and first <= spec.rungs[self.to] < step:
                     raise InputError(never_measured(spec.metric, self.names))
                 return
-            self.reached(self.to, step, float(values[spec.metric]))
+            if not self.reached(self.to, step, float(values[spec.metric])):
+                # Its own work saves and stops; this process goes on.
+                signals.pause(PAUSED)
 
-    def reached(self, rung: int, step: int, value: float) -> None:
-        """Write down the value of a rung and decide: go on, or have the trial save and stop."""
+    def reached(self, rung: int, step: int, value: float) -> bool:
+        """Write down the value of a rung, and decide whether the trial goes on."""
         self.journal.add("rung", **self.fact(step), rung=rung, value=metrics.to_json(value))
         self.judge(rung)
-        if self.verdict:
-            signals.pause(PAUSED)
+        return not self.verdict
+
+    def catch_up(self) -> None:
+        """Do what an earlier worker was killed before: report what is saved already, and decide on it."""
+        spec, saved = self.journal.state.spec, self.rundir.story().step
+        points = metrics.read_metrics(self.rundir).get(spec.metric, []) if saved else []
+        while not self.verdict and self.to < spec.last_rung:
+            rung = self.to
+            if rung in self.journal.state.trials[self.trial].values:
+                self.judge(rung)
+                continue
+            there = next(((step, value) for step, value in points if spec.rungs[rung] <= step <= saved), None)
+            if there is None:
+                return
+            self.reached(rung, *there)
 
     def judge(self, rung: int) -> None:
         """Whether the trial, which has a value at this rung, goes on to the next one; sets `verdict` if not."""

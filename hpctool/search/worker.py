@@ -21,6 +21,7 @@ from hpctool.errors import EXIT_CONTINUE, FencedError, HpctoolError, Stopped, Wo
 from hpctool.launch import closing, output, signals, task
 from hpctool.launch.cells import read_sweep, sweeps_folder
 from hpctool.launch.job import load_job
+from hpctool.launch.plan import Planned
 from hpctool.launch.result import current_story, first_error
 from hpctool.rundir import OVER as RUN_OVER
 from hpctool.rundir import RunDir
@@ -101,7 +102,7 @@ class Worker:
     def _claim(self, state: State, decision: Decision) -> dict[str, Any] | None:
         """Take a trial that is there; None where somebody was quicker, or where that was its end."""
         trial = state.trials[decision.trial]
-        rundir = RunDir(self.runs / trial.run)
+        rundir = self._opened(trial)
         gone = self._cause_of(trial) if decision.why == "orphan" else ""
         body = claim_body(state, trial, self.slot, decision.why, decision.to)
         body |= {
@@ -113,20 +114,20 @@ class Worker:
             return None
         trial = self.journal.read().trials[trial.number]
         watch = self._watch(trial, rundir)
-        if error := self._failed_before(rundir):
+        if (rundir.result() or {}).get("state") == "completed":
+            # It was killed before it could say so.
+            self._reuse(trial, rundir)
+        elif error := self._failed_before(rundir):
             self._give_up(watch, error)
         elif _OUT_OF_MEMORY.search(gone):
             watch.end("infeasible", gone, trial.step)
         elif trial.num_deaths >= decide.MAX_DEATHS:
             watch.end("failed", f"its process died {trial.num_deaths} times without a word", trial.step)
-        elif decision.why != "promote" and trial.to < self.spec.last_rung and trial.reached >= trial.to:
-            # It was stopped between its value and what that means.
-            watch.judge(trial.to)
+        else:
+            watch.catch_up()
             self._settle(watch)
             if not watch.verdict:
                 return self._order(trial, watch.fence, watch.to)
-        else:
-            return self._order(trial, trial.fence, trial.to)
         return None
 
     def _propose(self, state: State, decision: Decision) -> dict[str, Any] | None:
@@ -153,11 +154,19 @@ class Worker:
         if planned is None:
             self._watch(trial, RunDir(self.runs / "?")).end("failed", problem, 0)
             return None
-        rundir = open_trial(self.runs, self.spec, trial.number, planned, self.rundir.code())
+        rundir = self._opened(trial, planned)
         if (rundir.result() or {}).get("state") == "completed":
             self._reuse(trial, rundir)
             return None
         return self._order(trial, trial.fence, trial.to)
+
+    def _opened(self, trial: Trial, planned: Planned | None = None) -> RunDir:
+        """The run of a trial; made, where that is not there yet: who proposed it may have been killed at once."""
+        rundir = RunDir(self.runs / trial.run)
+        if not rundir.run_json.exists():
+            planned = planned or plan_trial(self.spec, trial.point)
+            rundir = open_trial(self.runs, self.spec, trial.number, planned, self.rundir.code())
+        return rundir
 
     def _order(self, trial: Trial, fence: int, to: int) -> dict[str, Any]:
         return {"run": trial.run, "trial": trial.number, "fence": fence, "to": to}
