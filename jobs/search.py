@@ -1,8 +1,9 @@
 """One worker of a search, which trains trials until there is nothing left to find out.
 
-hpctool train -m search=asha search.metric=val/accuracy search.mode=max 'optim.lr=tag(log,interval(1e-5,1e-1))'
+hpctool search --cfg job                             what a search takes
+hpctool train -m search=asha search.budget.max_trials=50 'optim.lr=tag(log,interval(1e-5,1e-1))'
 
-submits an array of these; nobody starts one by hand.
+The second submits an array of these; nobody starts one by hand.
 """
 
 from __future__ import annotations
