@@ -141,11 +141,18 @@ class Watch:
             with _Follower(self):
                 yield
         else:
-            metrics.listeners.append(self)
+            mine = threading.get_ident()
+
+            def listener(rundir: RunDir, step: int, values: Mapping[str, float]) -> None:
+                # What the job itself measures; meters of the hardware write from a thread of their own.
+                if threading.get_ident() == mine:
+                    self(rundir, step, values)
+
+            metrics.listeners.append(listener)
             try:
                 yield
             finally:
-                metrics.listeners.remove(self)
+                metrics.listeners.remove(listener)
         if self.verdict == "lost":
             raise FencedError(self.rundir.id, self.rundir.attempt, self.rundir.story().attempt)
 
