@@ -16,6 +16,7 @@ from hpctool.data.diff import diff as diff_versions
 from hpctool.data.history import GraphLine
 from hpctool.data.history import graph as draw
 from hpctool.data.labels import blame as blame_row
+from hpctool.data.pictures import draw_label_changes, draw_statistics
 from hpctool.data.store import short
 from hpctool.data.version import Version, open_version
 from hpctool.errors import InputError
@@ -146,11 +147,15 @@ def show(version: str, rows: str | None, as_json: bool, root: Path | None) -> No
 
 @group.command()
 @click.argument("version")
+@click.option("--plot", default=None, type=click.Path(path_type=Path), help="Draw it, too: .png, .svg or .pdf.")
 @json_option
 @paths_option
-def stats(version: str, as_json: bool, root: Path | None) -> None:
+def stats(version: str, plot: Path | None, as_json: bool, root: Path | None) -> None:
     """Show rows, classes and the features' moments in each split."""
     found = _open(root, version)
+    if plot is not None:
+        draw_statistics(found, plot)
+        say(f"{found.ref}: drawn in {plot}.")
     statistics = found.contents.stats
     if as_json:
         print_json({"classes": found.classes, **statistics})
@@ -175,15 +180,22 @@ def stats(version: str, as_json: bool, root: Path | None) -> None:
 @group.command()
 @click.argument("a")
 @click.argument("b")
+@click.option(
+    "--plot", default=None, type=click.Path(path_type=Path), help="Draw labels from and to: .png, .svg, .pdf."
+)
 @json_option
 @paths_option
-def diff(a: str, b: str, as_json: bool, root: Path | None) -> None:
+def diff(a: str, b: str, plot: Path | None, as_json: bool, root: Path | None) -> None:
     """Show what is different in version B from version A: rows, columns, labels.
 
     \b
     hpctool data diff digits@v1 digits
+    hpctool data diff digits@v1 digits --plot changes.png
     """
     found = diff_versions(_open(root, a), _open(root, b))
+    if plot is not None:
+        draw_label_changes(found, plot)
+        say(f"{found.a} → {found.b}: drawn in {plot}.")
     if as_json:
         print_json(found.to_json())
         return

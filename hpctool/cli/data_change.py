@@ -1,4 +1,4 @@
-"""`hpctool data`: what changes a dataset. Labels, tags, branches and merges; each is a commit or a name for one."""
+"""`hpctool data`: what makes a version, a name for one, or something else of one: labels, merges, tags, exports."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import click
 
 from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
 from hpctool.data import merge as merging
+from hpctool.data.export import FORMATS
+from hpctool.data.export import export as export_version
 from hpctool.data.labels import read_fixes
 from hpctool.data.labels import relabel as relabel_rows
 from hpctool.data.layout import DEFAULT_BRANCH, split_ref
@@ -137,6 +139,37 @@ def branch(version: str, name: str | None, gone: str | None, as_json: bool, root
         print_table(["branch", "commit"], [[branch, short(commit)] for branch, commit in tips.items()])
 
 
+@click.command()
+@click.argument("version")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--as", "kind", required=True, type=click.Choice(list(FORMATS)), help="What is written.")
+@click.option("--split", "splits", multiple=True, metavar="SPLIT", help="Only this split; may be said again.")
+@click.option("--column", "columns", multiple=True, metavar="COLUMN", help="Only this column; may be said again.")
+@json_option
+@paths_option
+def export(
+    version: str,
+    path: Path,
+    kind: str,
+    splits: tuple[str, ...],
+    columns: tuple[str, ...],
+    as_json: bool,
+    root: Path | None,
+) -> None:
+    """Write a version as a plain file or folder, which is not there yet.
+
+    \b
+    hpctool data export digits@v1 digits.h5 --as hdf5
+    hpctool data export digits@v1 shards --as webdataset --split train
+    """
+    found = open_version(resolve_paths(root).datasets, version)
+    num_rows = export_version(found, path, kind, splits=splits, columns=columns)
+    if as_json:
+        print_json({"path": str(path), "format": kind, "num_rows": num_rows, "commit": found.commit})
+    else:
+        say(f"{found.pinned}: {num_rows:,} rows in {path} ({kind}).")
+
+
 def _open_branch(root: Path | None, dataset: str) -> Version:
     """The tip of a branch that is to be written. Raises InputError."""
     version = open_version(resolve_paths(root).datasets, dataset)
@@ -156,4 +189,4 @@ def _show_conflict(conflict: MergeConflict, as_json: bool) -> None:
         print_table(["uid", "ours", "by", "why", "theirs", "by", "why"], rows)
 
 
-COMMANDS = (relabel, merge, tag, branch)
+COMMANDS = (relabel, merge, tag, branch, export)

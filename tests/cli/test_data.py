@@ -177,3 +177,46 @@ def test_a_damaged_dataset_is_exit_code_1(root: Path) -> None:
     assert done.returncode == 1
     assert len(json.loads(done.stdout)["damaged"]) == 1
     assert "Dataset 'tiny' is damaged; files that are not what was written: 1." in done.stderr
+
+
+def test_merge_shows_both_sides_of_a_conflict(ask: Ask, tell: Callable[..., str], root: Path, tmp_path: Path) -> None:
+    # v2 took this row's label away; the branch `other` is still at v1.
+    (uid,) = [row["uid"] for row in ask("show", "tiny", "--rows", "all") if row["label"] is None]
+    fixes = tmp_path / "fixes.csv"
+    fixes.write_text(f"uid,label,who\n{uid},dog,eve\n{UID},cat,eve\n")
+    tell("relabel", "tiny@other", "--from", fixes, "-m", "look")
+    done = CliRunner().invoke(cli, ["data", "merge", "tiny", "other", "--root", str(root)])
+    assert isinstance(done.exception, InputError)
+    (row,) = [line.split() for line in done.stdout.splitlines() if uid in line]
+    assert (row[:2], row[-3:]) == ([uid, "bob@cluster"], ["dog", "eve", "look"])
+    tell("merge", "tiny", "other", "--prefer", "theirs")
+    assert "├─┐" in tell("log", "tiny", "--graph", "--all")
+    assert [row["label"] for row in ask("show", "tiny", "--rows", "all") if row["uid"] == uid] == ["dog"]
+
+
+def test_pictures_are_drawn_and_write_over_nothing(tell: Callable[..., str], tmp_path: Path) -> None:
+    tell("diff", "tiny@v1", "tiny", "--plot", tmp_path / "changes.png")
+    tell("stats", "tiny", "--plot", tmp_path / "stats.svg")
+    assert (tmp_path / "changes.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "stats.svg").read_bytes()
+    with pytest.raises(InputError, match="is there already"):
+        tell("stats", "tiny", "--plot", tmp_path / "stats.svg")
+    with pytest.raises(InputError, match=r"ends with .png, .svg or .pdf, not 'x.gif'"):
+        tell("stats", "tiny", "--plot", tmp_path / "x.gif")
+
+
+def test_care_for_a_dataset_from_the_command_line(
+    ask: Ask, tell: Callable[..., str], root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(root / "datasets", tmp_path / "second")
+    path = next((root / "datasets" / "tiny" / "objects").rglob("*.h5"))
+    path.unlink()
+    assert ask("restore", "tiny", "--from", tmp_path / "second") == {"mended": [str(path)], "left": []}
+    assert {version["version"] for version in ask("size", "tiny")["versions"]} == {"main v2", "other v1"}
+    assert ask("gc", "tiny")["moved"] == {}
+    assert ask("runs", "tiny@v1") == []
+    assert ask("exposure", "tiny", UID) == []
+    assert ask("export", "tiny@v1", tmp_path / "tiny.h5", "--as", "hdf5")["num_rows"] == 12
+    assert set(ask("branch", "tiny", "--delete", "other")) == {"main"}
+    for arguments in (["size", "tiny"], ["gc", "tiny"]):
+        tell(*arguments)
