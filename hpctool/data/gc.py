@@ -38,7 +38,8 @@ _TRASH = re.compile(r"(\d{8}T\d{6}Z)-[0-9a-f]{8}")
 class Keep:
     """For how long things are left alone, in seconds by the file system's clock."""
 
-    #: files that nothing needs, since they were written or used again: longer than any `prepare` takes
+    #: files that nothing needs, since they were written or used again: longer than any `prepare` takes, and well above
+    #: layout.YOUNG_S while others write
     young_s: float = 14 * DAY_S
     #: what lies in the trash
     trash_s: float = 14 * DAY_S

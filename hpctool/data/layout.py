@@ -19,6 +19,7 @@ import contextlib
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ _ADDRESSED_NAME = re.compile(r"[0-9a-f]{64}\.(h5|json)")
 _LIKE_A_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 DEFAULT_BRANCH = "main"
+
+#: Files younger than this are not made young again when they are used again.
+YOUNG_S = 3600.0
 
 #: The folders whose files are named by their checksum.
 ADDRESSED = ("objects", "manifests", "commits")
@@ -120,7 +124,7 @@ class Layout:
             mode = _shared_mode(self.root)
         # Under its name it has its rights already: another user may be waiting for it.
         temporary = folder.parent / files.temporary_name(".d")
-        temporary.mkdir()
+        temporary.mkdir(exist_ok=True)  # nobody else has this name: that it exists is the answer to a lost reply
         try:
             if mode is not None:
                 temporary.chmod(mode)
@@ -150,10 +154,12 @@ class Layout:
     def renew(self, path: Path) -> bool:
         """Make a file that is used again as young as a new one, so that `gc` lets it be; False where that is not ours.
 
-        Only a file's owner may do that: whoever else needs it puts the same bytes there again.
+        Only a file's owner may do that: whoever else needs it puts the same bytes there again. What is younger than
+        an hour is left alone: a file that is replaced is lost to readers on NFS who have it open.
         """
         try:
-            os.utime(path)
+            if abs(time.time() - path.stat().st_mtime) > YOUNG_S:
+                os.utime(path)
         except OSError:
             return False
         return True
@@ -183,6 +189,8 @@ class Layout:
                 thrown.stat()
                 self.make(path.parent)
                 os.replace(thrown, path)
+                return True
+            if path.exists():
                 return True
         return False
 

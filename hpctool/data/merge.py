@@ -19,6 +19,7 @@ from hpctool.data.identity import places
 from hpctool.data.labels import Change, blame, class_name, put_changes, with_labels
 from hpctool.data.layout import check_name
 from hpctool.data.manifest import CONTENT, LABEL, NO_LABEL, UID, Manifest, RowGroup
+from hpctool.data.objects import read_column
 from hpctool.data.reader import Rows
 from hpctool.data.stats import described_moments, duplicates, group_moments, label_counts, merge_moments
 from hpctool.data.store import Move, Store, short
@@ -223,8 +224,8 @@ class _Mix:
             inside = {n: r[(r >= first) & (r < first + group.num_rows)] - first for n, r in of_theirs.items()}
             for name in names:
                 splits[name].append(num_rows + inside[name])
-            rows = np.arange(first, first + group.num_rows)
-            features = {name: self.theirs.read(name, rows) for name in self.theirs.features}
+            layout = self.store.layout
+            features = {name: read_column(layout, group.holder(name), name) for name in self.theirs.features}
             moments.append(group_moments(features, manifest.columns, inside))
             num_rows += group.num_rows
         groups = [*manifest.row_groups, *(group for _, group in self.new_groups)]

@@ -93,7 +93,9 @@ class Pin:
         while not self._done.wait(_RENEW_S):
             # A file system that is away for a moment does no harm: the lease is long.
             with contextlib.suppress(OSError):
-                if not self.layout.renew(self.path):  # it had run out, as after a suspension: it is needed again
+                try:
+                    os.utime(self.path)
+                except FileNotFoundError:  # it had run out, as after a suspension: it is needed again
                     self.layout.write(self.path, self.text)
 
 
