@@ -5,7 +5,8 @@ N rows, K classes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,9 +24,9 @@ from hpctool.train import params, report
 from hpctool.train.batches import to_device
 from hpctool.train.meter import Meter
 from hpctool.train.parallel import device_of
-from hpctool.train.samples import Samples, open_checked
+from hpctool.train.samples import Samples, Source, open_checked
 from hpctool.train.schema import EvaluateConfig
-from hpctool.train.task import Classify, Task
+from hpctool.train.task import Batch, Classify, Task
 from hpctool.world import World
 
 Logits = npt.NDArray[np.float32]
@@ -78,24 +79,47 @@ def evaluate(rundir: RunDir, world: World) -> dict[str, Any]:
 def measure(
     model: nn.Module,
     task: Task,
-    samples: Samples,
+    samples: Source,
     world: World,
     batch_size: int,
     stopped: Callable[[], bool] = lambda: False,
+    *,
+    in_step: bool = False,
 ) -> dict[str, float] | None:
     """The task's own metrics over a split; the model is in eval mode. Collective: all ranks must call it.
 
-    Each rank asks `stopped` before each batch; None on all ranks where any of them was.
+    Each rank asks `stopped` before each batch; None on all ranks where any of them was. With `in_step` the forward
+    pass is a collective: all ranks make as many, and give up together.
     """
-    meter, given_up = Meter(), False
-    for batch in samples.share(world.rank, world.size, batch_size):
+    meter, given_up, device = Meter(), False, device_of(world)
+    for batch, counts in _batches(samples, world, batch_size, in_step):
         given_up = stopped()
+        if in_step:
+            given_up = _anywhere(given_up, world)
         if given_up:
             break
-        meter.add(task.evaluate(model, to_device(batch, device_of(world))))
-    if world.reduce(np.array([given_up], np.int64), "max")[0]:
+        sums = task.evaluate(model, to_device(batch, device))
+        if counts:
+            meter.add(sums)
+    if _anywhere(given_up, world):
         return None
     return task.metrics(meter.total(world))
+
+
+def _batches(samples: Source, world: World, batch_size: int, in_step: bool) -> Iterator[tuple[Batch, bool]]:
+    """This rank's batches of a split; `in_step` some that do not count, until all ranks have had as many."""
+    number = 0
+    for batch in samples.share(world.rank, world.size, batch_size):
+        yield batch, True
+        number += 1
+    if in_step:
+        most = math.ceil(math.ceil(len(samples) / world.size) / batch_size)
+        for _ in range(number, most):
+            yield next(samples.share(0, len(samples), 1)), False
+
+
+def _anywhere(flag: bool, world: World) -> bool:
+    return bool(world.reduce(np.array([flag], np.int64), "max")[0])
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ An attempt builds the model, restores the newest checkpoint, and then takes step
 What makes a run that was killed end with the same bits as one that was not:
 - the batch of a step is a pure function of the number of samples consumed (samples.py);
 - every random stream is in the checkpoint, and drawn from in steps only (seeds.py);
-- gradients are summed in the same order in every attempt (parallel.py);
+- gradients are summed in the same order in every attempt (strategy.py);
 - what happens at a boundary depends on the step, or is agreed on, and changes nothing that is trained.
 """
 
@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from hpctool.checkpoint import Restored, check_state, param_digest, random_state, set_random_state
 from hpctool.errors import Stopped
@@ -30,13 +29,16 @@ from hpctool.track.metrics import MetricWriter
 from hpctool.train import parallel, params, seeds
 from hpctool.train.agreement import Agreement, Position, Wishes, bits_of, combined
 from hpctool.train.batches import Batches
+from hpctool.train.best import Best
 from hpctool.train.evaluate import measure
 from hpctool.train.fingerprint import differences, fingerprint
+from hpctool.train.learner import Learner, named
 from hpctool.train.meter import Meter, Progress
 from hpctool.train.nonfinite import NonFinite, RollBack
 from hpctool.train.resolve import check_layout
 from hpctool.train.samples import Samples, open_checked, record_use
-from hpctool.train.schedule import lr_factor, num_steps
+from hpctool.train.schedule import num_steps
+from hpctool.train.strategy import whole
 from hpctool.world import World
 
 
@@ -70,8 +72,8 @@ class Trainer:
             record_use(version, rundir, cfg.data, cfg.seed, cfg.loop.global_batch_size)
         self.samples = Samples(version, cfg.data, cfg.data.train_split, cfg.seed, params.build_augment(cfg))
         self.val_samples = Samples(version, cfg.data, cfg.data.val_split)
-        batch_size, accumulate = cfg.loop.global_batch_size, cfg.loop.accumulate
-        self.batches = Batches(self.samples, batch_size, accumulate, world.rank, world.size, self.device)
+        pieces = (cfg.loop.global_batch_size, cfg.loop.accumulate, world.rank, world.size)
+        self.batches = Batches(self.samples, *pieces, self.device, cfg.loop.num_workers)
         self.max_steps = num_steps(cfg.loop, len(self.samples))
         self.eval_every = cfg.loop.eval_every_steps or math.ceil(len(self.samples) / cfg.loop.global_batch_size)
 
@@ -79,12 +81,8 @@ class Trainer:
         seeds.seed_everything(cfg.seed)
         self.task = params.build_task(cfg)
         self.task.preprocess.to(self.device)
-        self.model = params.build_model(cfg).to(self.device)
-        self.params = list(self.model.parameters())
-        self.optimizer = params.build_optimizer(cfg, self.model)
-        self.lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.ema = params.build_average(cfg, self.model)
-        self.forward = parallel.replicate(self.model, self.device, world, cfg.parallel)
+        self.learner = Learner(cfg, self.task, world, self.device, self.max_steps)
+        self.model = self.learner.model
         seeds.seed_everything(cfg.seed, 1 + world.rank)
 
         self.nonfinite = NonFinite(cfg.loop, rundir, self.model)
@@ -93,7 +91,7 @@ class Trainer:
         self.consumed = 0  # samples, over all ranks
         self.meter = Meter()  # since the last line of metrics
         self.metrics: dict[str, float] = {}  # the newest value of each
-        self.best: dict[str, Any] = {"step": 0, "metrics": {}, "params": None}
+        self.best = Best(cfg.loop)
         self.validated = 0  # the newest step that was measured on the validation split
 
         self.checkpoints = params.build_checkpointer(cfg, rundir, world)
@@ -105,77 +103,72 @@ class Trainer:
 
     def run(self, writer: MetricWriter) -> None:
         """Take steps until the budget is reached. Raises Stopped, OperationError."""
-        if self.step == self.max_steps == self.validated:
+        if self.is_over and self.step == self.validated:
             return
-        with parallel.peers(self.world):
+        with parallel.peers(self.world), closing(self.batches):
             self.warm_up()
             self.progress.begin()
             if self.validated != self.step:
                 # The attempt before was stopped in the middle of it.
                 self.validate(writer)
-                if self.step == self.max_steps:
+                if self.is_over:
                     self.save(writer, is_last=True)
-            while self.step < self.max_steps:
+            while not self.is_over:
                 self.advance(writer)
             self.agreement.finish()
 
     def advance(self, writer: MetricWriter) -> None:
         """One step, and what is due at the boundary behind it. Collective. Raises Stopped, OperationError."""
         try:
-            grad_norm = self.train_step()
+            grad_norms = self.train_step()
         except RollBack:
             self.roll_back(writer)
             return
-        self.log(writer, grad_norm)
+        self.log(writer, grad_norms)
         self.validate(writer)
+        if self.best.gave_up:
+            self.say(f"no better {self.cfg.loop.best_metric} since step {self.best.step}: the run ends here")
+            self.log(writer, grad_norms)
         self.progress.speak(self.step, self.metrics)
         self.save_or_stop(writer)
 
-    def train_step(self) -> float:
-        """One optimizer step over one global batch; the norm of its gradient. Raises OperationError."""
+    def train_step(self) -> dict[str, float]:
+        """One optimizer step over one global batch; the norm of the gradient of each part. Raises OperationError."""
         moments.reached("step", self.step, self.rundir.attempt)
-        factor = lr_factor(self.cfg.schedule, self.step, self.max_steps)
-        for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
-            group["lr"] = lr * factor
+        learner, num_passes = self.learner, self.cfg.loop.accumulate
         self.watchdog.begin_step(self.step + 1)
         self.nonfinite.begin_step()
-        num_passes, all_sums = self.cfg.loop.accumulate, []
-        for number in range(num_passes):
-            batch = self.batches.get(self.consumed, number)
-            self.watchdog.mark("forward")
-            with parallel.averaging(self.forward, now=number == num_passes - 1):
-                loss, sums = self.task.loss(self.forward, batch)
-                self.watchdog.mark("backward")
-                (loss / num_passes).backward()  # type: ignore[no-untyped-call]
-            all_sums.append(sums)
-        self.watchdog.mark("update")
-        grad_norm = self.clip()
-        if self.nonfinite.may_step(self.step + 1, grad_norm):
-            self.optimizer.step()
-            if self.ema is not None:
-                self.ema.update_parameters(self.model)
-            for sums in all_sums:
-                self.meter.add(sums)
-        self.optimizer.zero_grad(set_to_none=True)
+        batches = [self.batches.get(self.consumed, number) for number in range(num_passes)]
+        grad_norms, moved = {}, False
+        for part in learner.parts:  # one, but for tasks with several optimizers
+            learner.begin(part, self.step)
+            all_sums = []
+            for number, batch in enumerate(batches):
+                self.watchdog.mark("forward")
+                with learner.strategy.averaging(now=number == num_passes - 1):
+                    loss, sums = learner.loss(part, batch)
+                    self.watchdog.mark("backward")
+                    learner.precision.backward(loss / num_passes)
+                all_sums.append(sums)
+            self.watchdog.mark("update")
+            grad_norms[part.name] = grad_norm = learner.clip(part)
+            if learner.precision.overflowed(grad_norm) or self.nonfinite.may_step(self.step + 1, grad_norm):
+                learner.precision.step(part.optimizer)
+                moved = True
+                for sums in all_sums:
+                    self.meter.add(sums)
+        learner.finish_step(moved)
         self.step += 1
         self.consumed += self.cfg.loop.global_batch_size
         self.progress.count(self.cfg.loop.global_batch_size)
         self.watchdog.end_step()
-        return grad_norm
-
-    def clip(self) -> float:
-        """Clip the averaged gradient if it is finite; gives its norm, which is the same on all ranks."""
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
-        grad_norm = float(norm)
-        if self.cfg.loop.grad_clip is not None and math.isfinite(grad_norm):
-            torch.nn.utils.clip_grads_with_norm_(self.params, self.cfg.loop.grad_clip, norm)
-        return grad_norm
+        return grad_norms
 
     # ------------------------------------------------------------------------------------------ at the boundary
 
-    def log(self, writer: MetricWriter, grad_norm: float) -> None:
+    def log(self, writer: MetricWriter, grad_norms: dict[str, float]) -> None:
         """Write the training metrics of the steps since the last line, if one is due. Collective."""
-        if self.step % self.cfg.track.every_steps and self.step != self.max_steps:
+        if self.step % self.cfg.track.every_steps and not self.is_over:
             return
         total = self.meter.total(self.world)
         # Where every step since the last line was skipped there is nothing to say.
@@ -183,8 +176,8 @@ class Trainer:
         self.meter = Meter()
         self.metrics |= values
         others = {
-            "train/lr": self.optimizer.param_groups[0]["lr"],
-            "train/grad_norm": grad_norm,
+            **self.learner.rates(),
+            **{named("train/grad_norm", part): norm for part, norm in grad_norms.items()},
             "train/samples_per_s": self.progress.samples_per_s,
             "train/data_wait": self.batches.data_wait(),
             "epoch": self.consumed / len(self.samples),
@@ -198,11 +191,12 @@ class Trainer:
         if self.step % self.eval_every and self.step != self.max_steps:
             return
         moments.reached("evaluate", self.step, self.rundir.attempt)
-        with self.watchdog.phase("evaluation"):
-            self.share_buffers()
-            model, batch_size = self.trained.eval(), self.cfg.loop.eval_batch_size
-            found = measure(model, self.task, self.val_samples, self.world, batch_size, self.stop_meanwhile)
-            model.train()
+        with self.watchdog.phase("evaluation"), self.learner.precision.autocast():
+            self.learner.share_buffers()
+            model, strategy = self.learner.trained.eval(), self.learner.strategy
+            pieces = (self.world, self.cfg.loop.eval_batch_size, self.stop_meanwhile)
+            found = measure(model, self.task, self.val_samples, *pieces, in_step=strategy.in_step)
+            strategy.evaluated(model.train())
         if found is None:
             # A validation may take longer than a grace time; the next attempt begins with it.
             self.save_and_stop(writer)
@@ -211,20 +205,13 @@ class Trainer:
         values = {f"val/{name}": value for name, value in found.items()}
         self.metrics |= values
         writer.log(self.step, values)
-        self.remember_best(values)
+        self.best.note(self.step, values, self.learner.trained)
+        self.learner.validated(self.best.score(values))
 
     def stop_meanwhile(self) -> bool:
         """Asked before each batch of a validation: whether this rank was told to stop."""
         self.watchdog.pulse()
         return signals.stop_requested()
-
-    def remember_best(self, values: dict[str, float]) -> None:
-        """Keep the metrics of the best step so far, and its parameters if they are to be the run's result."""
-        name, sign = self.cfg.loop.best_metric, 1 if self.cfg.loop.best_mode == "max" else -1
-        value, before = values.get(name, math.nan), self.best["metrics"].get(name, -sign * math.inf)
-        if sign * value > sign * before:
-            copy = {key: tensor.clone() for key, tensor in self.trained.state_dict().items()}
-            self.best = {"step": self.step, "metrics": values, "params": copy if self.cfg.loop.keep_best else None}
 
     def save_or_stop(self, writer: MetricWriter) -> None:
         """Do what the ranks agreed on at the boundary before, and say what this one wants now. Collective."""
@@ -237,7 +224,7 @@ class Trainer:
         is_due = compare_every is not None and self.step % compare_every == 0
         agreed = self.agreement.exchange(wishes, self.position(with_params=is_due))
         every_steps = self.cfg.loop.checkpoint_every_steps
-        if self.step == self.max_steps:
+        if self.is_over:
             self.save(writer, is_last=True)
         elif agreed.stop:
             self.save_and_stop(writer)
@@ -247,7 +234,7 @@ class Trainer:
     def position(self, with_params: bool) -> Position:
         """What must be the same on all ranks now."""
         bits = bits_of(self.model.named_parameters()) if with_params and self.world.size > 1 else {}
-        return Position(self.step, self.consumed, self.optimizer.param_groups[0]["lr"], combined(bits))
+        return Position(self.step, self.consumed, self.learner.parts[0].optimizer.param_groups[0]["lr"], combined(bits))
 
     def save_and_stop(self, writer: MetricWriter) -> None:
         """Commit a checkpoint and raise Stopped. Collective: all ranks have agreed on it."""
@@ -267,9 +254,9 @@ class Trainer:
         failed, behind = self.step + 1, self.consumed + self.cfg.loop.global_batch_size
         step = self.world.on_main(lambda: self.nonfinite.note_rollback(failed, self.consumed))
         self.say(f"step {failed}: the gradient is not finite; back to step {step}, on with the samples behind this one")
-        self.optimizer.zero_grad(set_to_none=True)
+        self.learner.forget_gradients()
         with self.watchdog.phase("save"):
-            restored = self.checkpoints.restore()
+            restored = self.checkpoints.restore(self.learner.strategy.mesh)
             assert restored is not None, "it was in the ledger a moment ago"
             self.adopt(restored)
         self.consumed = behind
@@ -278,15 +265,13 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ to disk and back
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on and that is the same on all ranks."""
+        """All that the next step depends on and that is the same on all ranks, or sharded over them."""
         return {
             "step": self.step,
             "consumed": self.consumed,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
+            **self.learner.state(),
             "metrics": self.metrics,
-            "best": self.best,
+            "best": self.best.state(),
             "validated": self.validated,
             "nonfinite": self.nonfinite.state(),
         }
@@ -298,7 +283,7 @@ class Trainer:
         """
         with self.watchdog.phase("save"):
             self.agreement.verify(self.position(self.cfg.parallel.compare_every_steps is not None))
-            self.share_buffers()
+            self.learner.share_buffers()
             if is_last:
                 self.progress.end()
             info = {
@@ -310,22 +295,18 @@ class Trainer:
             every_steps = self.cfg.loop.checkpoint_every_steps or 1
             if self.cfg.loop.on_nonfinite == "rollback" and self.step % every_steps == 0:
                 self.checkpoints.keep = {self.step}
-            facts: dict[str, Any] = {"per_rank": own, "info": info, "score": self.score()}
+            score = self.best.score(self.metrics) if self.validated == self.step else None
+            facts: dict[str, Any] = {"per_rank": own, "info": info, "score": score}
             if is_last:
                 self.checkpoints.save(self.state(), self.step, is_last=True, before_commit=writer.flush, **facts)
             else:
                 self.checkpoints.async_save(self.state(), self.step, before_commit=writer.flush, **facts)
         self.saved_s = time.monotonic()
 
-    def score(self) -> float | None:
-        """How good this step is, the higher the better; None where it was not measured."""
-        value = self.metrics.get(self.cfg.loop.best_metric, math.nan) if self.validated == self.step else math.nan
-        return None if math.isnan(value) else value if self.cfg.loop.best_mode == "max" else -value
-
     def resume(self) -> None:
         """Continue where the newest checkpoint is, or begin. Collective."""
         check_state(self.state())
-        restored = self.checkpoints.restore(allow_regress=self.cfg.allow_regress)
+        restored = self.checkpoints.restore(self.learner.strategy.mesh, allow_regress=self.cfg.allow_regress)
         if restored is not None:
             self.adopt(restored)
         if self.world.is_main:
@@ -336,13 +317,11 @@ class Trainer:
         """Take over a checkpoint's state. With another number of ranks, random streams begin anew at its step."""
         state = restored.state
         self.step, self.consumed = state["step"], state["consumed"]
-        self.metrics, self.best = state["metrics"], state["best"]
+        self.metrics = state["metrics"]
+        self.best.adopt(state["best"])
         self.validated = state.get("validated", self.step)
         self.nonfinite.adopt(state.get("nonfinite", self.nonfinite.state()))
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+        self.learner.adopt(state)
         if restored.per_rank is not None:
             set_random_state(restored.per_rank["rng"])
             self.meter = Meter(restored.per_rank["meter"])
@@ -354,9 +333,9 @@ class Trainer:
 
     def result(self) -> dict[str, Any]:
         """What result.json says: the metrics and the digest of the parameters that the run has come to."""
-        values, step = params.kept_params(self.state())
-        best = {f"best/{name.removeprefix('val/')}": value for name, value in self.best["metrics"].items()}
-        kept = self.best["metrics"] if self.best["params"] is not None else {}
+        values, step = params.kept_params(whole(self.state()))
+        best = {f"best/{name.removeprefix('val/')}": value for name, value in self.best.metrics.items()}
+        kept = self.best.metrics if self.best.params is not None else {}
         metrics = {**self.metrics, **kept, **best}
         return {
             "step": self.step,
@@ -365,7 +344,7 @@ class Trainer:
             "data_commit": self.cfg.data.commit,
             "outputs": {
                 "params_step": step,
-                "best_step": self.best["step"],
+                "best_step": self.best.step,
                 "samples_per_s": self.progress.samples_per_s,
             },
         }
@@ -373,24 +352,18 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ small things
 
     @property
-    def trained(self) -> torch.nn.Module:
-        """The model whose parameters are the result: the moving average where there is one."""
-        return self.ema.module if self.ema is not None else self.model
+    def is_over(self) -> bool:
+        """Whether the budget is used up, or the run gave up before it."""
+        return self.step >= self.max_steps or self.best.gave_up
 
     def warm_up(self) -> None:
-        """With several ranks, the passes that let DDP settle (parallel.py); afterwards nothing has happened."""
-        if self.world.size == 1:
+        """The passes that let DDP settle (strategy.py); afterwards nothing has happened. Collective."""
+        if not self.learner.strategy.num_discarded:
             return
         with parallel.without_trace(self.model):
-            for _ in range(parallel.DISCARDED_PASSES):
-                loss, _ = self.task.loss(self.forward, self.batches.get(0, 0))
+            for _ in range(self.learner.strategy.num_discarded):
+                loss, _ = self.learner.loss(self.learner.parts[0], self.batches.get(0, 0))
                 loss.backward()  # type: ignore[no-untyped-call]
-
-    def share_buffers(self) -> None:
-        """Let every rank have rank 0's buffers, which the next step would take anyway. Collective."""
-        parallel.share_buffers(self.model, self.world)
-        if self.ema is not None:
-            parallel.share_buffers(self.ema.module, self.world)
 
     def say(self, text: str) -> None:
         """One line for people, from rank 0."""

@@ -1,28 +1,18 @@
-"""Several ranks as one: the averaged gradient, and what keeps it exact over a resume.
-
-DDP sorts its gradient buckets anew after the first pass of a process, by the order in which gradients arrived. From
-three ranks on, other buckets mean that the ring adds in another order, so a resumed process, which would do its first
-step with unsorted buckets, would differ in the last bit from one that never stopped. Hence `without_trace`: every
-attempt, the first one too, makes two passes before its first step whose effects are undone.
-"""
+"""What a rank needs to compute like its others: determinism, a device, and a word for peers that are gone."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from hpctool.checkpoint.streams import random_state, set_random_state
 from hpctool.errors import InputError, WorldError
-from hpctool.train.schema import Parallel
 from hpctool.world import TorchWorld, World
-
-DISCARDED_PASSES = 2
 
 
 def be_deterministic(num_threads: int) -> None:
@@ -43,36 +33,6 @@ def device_of(world: World) -> torch.device:
     if world.size > 1:
         raise InputError(f"train joins its ranks by torch, not by {world.backend}: start it with world 'torch'.")
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def replicate(model: nn.Module, device: torch.device, world: World, cfg: Parallel) -> nn.Module:
-    """The model to call in training: with several ranks its backward pass averages the gradients. Collective."""
-    if world.size == 1:
-        return model
-    return DistributedDataParallel(
-        model,
-        device_ids=[device] if device.type == "cuda" else None,
-        bucket_cap_mb=cfg.bucket_mb,
-        find_unused_parameters=cfg.find_unused_parameters,
-    )
-
-
-def averaging(model: nn.Module, now: bool) -> AbstractContextManager[None]:
-    """Whether the backward pass in this block averages gradients over the ranks, or only adds to this rank's own."""
-    if now or not isinstance(model, DistributedDataParallel):
-        return nullcontext()
-    silent: AbstractContextManager[None] = model.no_sync()
-    return silent
-
-
-def share_buffers(model: nn.Module, world: World) -> None:
-    """Give every rank the buffers of rank 0, as DDP does before each forward pass. Collective.
-
-    Needed before a state is saved, evaluated or compared: batch norm has seen other samples on each rank.
-    """
-    if world.size > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hpctool import config
 from hpctool.checkpoint import Checkpointer
@@ -50,16 +49,9 @@ def build_augment(cfg: TrainConfig) -> Augment | None:
     return cast("Augment | None", cfg.augment and instantiate(cfg.augment, _convert_="all"))
 
 
-def build_optimizer(cfg: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that `optim._target_` names, over all parameters of the model."""
-    return cast(torch.optim.Optimizer, instantiate(cfg.optim, _partial_=True, _convert_="all")(model.parameters()))
-
-
-def build_average(cfg: TrainConfig, model: nn.Module) -> AveragedModel | None:
-    """The exponential moving average of the model's parameters with decay `loop.ema`, None where there is none."""
-    if cfg.loop.ema is None:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.loop.ema))  # type: ignore[no-untyped-call]
+def build_optimizer(cfg: Any, module: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that `cfg._target_` names, over all parameters of a module."""
+    return cast(torch.optim.Optimizer, instantiate(cfg, _partial_=True, _convert_="all")(module.parameters()))
 
 
 def build_checkpointer(cfg: TrainConfig, rundir: RunDir, world: World) -> Checkpointer:
@@ -98,6 +90,6 @@ def kept_params(state: dict[str, Any]) -> tuple[dict[str, Any], int]:
     if best.get("params") is not None:
         return best["params"], best["step"]
     averaged = state["ema"] or {}
-    # As torch's AveragedModel names them; its own counter is `n_averaged`.
+    # As average.py names them; its counter is `n_averaged`.
     values = {name.removeprefix("module."): value for name, value in averaged.items() if name != "n_averaged"}
     return values or state["model"], state["step"]

@@ -21,8 +21,8 @@ from hpctool.errors import ConfigError, InputError, UnknownName, nearest
 from hpctool.launch.cells import find_sweep, list_sweep_ids
 from hpctool.launch.job import Input, Resolved, in_stages
 from hpctool.rundir import RunDir, find_run, list_run_ids
-from hpctool.train.schedule import num_steps
-from hpctool.train.schema import Loop
+from hpctool.train.schedule import KINDS, num_steps
+from hpctool.train.schema import PRECISIONS, Loop
 
 #: As much data is read on a login node to compare checksums: a second or so.
 _QUICK_BYTES = 1 << 30
@@ -31,6 +31,9 @@ _ABOVE_ZERO = (
     *("max_steps", "max_epochs", "global_batch_size", "accumulate", "checkpoint_every_steps"),
     *("checkpoint_every_min", "keep_every_steps", "eval_every_steps", "eval_batch_size", "grad_clip", "max_nonfinite"),
 )
+
+#: keys of `parallel` by the kind that they are for
+_OF_KIND = {"ddp": ("bucket_mb", "find_unused_parameters"), "fsdp": ("blocks", "reshard_after_forward")}
 
 
 def resolve_train(cfg: DictConfig) -> Resolved:
@@ -71,9 +74,14 @@ def _batch(cfg: DictConfig) -> None:
 
 
 def _targets(cfg: DictConfig) -> None:
-    for key in ("model", "optim", "task"):
+    for key in ("model", "task"):
         check_target(key, cfg[key])
     check_target("augment", cfg.augment, required=False)
+    check_target("schedule.own", cfg.schedule.own, required=False)
+    for part in [] if "_target_" in cfg.optim else cfg.optim:
+        check_target(f"optim.{part}", cfg.optim[part])
+    if "_target_" in cfg.optim or not cfg.optim:
+        check_target("optim", cfg.optim)
 
 
 def resolve_evaluate(cfg: DictConfig) -> Resolved:
@@ -204,6 +212,11 @@ def check_loop(loop: Loop | DictConfig) -> None:
         raise ConfigError("loop.keep_last", f"it is {loop.keep_last}; keep 2 or more, one may turn out damaged.")
     if loop.ema is not None and not 0 < loop.ema < 1:
         raise ConfigError("loop.ema", f"it is {loop.ema}; a decay lies between 0 and 1.")
+    _one_of("loop.precision", loop.precision, PRECISIONS)
+    if loop.compile is not None:
+        _one_of("loop.compile", loop.compile, ("inductor", "cudagraphs", "aot_eager", "eager"))
+    if loop.num_workers < 0:
+        raise ConfigError("loop.num_workers", f"it is {loop.num_workers}; it is 0 or more.")
     _one_of("loop.best_mode", loop.best_mode, ("max", "min"))
     _one_of("loop.on_nonfinite", loop.on_nonfinite, ("stop", "skip", "rollback"))
     if loop.on_nonfinite == "rollback" and loop.checkpoint_every_steps is None:
@@ -227,12 +240,37 @@ def check_layout(loop: Loop | DictConfig, num_ranks: int) -> None:
         )
 
 
+def _sharing(cfg: DictConfig) -> None:
+    parallel = cfg.parallel
+    _one_of("parallel.kind", parallel.kind, ("ddp", "fsdp"))
+    for kind, keys in _OF_KIND.items():
+        for key in keys if kind != parallel.kind else ():
+            if parallel[key] is not None:
+                problem = f"it is for {kind}, and parallel.kind is {parallel.kind}."
+                raise ConfigError(f"parallel.{key}", f"{problem} Choose parallel={kind}, or set it to null.")
+    if parallel.kind == "ddp" and (parallel.bucket_mb is None or parallel.bucket_mb <= 0):
+        raise ConfigError("parallel.bucket_mb", f"it is {parallel.bucket_mb}; it must be above 0.")
+    if parallel.kind == "fsdp" and cfg.loop.precision == "fp16":
+        problem = "fp16 needs a scale on which all ranks agree, which sharded gradients (parallel=fsdp) do not give."
+        raise ConfigError("loop.precision", f"{problem} Choose bf16, or parallel=ddp.")
+    if parallel.kind == "fsdp" and "_target_" not in cfg.optim:
+        problem = f"optim trains {', '.join(map(str, cfg.optim))} apart from each other, which fsdp cannot."
+        raise ConfigError("parallel.kind", f"{problem} Choose parallel=ddp.")
+
+
 def _schedule(cfg: DictConfig) -> None:
     schedule = cfg.schedule
-    _one_of("schedule.kind", schedule.kind, ("cosine", "constant"))
-    for key in ("warmup_fraction", "final_factor"):
+    _one_of("schedule.kind", schedule.kind, KINDS)
+    for key in ("warmup_fraction", "final_factor", "decay_fraction"):
         if not 0 <= schedule[key] <= 1:
             raise ConfigError(f"schedule.{key}", f"it is {schedule[key]}; it lies between 0 and 1.")
+    if any(not 0 <= at <= 1 for at in schedule.step_at):
+        raise ConfigError("schedule.step_at", f"it is {list(schedule.step_at)}; these are fractions of the budget.")
+    if schedule.warmup_steps is not None and schedule.warmup_steps < 0:
+        raise ConfigError("schedule.warmup_steps", f"it is {schedule.warmup_steps}; it is 0 or more.")
+    if (schedule.kind == "own") != (schedule.own is not None):
+        problem = f"it is {schedule.kind}, and schedule.own is {'not set' if schedule.own is None else 'set'}."
+        raise ConfigError("schedule.kind", f"{problem} kind=own and schedule.own._target_ belong together.")
 
 
 def check_split(version: Version, key: str, split: str) -> None:
@@ -250,4 +288,4 @@ def _one_of(key: str, value: Any, known: tuple[str, ...]) -> None:
 
 
 #: The parts of `resolve_train`, for sweeps: hpctool/launch/job.py.
-TRAIN_STAGES = (_dataset, _budget, _batch, _schedule, _targets)
+TRAIN_STAGES = (_dataset, _budget, _batch, _sharing, _schedule, _targets)

@@ -6,6 +6,9 @@ import math
 
 from hpctool.train.schema import Loop, Schedule
 
+#: `schedule.kind`; `own` is what `schedule.own._target_` names
+KINDS = ("constant", "linear", "cosine", "step", "wsd", "inverse_sqrt", "own")
+
 
 def num_steps(loop: Loop, num_rows: int) -> int:
     """The run's budget in optimizer steps.
@@ -20,11 +23,36 @@ def num_steps(loop: Loop, num_rows: int) -> int:
 
 
 def lr_factor(schedule: Schedule, step: int, max_steps: int) -> float:
-    """What optim.lr is multiplied with at `step` (from 0): up to 1 in the warm-up, down to `final_factor` after it."""
-    warmup_steps = math.ceil(schedule.warmup_fraction * max_steps)
+    """What optim.lr is multiplied with at `step` (from 0): up to 1 in the warm-up, then as `kind` says.
+
+    constant      1
+    linear        down to `final_factor` in a straight line
+    cosine        down to `final_factor` along half a cosine; with a long warm-up this is one-cycle
+    step          times `step_factor` behind each of `step_at`, fractions of the budget
+    wsd           warm-up, stable, decay: 1, and in the last `decay_fraction` of the budget linear to `final_factor`
+    inverse_sqrt  √(w / step) behind a warm-up of w steps, whatever the budget
+    """
+    warmup_steps = schedule.warmup_steps
+    if warmup_steps is None:
+        warmup_steps = math.ceil(schedule.warmup_fraction * max_steps)
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    if schedule.kind == "constant":
-        return 1.0
     done = (step - warmup_steps) / max(1, max_steps - warmup_steps)
-    return schedule.final_factor + (1 - schedule.final_factor) * (1 + math.cos(math.pi * done)) / 2
+    if schedule.kind == "linear":
+        return _between(1.0, schedule.final_factor, done)
+    if schedule.kind == "cosine":
+        return _between(schedule.final_factor, 1.0, (1 + math.cos(math.pi * done)) / 2)
+    if schedule.kind == "step":
+        return math.prod(schedule.step_factor for at in schedule.step_at if step >= at * max_steps)
+    if schedule.kind == "wsd":
+        begin = max(warmup_steps, math.floor((1 - schedule.decay_fraction) * max_steps))
+        return (
+            _between(1.0, schedule.final_factor, (step - begin) / max(1, max_steps - begin)) if step >= begin else 1.0
+        )
+    if schedule.kind == "inverse_sqrt":
+        return math.sqrt(max(1, warmup_steps) / (step + 1))
+    return 1.0
+
+
+def _between(start: float, end: float, fraction: float) -> float:
+    return start + (end - start) * fraction

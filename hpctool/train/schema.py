@@ -10,6 +10,9 @@ from omegaconf import MISSING
 from hpctool.launch.schema import JobConfig
 from hpctool.track.schema import Track
 
+#: `loop.precision`; train/precision.py says what each does
+PRECISIONS = ("float32", "bf16", "fp16")
+
 
 @dataclass
 class Data:
@@ -44,13 +47,23 @@ class Data:
 
 @dataclass
 class Schedule:
-    """The learning rate as a function of the step: a linear warm-up, then `cosine` or `constant`."""
+    """The learning rate as a function of the step: a linear warm-up, then what `kind` says (train/schedule.py)."""
 
+    #: constant, linear, cosine, step, wsd, inverse_sqrt, or own
     kind: str = MISSING
     #: how much of the budget the warm-up takes
     warmup_fraction: float = MISSING
-    #: where the cosine ends, as a fraction of optim.lr
+    #: the same in steps; null: by the fraction
+    warmup_steps: int | None = MISSING
+    #: where linear, cosine and wsd end, as a fraction of optim.lr
     final_factor: float = MISSING
+    #: step: where in the budget the rate is multiplied with `step_factor`, each time
+    step_at: list[float] = MISSING
+    step_factor: float = MISSING
+    #: wsd: how much of the budget the decay takes
+    decay_fraction: float = MISSING
+    #: own: `_target_` names a torch scheduler, or a function: step (from 0) → factor of optim.lr
+    own: Any = MISSING
 
 
 @dataclass
@@ -87,24 +100,38 @@ class Loop:
     on_nonfinite: str = MISSING
     #: how many skips in a row, or rollbacks in all, before the run stops
     max_nonfinite: int = MISSING
+    #: float32, bf16 or fp16 (train/precision.py)
+    precision: str = MISSING
+    #: compile the model with this backend of torch.compile, such as inductor; null: no
+    compile: str | None = MISSING
+    #: processes on each rank that make batches ready, for images to decode and augmentation; 0: the rank itself
+    num_workers: int = MISSING
     #: decay of an exponential moving average of the parameters, which then are the run's result; null: none
     ema: float | None = MISSING
     #: the metric that says which step was best
     best_metric: str = MISSING
     #: max or min
     best_mode: str = MISSING
+    #: so many validations without a better one end the run before its budget is used up; null: none do
+    patience: int | None = MISSING
     #: the run's result is the parameters of the best step, not of the last
     keep_best: bool = MISSING
 
 
 @dataclass
 class Parallel:
-    """How ranks share the work: every rank holds the whole model, gradients are averaged (DDP)."""
+    """How ranks share the work (conf/parallel/, train/strategy.py). What belongs to the other kind is null."""
 
-    #: gradients travel in buckets of so many MB
-    bucket_mb: float = MISSING
-    #: for models whose forward pass leaves parameters out
-    find_unused_parameters: bool = MISSING
+    #: ddp: every rank holds the whole model; fsdp: a slice of it
+    kind: str = MISSING
+    #: ddp: gradients travel in buckets of so many MB
+    bucket_mb: float | None = MISSING
+    #: ddp: for models whose forward pass leaves parameters out
+    find_unused_parameters: bool | None = MISSING
+    #: fsdp: class names of the modules that are gathered one after the other; null: the layers of the model's lists
+    blocks: list[str] | None = MISSING
+    #: fsdp: give the rest of a block back after its forward pass, and gather it again for the backward one
+    reshard_after_forward: bool | None = MISSING
     #: after so many steps, and before each save, the bits of the parameters are compared over the ranks; null: never
     compare_every_steps: int | None = MISSING
 
@@ -116,7 +143,7 @@ class TrainConfig(JobConfig):
     data: Data = MISSING
     #: `_target_`: a torch module, input (N, *input_shape) → logits (N, num_classes)
     model: Any = MISSING
-    #: `_target_`: a torch optimizer, `lr` and its other arguments
+    #: `_target_`: a torch optimizer, `lr` and its other arguments; or one of these for each part of the model
     optim: Any = MISSING
     schedule: Schedule = MISSING
     #: `_target_`: a Task (hpctool/train/task.py), which owns preprocessing, loss and metrics

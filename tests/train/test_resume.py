@@ -20,11 +20,13 @@ HARD = (
     "model=tangled",
     "task._target_=usersown.Faulty",
     "augment={_target_: hpctool.train.augment.RandomShift, pixels: 1}",
-    "parallel.bucket_mb=0.004",
     "loop={max_steps: 16, global_batch_size: 24, accumulate: 2, checkpoint_every_steps: 4, eval_every_steps: 3}",
     "loop={ema: 0.9, grad_clip: 1.0}",
     "track.every_steps=3",
 )
+
+DDP = ("parallel=ddp", "parallel.bucket_mb=0.004")
+FSDP = ("parallel=fsdp", "parallel.blocks=[Linear]")
 
 
 def result(rundir: RunDir) -> dict[str, Any]:
@@ -44,13 +46,15 @@ def curves(rundir: RunDir) -> dict[str, list[tuple[int, float]]]:
     return {name: points for name, points in read_metrics(rundir).items() if name not in clocks}
 
 
-@pytest.mark.parametrize("num_ranks", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("num_ranks", "shared"), [(1, DDP), (3, DDP), (4, DDP), (3, FSDP), (4, FSDP)], ids=["1", "3", "4", "fsdp3", "fsdp4"]
+)
 def test_a_run_that_was_killed_twice_ends_with_the_same_bits(
-    make_run: MakeRun, attempt: Attempt, num_ranks: int
+    make_run: MakeRun, attempt: Attempt, num_ranks: int, shared: tuple[str, ...]
 ) -> None:
-    straight, killed = make_run(*HARD, "name=straight"), make_run(*HARD, "name=killed")
+    straight, killed = make_run(*HARD, *shared, "name=straight"), make_run(*HARD, *shared, "name=killed")
     assert attempt(straight, num_ranks) == [0] * num_ranks
-    assert -9 in attempt(killed, num_ranks, FAULT=f"kill {num_ranks - 1} 21")
+    assert -9 in attempt(killed, num_ranks, FAULT=f"kill {num_ranks - 1} {21 if shared == DDP else 19}")
     # The save of step 8 was under way, or just committed.
     saved = killed.story().checkpoints[-1]["step"]
     assert saved in (4, 8)
@@ -85,20 +89,23 @@ def test_one_rank_told_to_stop_stops_all_and_the_run_goes_on_exactly(make_run: M
     assert curves(stopped) == curves(straight)
 
 
+@pytest.mark.parametrize("shared", [DDP, FSDP], ids=["ddp", "fsdp"])
 def test_other_numbers_of_ranks_see_every_sample_once_in_the_same_order(
-    make_run: MakeRun, attempt: Attempt, tmp_path: Path
+    make_run: MakeRun, attempt: Attempt, tmp_path: Path, shared: tuple[str, ...]
 ) -> None:
-    base = ("task._target_=usersown.Faulty", "loop={max_epochs: 2, global_batch_size: 24}")
+    base = (*shared, "task._target_=usersown.Faulty", "loop={max_epochs: 2, global_batch_size: 24}")
     alone, elastic = make_run(*base, "name=alone"), make_run(*base, "name=elastic")
     seen = {name: tmp_path / name for name in ("alone", "three", "two", "four")}
     for folder in seen.values():
         folder.mkdir()
+    num_discarded = 2 if shared == DDP else 0
     assert attempt(alone, 1, SEEN=str(seen["alone"])) == [0]
-    assert attempt(elastic, 3, SEEN=str(seen["three"]), FAULT="stop 0 5") == [75] * 3
-    assert attempt(elastic, 2, SEEN=str(seen["two"]), FAULT="stop 1 6") == [75] * 2
+    assert attempt(elastic, 3, SEEN=str(seen["three"]), FAULT=f"stop 0 {3 + num_discarded}") == [75] * 3
+    assert attempt(elastic, 2, SEEN=str(seen["two"]), FAULT=f"stop 1 {4 + num_discarded}") == [75] * 2
     assert attempt(elastic, 4, SEEN=str(seen["four"])) == [0] * 4
-    expected = steps_seen(seen["alone"], 1)
-    found = [step for name, size in (("three", 3), ("two", 2), ("four", 4)) for step in steps_seen(seen[name], size)]
+    expected = steps_seen(seen["alone"], 1, 0)
+    sizes = {"three": 3, "two": 2, "four": 4}
+    found = [step for name, size in sizes.items() for step in steps_seen(seen[name], size, num_discarded)]
     assert found == expected
     rows = [row for step in expected for row in step]
     num_rows = len(set(rows))
@@ -107,10 +114,10 @@ def test_other_numbers_of_ranks_see_every_sample_once_in_the_same_order(
     assert sorted(rows[:num_rows]) == sorted(rows[num_rows : 2 * num_rows]) == sorted(set(rows))
 
 
-def steps_seen(folder: Path, num_ranks: int) -> list[list[int]]:
+def steps_seen(folder: Path, num_ranks: int, num_discarded: int) -> list[list[int]]:
     """The rows of each global batch, put together from what the ranks wrote; discarded passes left out."""
     texts = [(folder / str(rank)).read_text().splitlines() for rank in range(num_ranks)]
-    passes = [[[int(row) for row in line.split()] for line in lines[2 if num_ranks > 1 else 0 :]] for lines in texts]
+    passes = [[[int(row) for row in line.split()] for line in lines[num_discarded:]] for lines in texts]
     return [[row for part in parts for row in part] for parts in zip(*passes, strict=True)]
 
 

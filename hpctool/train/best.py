@@ -1,0 +1,54 @@
+"""Which step was best so far, and whether it is time to give up: decided alike on all ranks, kept in checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from hpctool.train.schema import Loop
+
+
+class Best:
+    """Follows `loop.best_metric` from validation to validation."""
+
+    def __init__(self, cfg: Loop) -> None:
+        self.cfg = cfg
+        self.sign = 1 if cfg.best_mode == "max" else -1
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+        #: the parameters of that step, where they are to be the run's result
+        self.params: dict[str, Any] | None = None
+        #: validations since then
+        self.num_worse = 0
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the run ends here, before its budget is used up."""
+        return self.cfg.patience is not None and self.num_worse >= self.cfg.patience
+
+    def score(self, values: Mapping[str, float]) -> float | None:
+        """How good these metrics are, the higher the better; None where the metric is not among them or not finite."""
+        value = values.get(self.cfg.best_metric, math.nan)
+        return self.sign * value if math.isfinite(value) else None
+
+    def note(self, step: int, values: dict[str, float], model: nn.Module) -> None:
+        """Take in a validation; `model` is what was measured."""
+        score, before = self.score(values), self.score(self.metrics)
+        if score is None or (before is not None and score <= before):
+            self.num_worse += 1
+            return
+        self.step, self.metrics, self.num_worse = step, values, 0
+        if self.cfg.keep_best:
+            self.params = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"step": self.step, "metrics": self.metrics, "params": self.params, "num_worse": self.num_worse}
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Take over what a checkpoint holds."""
+        self.step, self.metrics, self.params = state["step"], state["metrics"], state["params"]
+        self.num_worse = state.get("num_worse", 0)
