@@ -107,8 +107,7 @@ class Search:
             number = found
             restored = self._try(number, mesh)
             if restored is not None:
-                if self.world.is_main:
-                    self._say(restored)
+                self.world.on_main(functools.partial(self._accept, number, num_kept, restored))
                 return restored
             number += 1
 
@@ -124,23 +123,31 @@ class Search:
         while number < len(self._commits) and not self._commits[number].path.exists():
             self.problems += [f"{self._commits[number].path.name} is gone"] * (number < num_kept)
             number += 1
-        if number < len(self._commits) and (number < num_kept or self.allow_regress):
+        if number < len(self._commits):
             return number
-        self._refuse_or_begin(number)
+        self._begin_anew()
         return None
 
-    def _refuse_or_begin(self, number: int) -> None:
-        """Nothing that may be taken: say why, unless losing steps is allowed."""
-        newest = self._commits[0].step
-        said = listing(self.problems, 4)
-        if number < len(self._commits):
-            step = self._commits[number].step
+    def _accept(self, number: int, num_kept: int, restored: Restored) -> None:
+        """Rank 0: say what was gone around; refuse what lies behind all that retention had kept of the last ones."""
+        newest, said = self._commits[0].step, listing(self.problems, 4)
+        if number >= num_kept and not self.allow_regress:
             raise CorruptError(
                 self.rundir.checkpoints,
                 f"step {newest} was committed, the newest checkpoints are not whole ({said}), and the next that is "
-                f"there is of step {step}",
-                f"Bring a folder back, or lose {newest - step} steps with allow_regress=true.",
+                f"whole is of step {restored.step}",
+                f"Bring a folder back, or lose {newest - restored.step} steps with allow_regress=true.",
             )
+        if self.problems:
+            warnings.warn(
+                f"Run {self.rundir.id} goes on from step {restored.step} and not from its newest checkpoint: {said}.",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _begin_anew(self) -> None:
+        """Rank 0: no checkpoint is whole: an error, unless it is allowed to begin from nothing."""
+        newest, said = self._commits[0].step, listing(self.problems, 4)
         text = f"of {len(self._commits)} committed checkpoints none is whole ({said})"
         if not self.allow_regress or not self.rundir.attempt:
             raise CorruptError(
@@ -189,15 +196,6 @@ class Search:
         """Rank 0: go around a damaged checkpoint; an attempt gives it a name of its own."""
         where = f" as {_set_aside(made.path).name}" if self.rundir.attempt else ""
         self.problems.append(f"{made.path.name} is damaged ({problem}) and left aside{where}")
-
-    def _say(self, restored: Restored) -> None:
-        if self.problems:
-            warnings.warn(
-                f"Run {self.rundir.id} goes on from step {restored.step} and not from its newest checkpoint: "
-                f"{listing(self.problems, 4)}.",
-                UserWarning,
-                stacklevel=4,
-            )
 
 
 def _is_allowed(story: Story) -> bool:

@@ -7,9 +7,10 @@ commit. Before it, nothing has happened; after it, nothing can undo it.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,9 @@ class Keeper:
                 return self._try(world, plan, final, sum(sizes), began_s)
             except OSError as error:
                 # All ranks have the same error, so all come here or none.
-                if is_again or not space.is_full(error) or not world.on_main(lambda: self._make_room(plan)):
+                # A file that may not be so large is not helped by room.
+                helps = space.is_full(error) and error.errno != errno.EFBIG and not is_again
+                if not helps or not world.on_main(lambda: self._make_room(plan)):
                     raise _said(error, plan.step, final) from error
         raise AssertionError("unreachable")
 
@@ -182,10 +185,8 @@ class Keeper:
     def note_unsaved(self, plan: Plan, error: BaseException) -> None:
         """Rank 0: write down that a save found no room; on a disk that is full even that may not be possible."""
         facts = {"kind": "unsaved", "attempt": self.rundir.attempt, "step": plan.step, "time": now()}
-        try:
+        with contextlib.suppress(OSError):
             self.ledger.append({**facts, "problem": str(error)})
-        except OSError as also:
-            warnings.warn(f"The ledger of {self.rundir.id} cannot be written: {also}", stacklevel=2)
 
 
 def _size(taken: Snapshot | Exception) -> int:

@@ -37,6 +37,8 @@ _FORMAT_NAMES = {
     "float8_e5m2": "F8_E5M2",
 }
 _LENGTH_BYTES = 8
+#: where tensors begin: a line of a processor's cache
+_ALIGNED_BYTES = 64
 
 
 class Image:
@@ -54,7 +56,7 @@ class Image:
             header[name] = {**_described(spec_of(tensors[name]), end - start), "data_offsets": [start, end]}
             self._places[name] = (start, end)
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        self._header = text + b" " * (-len(text) % _LENGTH_BYTES)
+        self._header = text + b" " * (-(_LENGTH_BYTES + len(text)) % _ALIGNED_BYTES)
         self._data_start = _LENGTH_BYTES + len(self._header)
         self.size_bytes = self._data_start + end
         self.bytes = memoryview(b"")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,16 @@ def begin() -> Begin:
 def run(tmp_path: Path, begin: Begin) -> RunDir:
     """The first attempt of a new run."""
     return begin(create_run(tmp_path / "runs", {"identity": "ab" * 32, "job": "train", "name": "train"}, {}))
+
+
+@pytest.fixture
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte, or of the parameter's bytes; only root can have one."""
+    size = getattr(request, "param", 1 << 20)
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a tmpfs cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -1,0 +1,167 @@
+"""How long a save holds up a training, and how long until it is durable, beside torch.save and torch's own checkpoints.
+
+    python scripts/bench/checkpoint.py [--mb 200 1000] [--ranks 2] [--rounds 5] [--folder DIR]
+
+Ranks hold the same state, as under DDP, over gloo. All ways save it in turn, round by round, so that what else the
+machine does meets them alike; the first round, in which memory is touched for the first time, is shown apart.
+
+copy            what must be copied at least: this rank's part of the state into memory that is there already
+torch.save      rank 0 saves everything and syncs, the others wait
+dcp.save        torch.distributed.checkpoint: ranks share the writing
+dcp.async_save  the same in a thread: as it is by default, and with an asynchronous stager. Its staging must end before
+                the optimizer may step, so its stall is the call and the rest of the staging
+hpctool         Checkpointer.save and async_save: checksums, digests, manifest, ledger and retention included
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+NAMES = ("copy", "torch.save", "dcp.save", "dcp.async_save", "dcp + stager", "hpctool save", "hpctool async")
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--mb", type=int, nargs="+", default=[200, 1000])
+    arguments.add_argument("--ranks", type=int, default=2)
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--folder", type=Path, default=None)
+    chosen = arguments.parse_args()
+    if "RANK" in os.environ:
+        as_rank(chosen.folder, chosen.mb[0], chosen.rounds)
+        return
+    for mb in chosen.mb:
+        with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
+            started = [start(rank, chosen.ranks, Path(folder), mb, chosen.rounds) for rank in range(chosen.ranks)]
+            codes = [process.wait() for process in started]
+            if any(codes):
+                sys.exit(f"ranks ended with {codes}")
+            show(mb, chosen.ranks, json.loads((Path(folder) / "found.json").read_text()))
+
+
+def start(rank: int, num_ranks: int, folder: Path, mb: int, rounds: int) -> subprocess.Popen[bytes]:
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
+    meeting = {"LOCAL_WORLD_SIZE": str(num_ranks), "HPCTOOL_RENDEZVOUS": str(folder / "meet.json")}
+    options = ["--mb", str(mb), "--rounds", str(rounds), "--folder", str(folder)]
+    environ = {**os.environ, **place, **meeting, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, __file__, *options], env=environ)
+
+
+def as_rank(folder: Path, mb: int, rounds: int) -> None:
+    import torch
+
+    from hpctool.world import make_world
+
+    torch.set_num_threads(1)
+    world = make_world("torch")
+    torch.manual_seed(0)
+    state = {f"layer{n}.weight": torch.randn(mb * 1_000_000 // 4 // 40) for n in range(40)}
+    ways = make_ways(folder, world, state)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in NAMES}
+    for number in range(1, rounds + 1):
+        for name in NAMES:
+            world.barrier()
+            began = time.perf_counter()
+            finish = ways[name](number)
+            stall = time.perf_counter() - began
+            finish()
+            world.barrier()
+            # The slowest rank counts: the others wait for it in the next step.
+            found[name].append((max(world.gather(stall)), time.perf_counter() - began))
+            if world.is_main:
+                for path in folder.glob("dcp-*"):
+                    shutil.rmtree(path)
+    if world.is_main:
+        (folder / "found.json").write_text(json.dumps(found))
+    world.barrier()
+    os._exit(0)
+
+
+def make_ways(folder: Path, world: Any, state: dict[str, Any]) -> dict[str, Callable[[int], Callable[[], None]]]:
+    """Each way to save: called, it returns when the training may go on, and what it returns waits for the rest."""
+    import torch
+    import torch.distributed as dist
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+    from hpctool.checkpoint import Checkpointer
+    from hpctool.checkpoint.snapshot import split
+    from hpctool.rundir import RunDir
+
+    share = split({name: tensor.nbytes for name, tensor in state.items()}, world.size)[world.rank]
+    room = {name: torch.zeros_like(state[name]) for name in share}
+    group = dist.new_group(backend="gloo")
+    stager = DefaultStager(StagingOptions(False, False, True, False))
+    run = folder / "run"
+    if world.is_main:
+        run.mkdir(mode=0o700)
+        RunDir(run).begin({})
+    world.barrier()
+    saver = Checkpointer(RunDir(run, 1), world)
+
+    def nothing() -> None:
+        pass
+
+    def copy(number: int) -> Callable[[], None]:
+        for name in share:
+            room[name].copy_(state[name])
+        return nothing
+
+    def torch_save(number: int) -> Callable[[], None]:
+        if world.is_main:
+            with open(folder / "torch.pt", "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+        world.barrier()
+        return nothing
+
+    def dcp_save(number: int) -> Callable[[], None]:
+        dcp.save(state, checkpoint_id=folder / f"dcp-{number}", process_group=group)
+        return nothing
+
+    def dcp_async(number: int) -> Callable[[], None]:
+        future = dcp.async_save(state, checkpoint_id=folder / f"dcp-a{number}", process_group=group)
+        return lambda: future.result() and None
+
+    def dcp_staged(number: int) -> Callable[[], None]:
+        path = folder / f"dcp-s{number}"
+        answer = dcp.async_save(state, checkpoint_id=path, process_group=group, async_stager=stager)
+        answer.staging_completion.result()
+        return lambda: answer.upload_completion.result() and None
+
+    def own(number: int) -> Callable[[], None]:
+        saver.save({"model": state}, 2 * number)
+        return nothing
+
+    def own_async(number: int) -> Callable[[], None]:
+        saver.async_save({"model": state}, 2 * number + 1)
+        return saver.wait
+
+    return dict(zip(NAMES, (copy, torch_save, dcp_save, dcp_async, dcp_staged, own, own_async), strict=True))
+
+
+def show(mb: int, num_ranks: int, found: dict[str, list[tuple[float, float]]]) -> None:
+    copied = statistics.median(stall for stall, _ in found["copy"][1:])
+    print(f"\n{mb} MB on {num_ranks} ranks, medians of {len(found['copy']) - 1} rounds, in ms")
+    print(f"{'':16}{'stall':>9}{'÷ copy':>9}{'durable':>9}{'first stall':>13}")
+    for name in NAMES:
+        stall = statistics.median(stall for stall, _ in found[name][1:])
+        durable = statistics.median(durable for _, durable in found[name][1:])
+        first = found[name][0][0]
+        print(f"{name:16}{1000 * stall:9.1f}{stall / copied:9.2f}{1000 * durable:9.0f}{1000 * first:13.1f}")
+
+
+if __name__ == "__main__":
+    main()
