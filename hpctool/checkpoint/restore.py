@@ -183,7 +183,7 @@ class Search:
     def _open(self, made: Commit) -> dict[str, Any]:
         """Rank 0: the manifest of a candidate; a problem where it is damaged, which is noted."""
         if self.rundir.attempt:
-            for folder in (self.rundir.path, self.rundir.checkpoints, made.path):
+            for folder in (self.rundir.path, self._ledger.folder, self.rundir.checkpoints, made.path):
                 check_private(folder)
         try:
             found = manifest.read(made.path, made.digest)
