@@ -28,6 +28,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+#: waits until a save is durable
+Finish = Callable[[], None]
 NAMES = ("copy", "torch.save", "dcp.save", "dcp.async_save", "dcp + stager", "hpctool save", "hpctool async")
 
 
@@ -67,7 +69,7 @@ def as_rank(folder: Path, mb: int, rounds: int) -> None:
     world = make_world("torch")
     torch.manual_seed(0)
     state = {f"layer{n}.weight": torch.randn(mb * 1_000_000 // 4 // 40) for n in range(40)}
-    ways = make_ways(folder, world, state)
+    ways = Ways(folder, world, state).by_name
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in NAMES}
     for number in range(1, rounds + 1):
         for name in NAMES:
@@ -88,68 +90,69 @@ def as_rank(folder: Path, mb: int, rounds: int) -> None:
     os._exit(0)
 
 
-def make_ways(folder: Path, world: Any, state: dict[str, Any]) -> dict[str, Callable[[int], Callable[[], None]]]:
+class Ways:
     """Each way to save: called, it returns when the training may go on, and what it returns waits for the rest."""
-    import torch
-    import torch.distributed as dist
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-    from hpctool.checkpoint import Checkpointer
-    from hpctool.checkpoint.snapshot import split
-    from hpctool.rundir import RunDir
+    def __init__(self, folder: Path, world: Any, state: dict[str, Any]) -> None:
+        import torch
+        import torch.distributed as dist
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-    share = split({name: tensor.nbytes for name, tensor in state.items()}, world.size)[world.rank]
-    room = {name: torch.zeros_like(state[name]) for name in share}
-    group = dist.new_group(backend="gloo")
-    stager = DefaultStager(StagingOptions(False, False, True, False))
-    run = folder / "run"
-    if world.is_main:
-        run.mkdir(mode=0o700)
-        RunDir(run).begin({})
-    world.barrier()
-    saver = Checkpointer(RunDir(run, 1), world)
+        from hpctool.checkpoint import Checkpointer
+        from hpctool.checkpoint.snapshot import split
+        from hpctool.rundir import RunDir
 
-    def nothing() -> None:
-        pass
-
-    def copy(number: int) -> Callable[[], None]:
-        for name in share:
-            room[name].copy_(state[name])
-        return nothing
-
-    def torch_save(number: int) -> Callable[[], None]:
+        self.folder, self.world, self.state, self.torch, self.dcp = folder, world, state, torch, dcp
+        share = split({name: tensor.nbytes for name, tensor in state.items()}, world.size)[world.rank]
+        self.room = {name: torch.zeros_like(state[name]) for name in share}
+        self.group = dist.new_group(backend="gloo")
+        self.stager = DefaultStager(StagingOptions(False, False, True, False))
+        run = folder / "run"
         if world.is_main:
-            with open(folder / "torch.pt", "wb") as file:
-                torch.save(state, file)
+            run.mkdir(mode=0o700)
+            RunDir(run).begin({})
+        world.barrier()
+        self.saver = Checkpointer(RunDir(run, 1), world)
+        ways = (self.copy, self.torch_save, self.dcp_save, self.dcp_async, self.dcp_staged, self.own, self.own_async)
+        self.by_name = dict(zip(NAMES, ways, strict=True))
+
+    def copy(self, number: int) -> Finish:
+        for name, room in self.room.items():
+            room.copy_(self.state[name])
+        return lambda: None
+
+    def torch_save(self, number: int) -> Finish:
+        if self.world.is_main:
+            with open(self.folder / "torch.pt", "wb") as file:
+                self.torch.save(self.state, file)
                 file.flush()
                 os.fsync(file.fileno())
-        world.barrier()
-        return nothing
+        self.world.barrier()
+        return lambda: None
 
-    def dcp_save(number: int) -> Callable[[], None]:
-        dcp.save(state, checkpoint_id=folder / f"dcp-{number}", process_group=group)
-        return nothing
+    def dcp_save(self, number: int) -> Finish:
+        self.dcp.save(self.state, checkpoint_id=self.folder / f"dcp-{number}", process_group=self.group)
+        return lambda: None
 
-    def dcp_async(number: int) -> Callable[[], None]:
-        future = dcp.async_save(state, checkpoint_id=folder / f"dcp-a{number}", process_group=group)
+    def dcp_async(self, number: int) -> Finish:
+        path = self.folder / f"dcp-a{number}"
+        future = self.dcp.async_save(self.state, checkpoint_id=path, process_group=self.group)
         return lambda: future.result() and None
 
-    def dcp_staged(number: int) -> Callable[[], None]:
-        path = folder / f"dcp-s{number}"
-        answer = dcp.async_save(state, checkpoint_id=path, process_group=group, async_stager=stager)
+    def dcp_staged(self, number: int) -> Finish:
+        path, options = self.folder / f"dcp-s{number}", {"process_group": self.group, "async_stager": self.stager}
+        answer = self.dcp.async_save(self.state, checkpoint_id=path, **options)
         answer.staging_completion.result()
         return lambda: answer.upload_completion.result() and None
 
-    def own(number: int) -> Callable[[], None]:
-        saver.save({"model": state}, 2 * number)
-        return nothing
+    def own(self, number: int) -> Finish:
+        self.saver.save({"model": self.state}, 2 * number)
+        return lambda: None
 
-    def own_async(number: int) -> Callable[[], None]:
-        saver.async_save({"model": state}, 2 * number + 1)
-        return saver.wait
-
-    return dict(zip(NAMES, (copy, torch_save, dcp_save, dcp_async, dcp_staged, own, own_async), strict=True))
+    def own_async(self, number: int) -> Finish:
+        self.saver.async_save({"model": self.state}, 2 * number + 1)
+        return self.saver.wait
 
 
 def show(mb: int, num_ranks: int, found: dict[str, list[tuple[float, float]]]) -> None:
