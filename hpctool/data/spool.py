@@ -186,7 +186,11 @@ class Spooled:
 
     def read(self, rows: Rows) -> dict[str, Values]:
         """The source's own columns of some rows, in the order asked for."""
-        return {name: self._gather(rows, f"{_OWN}{name}") for name in self.columns}
+        found = {name: self._gather(rows, f"{_OWN}{name}") for name in self.columns}
+        for mapped in self._mapped.values():
+            # The pages stay in the file system's cache, but would count as this process's memory.
+            mapped.madvise(mmap.MADV_DONTNEED)
+        return found
 
     def close(self) -> None:
         """Close the files."""

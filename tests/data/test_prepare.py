@@ -6,14 +6,19 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from hpctool import files
 from hpctool.data.identity import uids_of_keys
 from hpctool.data.labels import relabel
+from hpctool.data.layout import Layout
+from hpctool.data.objects import StoredObject, read_array
 from hpctool.data.prepare import Prepared
 from hpctool.data.store import list_datasets
 from hpctool.data.version import open_version
@@ -209,11 +214,55 @@ def test_mpi_ranks_make_the_same_manifest_as_one(tmp_path: Path, prepare_with: R
 
 
 @pytest.mark.slow
+def test_killed_and_started_again_it_decodes_no_image_of_a_finished_row_group(
+    tmp_path: Path, spawn: Callable[..., subprocess.Popen[str]]
+) -> None:
+    folder = tmp_path / "photos" / "cat"
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 8, 8, 3), np.uint8)
+    for number in range(150):
+        Image.fromarray(pixels[number]).save(folder / f"{number}.png")
+    overrides = f'["source=imagefolder", "source.path={tmp_path}/photos", "data.row_group_rows=1"]'
+    code = RANK.replace('"data.row_group_rows=100"]', f"*{overrides}]").replace(
+        "cfg, world)", "cfg, world, 'prepare-me')"
+    )
+    first = spawn(code, tmp_path, "single", env={**os.environ, "OMP_NUM_THREADS": "1"})
+    spool = tmp_path / "datasets" / "digits" / "tmp" / "prepare-prepare-me"
+    end = time.monotonic() + 100
+    while len(list(spool.glob("group-*.json"))) < 7:
+        assert first.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    first.kill()
+    first.communicate()
+    finished = [files.read_json(path) for path in spool.glob("group-*.json")]
+    assert 7 <= len(finished) < 150
+    layout = Layout(tmp_path / "datasets" / "digits")
+    done = {
+        read_array(layout, StoredObject.from_json(stored), "uid").tobytes()
+        for group in finished
+        for stored in group["objects"]
+        if "uid" in stored["columns"]
+    }
+    kept = {f"cat/{number}.png": pixels[number] for number in range(150)}
+    for key in kept:
+        if uids_of_keys([key]).tobytes() in done:
+            path = tmp_path / "photos" / key
+            path.write_bytes(bytes(path.stat().st_size))  # who decodes it again fails
+    again = spawn(code, tmp_path, "single", env={**os.environ, "OMP_NUM_THREADS": "1"})
+    said, problem = again.communicate(timeout=100)
+    assert again.returncode == 0, problem
+    version = open_version(tmp_path / "datasets", "digits")
+    assert said.splitlines()[-1].split()[-1] == version.store.commit_of(version.commit).manifest
+    rows = version.find([uids_of_keys([key]).tobytes().hex() for key in kept])
+    assert np.array_equal(version.read("image", rows), pixels)
+    assert not spool.exists()
+
+
+@pytest.mark.slow
 def test_an_unreadable_image_on_one_rank_is_named_by_all_and_nothing_is_left(
     tmp_path: Path, spawn: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    from PIL import Image
-
     folder = tmp_path / "photos" / "cat"
     folder.mkdir(parents=True)
     for number in range(4):

@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
 
@@ -98,8 +98,9 @@ class CsvFiles(RowSource):
     def _numbers(self, path: Path, header: list[str], chunk: list[Line]) -> np.ndarray:
         places = [header.index(name) for name in self.shared["names"]]
         texts = [[cells[place] for place in places] for _, cells in chunk]
+        cells = chain.from_iterable(texts)
         try:
-            x_ND = np.array(texts).astype(np.float64)
+            x_ND = np.fromiter(map(float, cells), np.float64).reshape(len(texts), -1)
         except ValueError:
             x_ND = np.array([[_number(cell) for cell in row] for row in texts])
         if self.allow_nan:
