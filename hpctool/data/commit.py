@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hpctool.data.layout import FORMAT
 from hpctool.data.manifest import check_format
 from hpctool.data.objects import StoredObject
@@ -53,10 +55,25 @@ class Commit:
                 operation={"kind": value["operation"]["kind"], **value["operation"]},
                 run=str(value["run"]),
                 slurm_job_id=str(value["slurm_job_id"]),
-                changes=StoredObject.from_json(value["changes"]) if value["changes"] else None,
+                changes=_changes(value["changes"]) if value["changes"] else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptError(path, f"it is no commit ({type(error).__name__}: {error})") from error
+
+
+def _changes(value: Any) -> StoredObject:
+    """An object of changes of labels; ValueError where it lacks something that blame reads."""
+    stored = StoredObject.from_json(value)
+    count = stored.extents["uid"].shape[0]
+    wanted = {"uid": ("u1", (count, 16)), "old": ("i8", (count,)), "new": ("i8", (count,))}
+    for name, (dtype, shape) in wanted.items():
+        extent = stored.extents[name]
+        if extent.dtype != np.dtype(dtype) or extent.shape != shape:
+            raise ValueError(f"'{name}' of its changes is {extent.dtype} {extent.shape}")
+    for name in ("who", "when", "why"):
+        if stored.extents[name].dtype.kind != "S" or stored.extents[name].shape != (count,):
+            raise ValueError(f"'{name}' of its changes is no text for each")
+    return stored
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,181 @@
+"""Ten thousand damaged and hostile files: an error of ours or what was written, never a crash, a hang or other data."""
+
+from __future__ import annotations
+
+import json
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpctool import files
+from hpctool.data.commit import Commit
+from hpctool.data.labels import relabel
+from hpctool.data.manifest import Manifest
+from hpctool.data.objects import StoredObject
+from hpctool.data.reach import Reach
+from hpctool.data.reader import Reader
+from hpctool.data.store import Store
+from hpctool.data.usage import Use, begin_use, pins, uses
+from hpctool.data.verify import check_readable, verify
+from hpctool.data.version import Version, open_version
+from hpctool.errors import HpctoolError
+from tests.data.test_gc import make_run
+
+#: values that are where they should not be
+STRANGE: list[Any] = [
+    *(None, True, -1, 0, 1, 2**31, 2**63, 2**64, 10**30, 1.5, 1e308, "", "x", "../../etc/passwd", "\x00", "ab" * 32),
+    *([], {}, [[]], {"a": {}}, [2**62], [2**40, 2**40], [-5], "<f8", "|O", "f8,f8", "(9999999,)f8", "<M8[ns]", "|S0"),
+    *("é" * 50, "f" * 300, [0] * 1000, {"format": 1}),
+]
+
+
+def mutate_bytes(data: bytes, dice: random.Random) -> bytes:
+    """Flip, cut, repeat, remove or insert, a few times."""
+    out = bytearray(data)
+    for _ in range(dice.choice((1, 1, 1, 2, 5))):
+        place = dice.randrange(len(out) + 1)
+        kind = dice.randrange(5)
+        if kind == 0 and out:
+            out[place % len(out)] ^= 1 << dice.randrange(8)
+        elif kind == 1:
+            del out[place:]
+        elif kind == 2:
+            out[place:place] = dice.randbytes(dice.choice((1, 8, 200)))
+        elif kind == 3:
+            del out[place : place + dice.choice((1, 8, 200))]
+        else:
+            out[place:place] = out[place : place + 40]
+    return bytes(out)
+
+
+def mutate_value(value: Any, dice: random.Random) -> Any:
+    """The same JSON with something strange in a few places, or something missing."""
+    copy = json.loads(json.dumps(value))
+    for _ in range(dice.choice((1, 1, 2, 4))):
+        where, key = dice.choice(list(places(copy)) or [(copy, None)])
+        if key is None:
+            return strange(dice)
+        if dice.random() < 0.15:
+            del where[key]
+        elif dice.random() < 0.3 and isinstance(where[key], int):
+            where[key] += dice.choice((-1, 1, 8, 4096, -(10**6)))
+        else:
+            where[key] = strange(dice)
+    return copy
+
+
+def strange(dice: random.Random) -> Any:
+    return json.loads(json.dumps(dice.choice(STRANGE)))
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place in a JSON value: what holds it, and where."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield value, key
+        yield from places(inner)
+
+
+@contextmanager
+def only_our_errors(what: str) -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # log entries that are set aside
+        try:
+            yield
+        except HpctoolError:
+            pass
+        except Exception as error:
+            raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+@pytest.fixture
+def used(tiny: Version, tmp_path: Path) -> Version:
+    """`tiny` relabelled and tagged, with a run that holds it."""
+    relabel(tiny.store, "main", [(tiny.uids(np.array([5]))[0], 3, "me", "", "t")], "look")
+    version = Version(tiny.store, "main", tiny.store.resolve("main"))
+    tiny.store.create_tag("v2", version.commit)
+    begin_use(version, make_run(tmp_path, version.commit, "running"), "train", {"train": None})
+    return version
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_damaged_files_are_refused_or_give_what_was_written(used: Version, datasets: Path) -> None:
+    root, dice = used.store.root, random.Random(0)
+    truth = {name: used.read(name) for name in ("image", "label")}
+    named = [path for path in root.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    for path in named:
+        path.chmod(0o644)
+    for number in range(4_000):
+        path = dice.choice(named)
+        whole = path.read_bytes()
+        path.write_bytes(mutate_bytes(whole, dice))
+        with only_our_errors(f"{number}: {path.relative_to(root)}"):
+            read_all(datasets, truth, deep=number % 10 == 0)
+        path.write_bytes(whole)
+    read_all(datasets, truth, deep=True)
+
+
+def read_all(datasets: Path, truth: dict[str, np.ndarray[Any, Any]], *, deep: bool) -> None:
+    """What training does, and every tenth time what verify does, which finds everything without raising."""
+    store = Store.open(datasets, "tiny")
+    if deep:
+        verify(store, deep=True)
+    list(uses(store))
+    list(pins(store, 0.0))
+    for revision in ("main", "v2"):
+        version = open_version(datasets, f"tiny@{revision}")
+        check_readable(version)
+        with Reader(version, list(truth), "pread") as reader:
+            found = reader.gather(np.arange(version.num_rows))
+        for name, values in truth.items():
+            assert np.array_equal(found[name], values), f"other data in '{name}'"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_hostile_manifests_commits_and_records_are_refused_or_read(used: Version) -> None:
+    """With the right checksums: they come from somebody who means it."""
+    store, dice = used.store, random.Random(1)
+    path = store.layout.manifest(store.commit_of(used.commit).manifest)
+    manifest, commit = used.manifest, files.read_json(store.layout.commit(used.commit))
+    record = next(json.loads(p.read_bytes()) for p in store.layout.runs.iterdir())
+    readable = 0
+    for number in range(6_000):
+        kind = dice.choice(("manifest", "manifest", "commit", "record", "text"))
+        with only_our_errors(f"{number}: {kind}"):
+            if kind == "manifest":
+                readable += read_hostile(used, Manifest.from_json(path, mutate_value(manifest, dice)))
+            elif kind == "commit":
+                made = Commit.from_json(path, mutate_value(commit, dice))
+                if isinstance(made.changes, StoredObject):
+                    store.get(made.changes, "new")
+            elif kind == "record":
+                Use.from_json(path, mutate_value(record, dice))
+            else:
+                text = mutate_bytes(files.canonical_json(manifest), dice)
+                where = store.root / "text.json"
+                where.write_bytes(text)
+                Manifest.from_json(where, files.read_json(where))
+    assert readable > 100
+    assert not Reach(store).damaged
+
+
+def read_hostile(version: Version, contents: Manifest) -> bool:
+    """Read what a manifest says; whether that went well. Its shapes are what it says."""
+    other = Version(version.store, "main", version.commit)
+    other.contents = contents
+    for name in ("image", "label", "uid"):
+        if name in contents.columns and contents.num_rows:
+            with Reader(other, [name], "pread") as reader:
+                rows = np.array([0, contents.num_rows - 1])
+                assert reader.gather(rows)[name].shape == (2, *contents.columns[name].shape)
+    for split in other.splits:
+        other.split_rows(split)
+    return True
