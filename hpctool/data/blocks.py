@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 
@@ -24,6 +26,8 @@ from hpctool.world import Array
 BLOCK_BYTES = 1 << 20
 #: Reads that wait for the network at once.
 IO_THREADS = 16
+#: If so many reads take longer than this each, their bytes come from a disk or over the network.
+_FEW, _QUICK_S = 32, 150e-6
 
 Key = tuple[str, int, int]
 
@@ -39,24 +43,49 @@ class Cache:
     def __init__(self, capacity_bytes: int, threads: ThreadPoolExecutor) -> None:
         self.capacity_bytes = capacity_bytes
         self._threads = threads
-        self._held: OrderedDict[Key, tuple[Future[Array], int]] = OrderedDict()
+        self._held: OrderedDict[Key, _Held] = OrderedDict()
         self._held_bytes = 0
         self._lock = threading.Lock()
 
-    def ask(self, keys: Sequence[Key], size_bytes: int, load: Callable[[Key], Array]) -> list[Future[Array]]:
-        """The blocks, which begin to be loaded now where they are not there; `size_bytes` is what each takes."""
+    def get(self, keys: Sequence[Key], size_bytes: int, load: Callable[[Key], Array]) -> list[Array]:
+        """The blocks, loaded side by side where they are not there; `size_bytes` is what each takes at most."""
+        return [held.block() for held in self.ask(keys, size_bytes, load)]
+
+    def ask(self, keys: Sequence[Key], size_bytes: int, load: Callable[[Key], Array]) -> list[_Held]:
+        """The same, without waiting for them."""
         found = []
         with self._lock:
             for key in keys:
                 held = self._held.get(key)
-                if held is None or (held[0].done() and held[0].exception()):
-                    held = self._held[key] = (self._threads.submit(load, key), size_bytes)
-                    self._held_bytes += size_bytes
+                if held is None or held.failed:
+                    if held is None:
+                        self._held_bytes += size_bytes
+                    held = self._held[key] = _Held(self._threads.submit(load, key), size_bytes)
                 self._held.move_to_end(key)
-                found.append(held[0])
+                found.append(held)
             while self._held_bytes > self.capacity_bytes and len(self._held) > len(keys):
-                self._held_bytes -= self._held.popitem(last=False)[1][1]
+                self._held_bytes -= self._held.popitem(last=False)[1].size_bytes
         return found
+
+
+class _Held:
+    """A block that is there or on its way."""
+
+    def __init__(self, coming: Future[Array], size_bytes: int) -> None:
+        self._coming = coming
+        self._there: Array | None = None
+        self.size_bytes = size_bytes
+        self.failed = False
+
+    def block(self) -> Array:
+        # What is there is taken without the locks of a future.
+        if self._there is None:
+            try:
+                self._there = self._coming.result()
+            except BaseException:
+                self.failed = True
+                raise
+        return self._there
 
 
 class Direct:
@@ -69,12 +98,16 @@ class Direct:
 
     def take(self, groups: Index, items: Index, out: Array) -> None:
         order = np.lexsort((items, groups))
-        pieces = np.array_split(order, min(IO_THREADS, len(order) // 8)) if len(order) >= 16 else [order]
-        if len(pieces) == 1:
-            self._fill(groups, items, out, order)
-            return
-        for done in [self._threads.submit(self._fill, groups, items, out, piece) for piece in pieces]:
-            done.result()
+        while len(order):
+            # What the kernel has in memory comes faster than a thread could be told to fetch it.
+            few, order = order[:_FEW], order[_FEW:]
+            begun = time.perf_counter()
+            self._fill(groups, items, out, few)
+            if len(order) and time.perf_counter() - begun > _FEW * _QUICK_S:
+                pieces = np.array_split(order, min(IO_THREADS, len(order)))
+                for done in [self._threads.submit(self._fill, groups, items, out, piece) for piece in pieces]:
+                    done.result()
+                return
 
     def runs(self, groups: Index, starts: Index, stops: Index) -> list[Array]:
         asked = zip(groups.tolist(), starts.tolist(), stops.tolist(), strict=True)
@@ -85,13 +118,17 @@ class Direct:
 
     def _fill(self, groups: Index, items: Index, out: Array, order: Index) -> None:
         """Read the items at some places, which are in order of group and item: those that touch in one go."""
-        if not len(order):
-            return
-        apart = (np.diff(groups[order]) != 0) | (np.diff(items[order]) > 1)
-        for places in np.split(order, np.flatnonzero(apart) + 1):
-            first = int(items[places[0]])
-            run = self._run(int(groups[places[0]]), first, int(items[places[-1]]) + 1)
-            out[places] = run[items[places] - first]
+        apart = (np.diff(groups[order]) != 0) | (np.diff(items[order]) != 1)
+        edges = [0, *(np.flatnonzero(apart) + 1).tolist(), len(order)]
+        for begin, end in pairwise(edges):
+            places = order[begin:end]
+            group, first = int(groups[places[0]]), int(items[places[0]])
+            if end - begin == 1:
+                stored = self._stored[group]
+                extent, opened = stored.extents[self._name], self._files.get(stored)
+                read_into(opened.handle, out[places[0], ...], extent.offset + first * extent.row_bytes, opened.path)
+            else:
+                out[places] = self._run(group, first, first + end - begin)
 
     def _run(self, group: int, start: int, stop: int) -> Array:
         return read_run(self._files, self._stored[group], self._name, start, stop)
@@ -103,16 +140,18 @@ class Blocks:
     def __init__(self, files: OpenFiles, stored: Sequence[StoredObject], name: str, cache: Cache) -> None:
         self._files, self._stored, self._name, self._cache = files, stored, name, cache
         self._extents = [one.extents[name] for one in stored]
-        self._sizes = np.array([extent.shape[0] for extent in self._extents], np.int64)
-        rows = [items_of_block(extent) for extent in self._extents]
-        self._rows = np.array(rows, np.int64)
-        self._block_bytes = max(rows) * self._extents[0].row_bytes
+        self._sizes = [extent.shape[0] for extent in self._extents]
+        self._rows = np.array([items_of_block(extent) for extent in self._extents], np.int64)
+        self._block_bytes = int(self._rows.max()) * self._extents[0].row_bytes
         self._chunks: dict[int, list[list[int]]] = {}
 
     def take(self, groups: Index, items: Index, out: Array) -> None:
-        numbers = items // self._rows[groups]
-        for group, number, places, block in self._blocks(groups, numbers):
-            out[places] = block[items[places] - number * int(self._rows[group])]
+        sizes = self._rows[groups]
+        numbers, local = np.divmod(items, sizes)
+        keys, order, edges = self._sorted(groups, numbers)
+        local = local[order]
+        for block, begin, end in zip(self._get(keys), edges, edges[1:], strict=False):
+            out[order[begin:end]] = block[local[begin:end]]
 
     def runs(self, groups: Index, starts: Index, stops: Index) -> list[Array]:
         first, last = starts // self._rows[groups], np.maximum(stops - 1, starts) // self._rows[groups]
@@ -120,41 +159,38 @@ class Blocks:
         counts = last - first + 1
         whose = np.repeat(np.arange(len(groups)), counts)
         numbers = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts) + first[whose]
-        found: dict[tuple[int, int], Array] = {
-            (group, number): block for group, number, _, block in self._blocks(groups[whose], numbers)
-        }
+        keys, _, _ = self._sorted(groups[whose], numbers)
+        found = dict(zip(keys, self._get(keys), strict=True))
         parts = []
         for group, start, stop, low, high in zip(
             *(each.tolist() for each in (groups, starts, stops, first, last)), strict=True
         ):
             base = low * int(self._rows[group])
-            blocks = [found[group, number] for number in range(low, high + 1)]
+            blocks = [found[self._name, group, number] for number in range(low, high + 1)]
             parts.append((blocks[0] if low == high else np.concatenate(blocks))[start - base : stop - base])
         return parts
 
     def prefetch(self, groups: Index, items: Index) -> None:
-        keys, _ = self._keys(groups, items // self._rows[groups])
+        keys, _, _ = self._sorted(groups, items // self._rows[groups])
         if len(keys) * self._block_bytes * 2 <= self._cache.capacity_bytes:
             self._cache.ask(keys, self._block_bytes, self._load)
 
-    def _keys(self, groups: Index, numbers: Index) -> tuple[list[Key], Index]:
-        """The blocks asked for, each once, and for every place which of them it is in."""
-        pairs, which = np.unique(np.stack([groups, numbers], axis=1), axis=0, return_inverse=True)
-        return [(self._name, group, number) for group, number in pairs.tolist()], which.reshape(-1)
+    def _get(self, keys: Sequence[Key]) -> list[Array]:
+        return self._cache.get(keys, self._block_bytes, self._load)
 
-    def _blocks(self, groups: Index, numbers: Index) -> list[tuple[int, int, Index, Array]]:
-        """(group, number, places, block) of each block that is asked for."""
-        keys, which = self._keys(groups, numbers)
-        asked = self._cache.ask(keys, self._block_bytes, self._load)
-        wait(asked)
-        order = np.argsort(which, kind="stable")
-        places = np.split(order, np.cumsum(np.bincount(which, minlength=len(keys)))[:-1])
-        return [(key[1], key[2], at, one.result()) for key, at, one in zip(keys, places, asked, strict=True)]
+    def _sorted(self, groups: Index, numbers: Index) -> tuple[list[Key], Index, list[int]]:
+        """The blocks asked for, each once; the places in order of block; and where in these each block begins."""
+        both = groups << 32 | numbers
+        order = both.argsort(kind="stable")
+        both = both[order]
+        begins = np.flatnonzero(np.diff(both, prepend=-1))
+        keys = [(self._name, key >> 32, key & 0xFFFFFFFF) for key in both[begins].tolist()]
+        return keys, order, [*begins.tolist(), len(order)]
 
     def _load(self, key: Key) -> Array:
         _, group, number = key
         extent, start = self._extents[group], number * int(self._rows[group])
-        stop = min(start + int(self._rows[group]), int(self._sizes[group]))
+        stop = min(start + int(self._rows[group]), self._sizes[group])
         if extent.chunks is None:
             return read_run(self._files, self._stored[group], self._name, start, stop)
         opened = self._files.get(self._stored[group])

@@ -69,6 +69,7 @@ class Mapped:
         #: where the first item of each group stands in `_items`
         self._first = self._begins[:-1] // item_bytes
         self._ready = np.zeros(len(stored), np.bool_)
+        self._all_ready = False
         self._lock = threading.Lock()
 
     @staticmethod
@@ -82,9 +83,10 @@ class Mapped:
         return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
     def take(self, groups: Index, items: Index, out: Array) -> None:
-        self._need(groups)
+        if not self._all_ready:
+            self._need(groups)
         # mode="clip" only spares a copy: the rows have been checked.
-        np.take(self._items, self._first[groups] + items, axis=0, out=out, mode="clip")
+        self._items.take(self._first[groups] + items, axis=0, out=out, mode="clip")
 
     def runs(self, groups: Index, starts: Index, stops: Index) -> list[Array]:
         self._need(groups)
@@ -103,6 +105,7 @@ class Mapped:
             for group in np.unique(groups[~ready]).tolist():
                 if not self._ready[group]:
                     self._map(group)
+            self._all_ready = bool(self._ready.all())
 
     def _map(self, group: int) -> None:
         extent = self._stored[group].extents[self._name]

@@ -102,10 +102,17 @@ def _rounds(x: Words, num_left: int, num_right: int, keys: Words, tweaks: Words)
     left, right = np.divmod(x, np.uint64(num_right))
     for number, key in enumerate(keys):
         if number % 2 == 0:
-            left = (left + _mix((right ^ key) + tweaks) % np.uint64(num_left)) % np.uint64(num_left)
+            left = _added(left, _mix((right ^ key) + tweaks), num_left)
         else:
-            right = (right + _mix((left ^ key) + tweaks) % np.uint64(num_right)) % np.uint64(num_right)
+            right = _added(right, _mix((left ^ key) + tweaks), num_right)
     return left * np.uint64(num_right) + right
+
+
+def _added(x: Words, y: Words, size: int) -> Words:
+    """x + y modulo size, where x < size: one division, as they take half of the time."""
+    total = x + y % np.uint64(size)
+    total -= (total >= size) * np.uint64(size)
+    return total
 
 
 def _mix(x: Words) -> Words:

@@ -59,8 +59,12 @@ class Reader:
         self.access: Access = access or access_of(version.stage or version.store.root, version.access)
         self.window = window
         self.images = dict(images or {})
-        self._ends = np.cumsum([group.num_rows for group in version.contents.row_groups])
-        self._begins = np.concatenate([[0], self._ends[:-1]]).astype(np.int64)
+        sizes = [group.num_rows for group in version.contents.row_groups]
+        self._num_rows = sum(sizes)
+        self._ends = np.cumsum(sizes, dtype=np.int64)
+        self._begins = self._ends - np.array(sizes, np.int64)
+        #: of all row groups but the last, if they are of one size, as `prepare` makes them
+        self._group_rows = sizes[0] if sizes and set(sizes[:-1]) <= {sizes[0]} and sizes[-1] <= sizes[0] else 0
         self._sources: _Sources | None = None
 
     def gather(self, rows: Rows, out: Mapping[str, Array] | None = None) -> dict[str, Array]:
@@ -129,10 +133,14 @@ class Reader:
 
     def _located(self, rows: Rows) -> tuple[Index, Index]:
         """The row group of each row, and its place in there. Raises IndexError."""
-        if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < self.version.num_rows:
-            raise IndexError(f"rows {rows.min()}..{rows.max()} of {self.version.num_rows}")
-        groups = np.searchsorted(self._ends, rows, side="right")
-        return groups, rows - self._begins[groups] if rows.size else rows
+        # Without its sign a negative row is a huge one.
+        if rows.size and int(rows.view(np.uint64).max()) >= self._num_rows:
+            raise IndexError(f"rows {rows.min()}..{rows.max()} of {self._num_rows}")
+        if self._group_rows:
+            groups = rows // self._group_rows
+            return groups, rows - groups * self._group_rows
+        groups = self._ends.searchsorted(rows, side="right")
+        return groups, rows - self._begins[groups]
 
     def _decode(self, name: str, groups: Index, items: Index, out: Array) -> None:
         from hpctool.data.images import decode
