@@ -16,6 +16,7 @@ from hpctool.export.deployed import Deployed
 from hpctool.export.schema import ExportConfig
 from hpctool.rundir import RunDir
 from hpctool.train.params import build_task, load_params, read_config
+from hpctool.train.samples import image_forms
 from hpctool.train.schema import TrainConfig
 from hpctool.world import Array
 
@@ -64,14 +65,15 @@ class Source:
         return list(named) if named is not None else [str(i) for i in range(self.train.data.num_classes or 0)]
 
     def inputs(self, rows: npt.NDArray[np.int64]) -> Array:
-        """The inputs of these rows of the dataset, as stored: (n, *shape)."""
-        with Reader(self.version, [self.feature]) as reader:
+        """The inputs of these rows of the dataset, as stored or, where that is encoded, decoded: (n, *shape)."""
+        with Reader(self.version, [self.feature], images=image_forms(self.version, self.train.data)) as reader:
             return reader.gather(rows)[self.feature]
 
     def batches(self, size: int) -> Iterator[tuple[Array, Array]]:
         """All rows of the split in order: inputs (n, *shape) and labels int64 (n,), at most `size` at a time."""
         label = self.train.data.label
-        with Reader(self.version, [self.feature, label]) as reader:
+        images = image_forms(self.version, self.train.data)
+        with Reader(self.version, [self.feature, label], images=images) as reader:
             for start in range(0, len(self.rows), size):
                 found = reader.gather(self.rows[start : start + size])
                 yield found[self.feature], found[label]

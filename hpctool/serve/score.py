@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from hpctool import files
+from hpctool.data.images import ImageForm
 from hpctool.data.manifest import UID
 from hpctool.data.reader import Reader, Rows
 from hpctool.data.usage import begin_use
@@ -107,7 +108,10 @@ def _score_blocks(task: _Task, blocks: list[Block]) -> int:
     loaded = load_verified(task.bundle.path)
     column = loaded.signature.inputs[0].name
     done = 0
-    with Reader(task.version, [column, UID]) as reader:
+    images = {}
+    if task.version.columns[column].encoding is not None:
+        images[column] = ImageForm(*loaded.signature.inputs[0].shape[1:])
+    with Reader(task.version, [column, UID], images=images) as reader:
         for start, stop in blocks:
             if signals.stop_requested():
                 break

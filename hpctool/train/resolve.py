@@ -173,7 +173,7 @@ def check_data(datasets: Path, pinned: str, columns: tuple[str, ...]) -> None:
 def sample_shape(version: Version, feature: str, size: Iterable[int] | None) -> tuple[int, ...]:
     """The shape of one sample as it is read; encoded images are like the first one, or of the size that was asked for.
 
-    Raises ConfigError where samples have different lengths, which make no batch.
+    Raises ConfigError where samples have different lengths, which make no batch; SourceError on what is no image.
     """
     column = version.columns[feature]
     if column.encoding is None:
@@ -184,13 +184,9 @@ def sample_shape(version: Version, feature: str, size: Iterable[int] | None) -> 
         return column.shape
     from hpctool.data.images import ImageForm
 
-    try:
-        with Reader(version, [feature]) as reader:
-            form = ImageForm.of(reader.ragged(feature, np.zeros(1, np.int64))[0])
-        height, width = size or (form.height, form.width)
-        return ImageForm(height, width, form.channels).shape
-    except ValueError as error:
-        raise ConfigError("data.size", f"{error}.") from error
+    with Reader(version, [feature]) as reader:
+        first = reader.ragged(feature, np.zeros(1, np.int64))[0]
+    return ImageForm.of(first, list(size) if size is not None else None, f"row 0 of {version.ref}").shape
 
 
 def input_shape(shape: Iterable[int]) -> list[int]:

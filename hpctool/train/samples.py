@@ -86,8 +86,8 @@ class Samples:
         assert data.feature is not None, "resolve chooses the feature column"
         self.version = version
         self.columns: dict[str, str] = {"x": data.feature, "y": data.label}
-        images = {data.feature: image_form(data)} if version.columns[data.feature].encoding else None
-        self.reader = Reader(version, list(self.columns.values()), window=data.window, images=images)
+        columns = list(self.columns.values())
+        self.reader = Reader(version, columns, window=data.window, images=image_forms(version, data))
         self.rows: Rows = version.split_rows(split)
         self.seed = seed
         self.augment = augment
@@ -147,8 +147,11 @@ class Samples:
         return np.stack(samples)
 
 
-def image_form(data: Data) -> ImageForm:
-    """What encoded images become, by the configuration that `resolve` has completed."""
+def image_forms(version: Version, data: Data) -> dict[str, ImageForm]:
+    """What the encoded feature column becomes, if it is one, by the configuration that `resolve` has completed."""
+    assert data.feature is not None, "resolve chooses the feature column"
+    if version.columns[data.feature].encoding is None:
+        return {}
     assert data.input_shape is not None, "resolve fills it in"
     channels, height, width = data.input_shape
-    return ImageForm(height, width, channels)
+    return {data.feature: ImageForm(height, width, channels)}

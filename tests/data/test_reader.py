@@ -109,13 +109,6 @@ def test_encoded_images_are_decoded_and_scaled(letters: Version, way: dict[str, 
         found_by.gather(np.array([0]))
 
 
-def test_the_form_of_an_image_is_read_from_its_head(letters: Version) -> None:
-    encoded = Reader(letters, ["image"]).ragged("image", np.array([5]))[0]
-    assert ImageForm.of(encoded) == ImageForm(7, 3, 3)
-    with pytest.raises(ValueError, match="no image"):
-        ImageForm.of(encoded[:10])
-
-
 def test_a_batch_is_written_into_memory_that_is_there(tiny: Version) -> None:
     pinned = np.zeros((3, 4, 4, 1), np.uint8)
     found = Reader(tiny, ["image", "label"]).gather(np.array([30, 1, 2]), {"image": pinned})
@@ -170,7 +163,7 @@ def test_a_damaged_image_is_named(letters: Version, tmp_path: Path, monkeypatch:
     found_by = Reader(letters, ["image"], images={"image": ImageForm(4, 5, 3)})
     runs = Reader._runs
     monkeypatch.setattr(Reader, "_runs", lambda self, *asked: [run[:20] for run in runs(self, *asked)])
-    with pytest.raises(CorruptError, match="image 0 of a batch: it is no image"):
+    with pytest.raises(CorruptError, match="image 0 of a batch: it cannot be read as an image"):
         found_by.gather(np.array([3]))
 
 
