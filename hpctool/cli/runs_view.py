@@ -115,6 +115,7 @@ def _facts(found: dict[str, Any]) -> Padding:
         ("where", f"{found['where']}{f', job {slurm}' if slurm else ''}" if found["where"] else None),
         ("step", _how_far(found)),
         ("changed", "\n".join(f"{key} = {cell_text(value)}" for key, value in found["changed"].items())),
+        ("goes on from", _origin(found["continues"])),
         ("inputs", "\n".join(f"{one['name']}  {one['id'][:_SHORT_HEX]}" for one in found["inputs"])),
         ("data", (found["data_commit"] or "")[:_SHORT_HEX] if not found["inputs"] else None),
         ("code", code_text(code)),
@@ -123,6 +124,14 @@ def _facts(found: dict[str, Any]) -> Padding:
         ("outputs", "\n".join(f"{key} = {cell_text(value)}" for key, value in found["outputs"].items())),
     ]
     return Padding(_grid((name, Text(cell_text(value))) for name, value in facts if value), (1, 0, 0, 2), expand=False)
+
+
+def _origin(continues: dict[str, Any] | None) -> str:
+    """The run and step it began with, and what was changed since: one line for each key."""
+    if continues is None:
+        return ""
+    changed = [f"{key}: {cell_text(old)} → {cell_text(new)}" for key, (old, new) in continues["changed"].items()]
+    return "\n".join([f"{continues['run']} at step {continues['step']}", *changed])
 
 
 def _how_far(found: dict[str, Any]) -> str:

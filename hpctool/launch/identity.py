@@ -21,7 +21,7 @@ def run_identity(job: str, config: Mapping[str, Any], inputs: Iterable[Input], v
     `varied` are the dotted keys that a sweep varies; they always count, `resources.nodes` too.
     Raises ConfigError where the config holds what JSON has no word for.
     """
-    chosen = _without(config, NOT_IDENTITY)
+    chosen = without(config, NOT_IDENTITY)
     elsewhere = [key for key in varied if key in NOT_IDENTITY or key.split(".")[0] in NOT_IDENTITY]
     flat = flatten(dict(config)) if elsewhere else {}
     also = {key: flat[key] for key in elsewhere if key in flat}
@@ -37,13 +37,13 @@ def sweep_identity(cells: Iterable[str]) -> str:
     return files.sha256_bytes(files.canonical_json(list(cells)))
 
 
-def _without(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+def without(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     """A copy of nested dicts without some dotted keys; what is not touched is shared."""
     copied = dict(config)
     for key in keys:
         section, _, inner = key.partition(".")
         if inner and isinstance(copied.get(section), Mapping):
-            copied[section] = _without(copied[section], [inner])
+            copied[section] = without(copied[section], [inner])
         elif not inner:
             copied.pop(section, None)
     return copied

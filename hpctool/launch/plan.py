@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hpctool import config
 from hpctool.errors import EXIT_INPUT, CorruptError
-from hpctool.launch import grid, limits, parents
+from hpctool.launch import continued, grid, limits, parents
 from hpctool.launch.identity import run_identity, sweep_identity
 from hpctool.launch.job import Input, Job, Resolved, Stage, in_stages, load_job, stages
 from hpctool.launch.parents import Parent
@@ -96,6 +96,8 @@ class Plan:
 
 def make_plan(request: Request, multirun: bool) -> Plan:
     """Compose, type, resolve and check every cell. Raises InputError and what the job's `resolve` raises."""
+    typed = continued.inherited(request.job, request.overrides, request.config_dirs, request.primary)
+    request = replace(request, overrides=typed)
     if not multirun:
         grid.refuse_sweep(request.overrides, request.config_dirs)
     whole = grid.expand(request.job, request.overrides, request.config_dirs, request.primary)
@@ -217,7 +219,9 @@ def _of_the_login_node(stage: Stage) -> Stage:
 
 def record(plan: Plan, cell: Planned, code: dict[str, Any]) -> dict[str, Any]:
     """What run.json says of a run beside its id, time and author."""
+    continues = continued.record(plan.runs, cell.plain)
     return {
+        **({"continues": continues} if continues else {}),
         "identity": cell.identity,
         "job": plan.request.job,
         "name": cell.plain["name"],

@@ -33,6 +33,7 @@ def describe(rundir: RunDir) -> dict[str, Any]:
         "inputs": rundir.inputs(),
         "choices": record.get("choices") or {},
         "overrides": record.get("overrides") or [],
+        "continues": record.get("continues"),
         "code": (story.of_kind("code") or [record])[-1].get("code") or {},
         "where": story.where,
         "started": None,

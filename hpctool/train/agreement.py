@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from hpctool.errors import DesyncError, listing
 from hpctool.world import TorchWorld, World
@@ -52,14 +53,16 @@ class Position:
 
 
 class Agreement:
-    """The reduction of one run. `tensor_bits` gives the bits of each parameter by name, to say which one differs."""
+    """The reduction of one run, whose ranks all train `model`.
 
-    def __init__(self, world: World, tensor_bits: Callable[[], dict[str, int]] = dict) -> None:
-        self._world = world
+    Its bits are compared with every `compare_every`-th step and by `verify`; None: never.
+    """
+
+    def __init__(self, world: World, model: nn.Module, compare_every: int | None) -> None:
+        self._world, self._model, self._every = world, model, compare_every
         self._group: dist.ProcessGroup | None = None
         if isinstance(world, TorchWorld):
             self._group = world.new_group()
-        self._tensor_bits = tensor_bits
         self._position = Position()
         self._posted = _vector(Wishes(), self._position)
         self._pending: dist.Work | None = None
@@ -71,7 +74,9 @@ class Agreement:
         """
         self.finish()
         posted, before = self._posted.tolist(), self._position
-        self._posted, self._position = _vector(wishes, position), position
+        is_due = self._every is not None and position.step % self._every == 0
+        self._position = self._with_params(position) if is_due else position
+        self._posted = _vector(wishes, self._position)
         self._check(posted, before)
         if self._group is not None:
             self._pending = dist.all_reduce(self._posted, dist.ReduceOp.MAX, group=self._group, async_op=True)
@@ -80,9 +85,16 @@ class Agreement:
     def verify(self, position: Position) -> None:
         """Compare now, before something is built upon: a checkpoint. Collective. Raises DesyncError."""
         if self._group is not None:
-            mine = _vector(Wishes(), position)
+            whole = self._with_params(position) if self._every is not None else position
+            mine = _vector(Wishes(), whole)
             dist.all_reduce(mine, dist.ReduceOp.MAX, group=self._group)
-            self._check(mine.tolist(), position)
+            self._check(mine.tolist(), whole)
+
+    def _with_params(self, position: Position) -> Position:
+        return replace(position, params=combined(self._bits())) if self._group is not None else position
+
+    def _bits(self) -> dict[str, int]:
+        return bits_of(self._model.named_parameters())
 
     def finish(self) -> None:
         """Wait for what is posted; also before the ranks part."""
@@ -109,7 +121,7 @@ class Agreement:
         )
 
     def _differing_tensors(self) -> str:
-        told = self._world.gather(self._tensor_bits())
+        told = self._world.gather(self._bits())
         names = [name for name in told[0] if len({one.get(name) for one in told}) > 1]
         if not names:
             return "which ones cannot be seen any more"

@@ -20,14 +20,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from hpctool.checkpoint import Restored, check_state, param_digest, random_state, set_random_state
+from hpctool.checkpoint import Restored, check_state, random_state, set_random_state
 from hpctool.errors import Stopped
 from hpctool.launch import moments, signals
 from hpctool.launch.watchdog import Watchdog, watching
 from hpctool.rundir import RunDir
 from hpctool.track.metrics import MetricWriter
-from hpctool.train import parallel, params, seeds
-from hpctool.train.agreement import Agreement, Position, Wishes, bits_of, combined
+from hpctool.train import continued, parallel, params, seeds
+from hpctool.train.agreement import Agreement, Position, Wishes
 from hpctool.train.batches import Batches
 from hpctool.train.best import Best
 from hpctool.train.evaluate import measure
@@ -92,11 +92,12 @@ class Trainer:
         self.meter = Meter()  # since the last line of metrics
         self.metrics: dict[str, float] = {}  # the newest value of each
         self.best = Best(cfg.loop)
+        self.is_fork = False  # it has begun with another run's checkpoint, and has none of its own yet
         self.validated = 0  # the newest step that was measured on the validation split
 
         self.checkpoints = params.build_checkpointer(cfg, rundir, world)
         self.saved_s = time.monotonic()
-        self.agreement = Agreement(world, lambda: bits_of(self.model.named_parameters()))
+        self.agreement = Agreement(world, self.model, cfg.parallel.compare_every_steps)
         self.progress = Progress(self.max_steps, self.say)
 
     # ------------------------------------------------------------------------------------------ the whole of it
@@ -108,6 +109,9 @@ class Trainer:
         with parallel.peers(self.world), closing(self.batches):
             self.warm_up()
             self.progress.begin()
+            if self.is_fork:
+                self.save(writer)
+                self.checkpoints.wait()
             if self.validated != self.step:
                 # The attempt before was stopped in the middle of it.
                 self.validate(writer)
@@ -220,9 +224,7 @@ class Trainer:
         minutes_due = every_min is not None and time.monotonic() - self.saved_s >= 60 * every_min
         # Clocks differ; rank 0's decides.
         wishes = Wishes(stop=signals.stop_requested(), save=minutes_due and self.world.is_main)
-        compare_every = self.cfg.parallel.compare_every_steps
-        is_due = compare_every is not None and self.step % compare_every == 0
-        agreed = self.agreement.exchange(wishes, self.position(with_params=is_due))
+        agreed = self.agreement.exchange(wishes, self.position())
         every_steps = self.cfg.loop.checkpoint_every_steps
         if self.is_over:
             self.save(writer, is_last=True)
@@ -231,10 +233,9 @@ class Trainer:
         elif agreed.save or (every_steps and self.step % every_steps == 0):
             self.save(writer)
 
-    def position(self, with_params: bool) -> Position:
-        """What must be the same on all ranks now."""
-        bits = bits_of(self.model.named_parameters()) if with_params and self.world.size > 1 else {}
-        return Position(self.step, self.consumed, self.learner.parts[0].optimizer.param_groups[0]["lr"], combined(bits))
+    def position(self) -> Position:
+        """What must be the same on all ranks now, beside the parameters."""
+        return Position(self.step, self.consumed, self.learner.parts[0].optimizer.param_groups[0]["lr"])
 
     def save_and_stop(self, writer: MetricWriter) -> None:
         """Commit a checkpoint and raise Stopped. Collective: all ranks have agreed on it."""
@@ -282,12 +283,13 @@ class Trainer:
         Raises DesyncError where the ranks are not alike, and what became of the save before (Checkpointer.poll).
         """
         with self.watchdog.phase("save"):
-            self.agreement.verify(self.position(self.cfg.parallel.compare_every_steps is not None))
+            self.agreement.verify(self.position())
             self.learner.share_buffers()
             if is_last:
                 self.progress.end()
             info = {
                 "consumed": self.consumed,
+                "config": continued.settings(self.cfg),
                 "fingerprint": fingerprint(self.world, self.device),
                 "samples_per_s": self.progress.samples_per_s,
             }
@@ -308,6 +310,11 @@ class Trainer:
         check_state(self.state())
         restored = self.checkpoints.restore(self.learner.strategy.mesh, allow_regress=self.cfg.allow_regress)
         if restored is not None:
+            continued.check_config(self.rundir, restored, self.cfg)
+        else:
+            restored = continued.from_origin(self.cfg, self.world, self.state())
+            self.is_fork = restored is not None
+        if restored is not None:
             self.adopt(restored)
         if self.world.is_main:
             facts = {"kind": "resumed", "attempt": self.rundir.attempt, "step": self.step}
@@ -316,6 +323,7 @@ class Trainer:
     def adopt(self, restored: Restored) -> None:
         """Take over a checkpoint's state. With another number of ranks, random streams begin anew at its step."""
         state = restored.state
+        params.check_model(self.model, state["model"], f"The checkpoint {restored.path.name}")
         self.step, self.consumed = state["step"], state["consumed"]
         self.metrics = state["metrics"]
         self.best.adopt(state["best"])
@@ -333,21 +341,7 @@ class Trainer:
 
     def result(self) -> dict[str, Any]:
         """What result.json says: the metrics and the digest of the parameters that the run has come to."""
-        values, step = params.kept_params(whole(self.state()))
-        best = {f"best/{name.removeprefix('val/')}": value for name, value in self.best.metrics.items()}
-        kept = self.best.metrics if self.best.params is not None else {}
-        metrics = {**self.metrics, **kept, **best}
-        return {
-            "step": self.step,
-            "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
-            "param_digest": param_digest(values),
-            "data_commit": self.cfg.data.commit,
-            "outputs": {
-                "params_step": step,
-                "best_step": self.best.step,
-                "samples_per_s": self.progress.samples_per_s,
-            },
-        }
+        return params.result(whole(self.state()), self.cfg, self.progress.samples_per_s)
 
     # ------------------------------------------------------------------------------------------ small things
 

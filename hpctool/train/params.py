@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -10,8 +12,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from hpctool import config
-from hpctool.checkpoint import Checkpointer
-from hpctool.errors import InputError
+from hpctool.checkpoint import Checkpointer, param_digest
+from hpctool.errors import InputError, listing
 from hpctool.rundir import RunDir
 from hpctool.train.augment import Augment
 from hpctool.train.schema import TrainConfig
@@ -80,8 +82,25 @@ def load_params(rundir: RunDir) -> tuple[nn.Module, int]:
         raise InputError(f"Run {rundir.id} has no checkpoint yet, so there is no model to load.")
     model = build_model(read_config(rundir))
     values, step = kept_params(restored.state)
+    check_model(model, values, f"The checkpoint {restored.path.name} of run {rundir.id}")
     model.load_state_dict(values)
     return model.eval(), step
+
+
+def check_model(model: nn.Module, values: Mapping[str, Any], where: str) -> None:
+    """Raises InputError, with the first tensors that differ, where a state is that of another model."""
+    mine = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in values.items()}
+    differing = [name for name in dict.fromkeys([*mine, *theirs]) if mine.get(name) != theirs.get(name)]
+    if differing:
+        text = listing(
+            (f"{name} is {_shape(theirs, name)} there and {_shape(mine, name)} here" for name in differing), 3
+        )
+        raise InputError(f"{where} is of another model than the config describes: {text}. Choose the model it is of.")
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
+    return "×".join(map(str, shapes[name])) or "a number" if name in shapes else "absent"
 
 
 def kept_params(state: dict[str, Any]) -> tuple[dict[str, Any], int]:
@@ -93,3 +112,19 @@ def kept_params(state: dict[str, Any]) -> tuple[dict[str, Any], int]:
     # As average.py names them; its counter is `n_averaged`.
     values = {name.removeprefix("module."): value for name, value in averaged.items() if name != "n_averaged"}
     return values or state["model"], state["step"]
+
+
+def result(state: dict[str, Any], cfg: TrainConfig, samples_per_s: float) -> dict[str, Any]:
+    """What result.json says of a finished training's state: metrics and digest of the parameters it has come to."""
+    values, step = kept_params(state)
+    of_best = state["best"]["metrics"]
+    best = {f"best/{name.removeprefix('val/')}": value for name, value in of_best.items()}
+    kept = of_best if state["best"]["params"] is not None else {}
+    metrics = {**state["metrics"], **kept, **best}
+    return {
+        "step": state["step"],
+        "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
+        "param_digest": param_digest(values),
+        "data_commit": cfg.data.commit,
+        "outputs": {"params_step": step, "best_step": state["best"]["step"], "samples_per_s": samples_per_s},
+    }

@@ -21,6 +21,7 @@ from hpctool.errors import ConfigError, InputError, UnknownName, nearest
 from hpctool.launch.cells import find_sweep, list_sweep_ids
 from hpctool.launch.job import Input, Resolved, in_stages
 from hpctool.rundir import RunDir, find_run, list_run_ids
+from hpctool.train.continued import resolve_origin
 from hpctool.train.schedule import KINDS, num_steps
 from hpctool.train.schema import PRECISIONS, Loop
 
@@ -284,4 +285,4 @@ def _one_of(key: str, value: Any, known: tuple[str, ...]) -> None:
 
 
 #: The parts of `resolve_train`, for sweeps: hpctool/launch/job.py.
-TRAIN_STAGES = (_dataset, _budget, _batch, _sharing, _schedule, _targets)
+TRAIN_STAGES = (_dataset, _budget, _batch, _sharing, _schedule, _targets, resolve_origin)

@@ -141,6 +141,8 @@ class TrainConfig(JobConfig):
     """conf/train.yaml."""
 
     data: Data = MISSING
+    #: begin where another run was, with what was typed for it: `<run>`, `<run>@<step>`, `<run>@best`; null: at step 0
+    continue_from: str | None = MISSING
     #: `_target_`: a torch module, input (N, *input_shape) → logits (N, num_classes)
     model: Any = MISSING
     #: `_target_`: a torch optimizer, `lr` and its other arguments; or one of these for each part of the model

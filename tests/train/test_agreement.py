@@ -13,7 +13,7 @@ from tests.train.conftest import Attempt, MakeRun
 
 
 def test_wishes_are_answered_one_boundary_later() -> None:
-    agreement = Agreement(World())
+    agreement = Agreement(World(), torch.nn.Linear(1, 1), 1)
     answers = [agreement.exchange(w, Position()) for w in (Wishes(stop=True), Wishes(save=True), Wishes(), Wishes())]
     assert answers == [Wishes(), Wishes(stop=True), Wishes(save=True), Wishes()]
 
