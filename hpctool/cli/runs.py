@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from hpctool.cli import runs_control
+from hpctool.cli import runs_control, runs_export
 from hpctool.cli.output import json_option, paths_option, print_json, resolve_paths, say, say_if_slurm_is_silent
 from hpctool.cli.report import report
+from hpctool.cli.runs_chosen import chosen_runs
 from hpctool.errors import InputError, UnknownName
 from hpctool.rundir import STATES, RunDir, find_run
 
@@ -105,18 +106,24 @@ def show(run: str, as_json: bool, root: Path | None) -> None:
 
 
 @group.command()
-@click.argument("runs", nargs=-1, required=True)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...|QUERY")
 @json_option
 @paths_option
 def compare(runs: tuple[str, ...], as_json: bool, root: Path | None) -> None:
-    """Compare runs: only what differs, metrics side by side; for two runs, the first step at which they part."""
+    """Compare runs: only what differs, metrics side by side, seeds in groups.
+
+    For two runs also the first step at which they part.
+
+    \b
+    hpctool runs compare train-1a2b train-3c4d
+    hpctool runs compare 'sweep=train-5eee model=cnn val/accuracy>0.9'
+    """
     from hpctool.track.compare import compare as compare_runs
 
-    folder = resolve_paths(root).runs
-    chosen = {found.id: found for found in (find_run(folder, name) for name in runs)}
+    chosen = chosen_runs(resolve_paths(root).runs, runs)
     if len(chosen) < 2:
-        raise InputError(f"Comparing takes two runs or more, and '{' '.join(runs)}' is one. Name another.")
-    comparison = compare_runs(list(chosen.values()))
+        raise InputError(f"Comparing takes two runs or more, and '{' '.join(runs)}' is {len(chosen)}. Name another.")
+    comparison = compare_runs(chosen)
     if as_json:
         print_json(comparison.to_json())
         return
@@ -188,6 +195,8 @@ def lineage(name: str, as_json: bool, root: Path | None) -> None:
 
 
 group.add_command(report)
+group.add_command(runs_export.export)
+group.add_command(runs_export.tensorboard)
 group.add_command(runs_control.cancel)
 group.add_command(runs_control.retry)
 group.add_command(runs_control.watch)

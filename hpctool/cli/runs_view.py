@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -230,6 +231,9 @@ def _grid(rows: Iterable[tuple[str, object]]) -> Table:
 # ---------------------------------------------------------------------------------------------- compare
 
 
+_SIDES = ("config", "data", "code", "environment", "hardware")
+
+
 def print_comparison(found: Comparison) -> None:
     """Print runs side by side, one column each, only what differs."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
@@ -237,15 +241,27 @@ def print_comparison(found: Comparison) -> None:
     for run_id in found.ids:
         table.add_column(run_id, overflow="fold", justify="right")
     table.add_row("state", *(state_text(state) for state in found.states))
-    for title in ("config", "data", "code", "environment"):
+    for title in _SIDES:
         differing: dict[str, list[Any]] = getattr(found, title)
         _add_section(table, title, {key: [_short(v) for v in values] for key, values in differing.items()})
     _add_section(table, "metrics", {name: _distinct(found.metrics[name]) for name in telling_metrics([found.metrics])})
     print_whole(table)
-    alike = [title for title in ("config", "data", "code", "environment") if not getattr(found, title)]
+    alike = [title for title in _SIDES if not getattr(found, title)]
     print_whole(Text(f"\nThe same: {', '.join(alike)}." if alike else ""))
     for sentence in _verdict(found):
         print_whole(Text(sentence))
+    for group in found.seeds:
+        names = [name for name in telling_metrics([group.metrics]) if not is_measured(name)][:_NUM_METRICS]
+        told = ", ".join(f"{name} {spread_text(*group.metrics[name])}" for name in names)
+        print_whole(Text(f"{len(group.ids)} seeds ({', '.join(group.ids)}): {told or 'no metric in common'}"))
+
+
+def spread_text(mean: float, sd: float) -> str:
+    """`0.9312 ± 0.0021`: a mean with as many places as its standard deviation has two figures for."""
+    if not (math.isfinite(mean) and math.isfinite(sd)):
+        return f"{mean:.4g} ± {sd:.2g}"
+    places = max(0, 1 - math.floor(math.log10(sd))) if sd > 0 else 4
+    return f"{mean:.{places}f} ± {sd:.{places}f}"
 
 
 def _add_section(table: Table, title: str, rows: dict[str, list[str]]) -> None:

@@ -17,6 +17,7 @@ from hpctool import files, rendezvous
 from hpctool.errors import EXIT_FAILED, FencedError, Stopped, WorldError
 from hpctool.launch import cells, closing, moments, output, signals, snapshot, stacks
 from hpctool.launch.guard import Guard
+from hpctool.launch.hardware import hardware
 from hpctool.launch.job import load_job
 from hpctool.launch.result import own_process
 from hpctool.launch.slurm import inside
@@ -76,6 +77,7 @@ def begin(rundir: RunDir, where: str, place: Place) -> int:
         "restart_count": inside.restart_count(),
         "cluster": os.environ.get("SLURM_CLUSTER_NAME", ""),
         "code": rundir.code(),
+        "hardware": hardware(),
     }
     return rundir.begin({**facts, **own_process()})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from hpctool.track.row import read_config, read_row
 
 #: Times and amounts of the machine differ between two equal runs; they say nothing about where the runs part.
 _MEASURED = re.compile(r"^(perf|time|system)/|_(s|ms|per_s|mb|gb)$")
+#: Where and with how much a run runs: its result is the same, or should be.
+_WHERE = ("cluster.", "resources.", "paths.", "track.")
 #: Metrics of which less is better, where no configuration says so.
 _LESS_IS_BETTER = re.compile(r"(^|[/_])(loss|error|err|perplexity|ppl|mse|mae|rmse|ece|nll|wer|cer)(_|$)")
 
@@ -35,6 +38,20 @@ class Parting:
 
 
 @dataclass(frozen=True)
+class Seeds:
+    """Runs that differ in their seed only: for each metric that all of them have, mean, standard deviation (n − 1)."""
+
+    ids: list[str]
+    #: mean and standard deviation by metric
+    metrics: dict[str, tuple[float, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        told = {name: {"mean": to_json(mean), "sd": to_json(sd)} for name, (mean, sd) in self.metrics.items()}
+        return {"ids": self.ids, "n": len(self.ids), "metrics": told}
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Runs side by side: each dict has a list with one value per run, in the order of `ids`; None where it has none."""
 
@@ -44,15 +61,19 @@ class Comparison:
     data: dict[str, list[Any]]
     code: dict[str, list[Any]]
     environment: dict[str, list[Any]]
+    hardware: dict[str, list[Any]]
     metrics: dict[str, list[float | None]]
     digests: list[str | None]
     parting: Parting | None
+    #: those of two and more runs
+    seeds: list[Seeds]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON can hold it."""
         metrics = {k: [None if v is None else to_json(v) for v in values] for k, values in self.metrics.items()}
         parting = self.parting.to_json() if self.parting else None
-        return {**vars(self), "metrics": metrics, "parting": parting}
+        seeds = [group.to_json() for group in self.seeds]
+        return {**vars(self), "metrics": metrics, "parting": parting, "seeds": seeds}
 
 
 def compare(runs: Sequence[RunDir]) -> Comparison:
@@ -60,17 +81,38 @@ def compare(runs: Sequence[RunDir]) -> Comparison:
     records = [run.record() for run in runs]
     rows = [read_row(run) for run in runs]
     names = dict.fromkeys(name for row in rows for name in row.metrics)
+    configs = [read_config(run) for run in runs]
     return Comparison(
         ids=[run.id for run in runs],
         states=[row.state for row in rows],
-        config=differing([read_config(run) for run in runs]),
+        config=differing(configs),
         data=differing([{one["name"]: one["id"] for one in run.inputs()} for run in runs]),
         code=differing([record.get("code") or {} for record in records]),
         environment=differing([_environment(run) for run in runs]),
+        hardware=differing([_hardware(run) for run in runs]),
         metrics={name: [row.metrics.get(name) for row in rows] for name in sorted(names)},
         digests=[row.param_digest for row in rows],
         parting=part(read_metrics(runs[0]), read_metrics(runs[1])) if len(runs) == 2 else None,
+        seeds=by_seed([run.id for run in runs], configs, [row.metrics for row in rows]),
     )
+
+
+def by_seed(
+    ids: Sequence[str], configs: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, float]]
+) -> list[Seeds]:
+    """The groups of two and more runs whose configurations are alike but for `seed`, the largest first."""
+    groups: dict[str, list[int]] = {}
+    for index, config in enumerate(configs):
+        what = {key: value for key, value in config.items() if key != "seed" and not key.startswith(_WHERE)}
+        groups.setdefault(repr(sorted(what.items())), []).append(index)
+    found = []
+    for members in sorted(groups.values(), key=lambda members: -len(members)):
+        if len(members) > 1 and len({configs[index].get("seed") for index in members}) > 1:
+            shared = set.intersection(*(set(metrics[index]) for index in members))
+            values = {name: [metrics[index][name] for index in members] for name in sorted(shared)}
+            spread = {name: (statistics.fmean(v), statistics.stdev(v)) for name, v in values.items()}
+            found.append(Seeds([ids[index] for index in members], spread))
+    return found
 
 
 def differing(sides: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -122,6 +164,20 @@ def telling_metrics(sides: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _same(a: float, b: float) -> bool:
     return a == b or (math.isnan(a) and math.isnan(b))
+
+
+def _hardware(run: RunDir) -> dict[str, Any]:
+    """Of the newest attempt: ranks, processor, GPUs; of nodes only how many, their names say little."""
+    begun = run.story().of_kind("begun")[-1:]
+    told: dict[str, Any] = {}
+    for body in begun:
+        machine = body.get("hardware") or {}
+        told = {
+            "ranks": body.get("world_size"),
+            "cpu": machine.get("cpu"),
+            "gpus": ", ".join(machine.get("gpus") or []),
+        }
+    return told
 
 
 def _environment(run: RunDir) -> dict[str, str]:

@@ -137,7 +137,7 @@ def test_two_runs_are_compared_down_to_the_bit(root: Path) -> None:
     text = call("compare", one.id, three.id).stdout
     assert "optim.lr" in text
     assert "They part at step 10: " in text
-    assert "The same: data, code, environment." in text
+    assert "The same: data, code, environment, hardware." in text
     assert "Their parameters are different" in text
     assert data("compare", one.id, three.id)["parting"]["step"] == 10
 

@@ -6,7 +6,9 @@ import json
 import math
 from pathlib import Path
 
-from hpctool.track.compare import compare, differing, is_measured, part
+import pytest
+
+from hpctool.track.compare import by_seed, compare, differing, is_measured, part
 from tests.track.samples import CODE, ENVIRONMENT, Sample
 
 
@@ -54,3 +56,29 @@ def test_equal_runs_do_not_part_and_nan_equals_nan() -> None:
 def test_times_of_the_machine_do_not_count() -> None:
     names = ["perf/x", "train/samples_per_s", "step_ms", "train/loss", "val/rms", "loss_s2"]
     assert [name for name in names if is_measured(name)] == ["perf/x", "train/samples_per_s", "step_ms"]
+
+
+def test_runs_that_differ_in_their_seed_only_are_one_group_with_mean_and_spread() -> None:
+    found = by_seed(
+        ["a", "b", "c", "d"],
+        [
+            {"seed": 0, "lr": 1, "cluster.kind": "local"},
+            {"seed": 1, "lr": 1},
+            {"seed": 2, "lr": 1},
+            {"seed": 0, "lr": 2},
+        ],
+        [{"acc": 0.9, "x": 1}, {"acc": 0.94}, {"acc": 0.92, "x": 2}, {"acc": 0.5}],
+    )
+    assert [group.ids for group in found] == [["a", "b", "c"]]
+    assert found[0].metrics == {"acc": pytest.approx((0.92, 0.02))}
+    assert found[0].to_json()["n"] == 3
+    # The same seed twice is the same run twice, and no group.
+    assert by_seed(["a", "b"], [{"seed": 0}, {"seed": 0}], [{}, {}]) == []
+
+
+def test_hardware_that_differs_is_shown(tmp_path: Path) -> None:
+    runs = [
+        Sample(tmp_path, digits).begin(hardware={"cpu": cpu, "gpus": ["H100"]}).rundir
+        for digits, cpu in (("aa", "Thing 9000"), ("bb", "Thing 9001"))
+    ]
+    assert compare(runs).hardware == {"cpu": ["Thing 9000", "Thing 9001"]}
