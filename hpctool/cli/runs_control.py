@@ -61,6 +61,7 @@ def watch(names: tuple[str, ...], root: Path | None) -> None:
     """Watch runs until they have ended; without names, those that have not ended now."""
     from hpctool.launch import cells
     from hpctool.launch.wait import wait_for
+    from hpctool.track.sparkline import course
 
     runs = resolve_paths(root).runs
     sweeps = [cells.find_sweep(runs, sweep_id) for sweep_id in cells.list_sweep_ids(runs)]
@@ -68,7 +69,7 @@ def watch(names: tuple[str, ...], root: Path | None) -> None:
     if not ids:
         say("Nothing runs and nothing waits.")
         return
-    if code := wait_for(runs, ids, say, sweeps):
+    if code := wait_for(runs, ids, say, sweeps, course):
         raise SystemExit(code)
 
 

@@ -22,12 +22,22 @@ _REST = 4.0
 _SHOWN_RUNS = 20
 
 
-def wait_for(runs: Path, ids: Sequence[str], say: Callable[[str], None], sweeps: Sequence[Sweep] = ()) -> int:
+#: What a table says of a run beside its state: something short about its metrics.
+Course = Callable[[RunDir, Story], str]
+
+
+def wait_for(
+    runs: Path,
+    ids: Sequence[str],
+    say: Callable[[str], None],
+    sweeps: Sequence[Sweep] = (),
+    course: Course | None = None,
+) -> int:
     """Block until all runs have ended; 0 where all completed, else 1.
 
     Those that are cells of `sweeps` need no folder yet: they wait for their turn, as long as anybody will run them.
     """
-    watched = Watched(runs, ids, sweeps)
+    watched = Watched(runs, ids, sweeps, course)
     with _shown(say) as show:
         while True:
             began_s = time.monotonic()
@@ -44,8 +54,12 @@ def wait_for(runs: Path, ids: Sequence[str], say: Callable[[str], None], sweeps:
 class Watched:
     """Runs that are looked at again and again: only those that may have changed."""
 
-    def __init__(self, runs: Path, ids: Sequence[str], sweeps: Sequence[Sweep] = ()) -> None:
+    def __init__(
+        self, runs: Path, ids: Sequence[str], sweeps: Sequence[Sweep] = (), course: Course | None = None
+    ) -> None:
         self.runs = runs
+        self._course = course
+        self._courses: dict[str, tuple[Story, str]] = {}
         self.ids = list(dict.fromkeys(ids))
         self.stories: dict[str, Story] = {}
         #: run id → the sweeps that it is a cell of, with its index there
@@ -89,6 +103,16 @@ class Watched:
     def progress(self, run_id: str) -> Progress:
         """How far one of them is."""
         return progress(RunDir(self.runs / run_id), self.stories[run_id], time.time())
+
+    def course(self, run_id: str) -> str:
+        """What its metrics do; of a run that is over it is read once."""
+        story = self.stories[run_id]
+        if self._course is None or not story.attempt:
+            return ""
+        known = self._courses.get(run_id)
+        if known is None or known[0].state not in OVER:
+            self._courses[run_id] = known = (story, self._course(RunDir(self.runs / run_id), story))
+        return known[1]
 
 
 class _Lines:
@@ -143,7 +167,10 @@ def state_table(watched: Watched, width: int) -> Any:
     stories = watched.stories
     ranked = sorted(stories.items(), key=lambda item: _ORDER.index(item[1].state))
     rows = [_row(watched, run_id, story) for run_id, story in ranked[:_SHOWN_RUNS]]
-    names = ("run", "state", "attempt", "step", "left", "why")
+    names = ["run", "state", "attempt", "step", "left", "course", "why"]
+    if not any(row[5] for row in rows):
+        del names[5]
+        rows = [(*row[:5], row[6]) for row in rows]
     widths = [max(len(name), *(len(row[column]) for row in rows)) for column, name in enumerate(names)]
     # What does not fit is cut from the reason, never from the numbers.
     widths[-1] = max(8, min(widths[-1], width - sum(widths[:-1]) - 2 * len(widths)))
@@ -163,7 +190,8 @@ def state_table(watched: Watched, width: int) -> Any:
 def _row(watched: Watched, run_id: str, story: Story) -> tuple[str, ...]:
     how_far = watched.progress(run_id)
     why = " ".join(story.cause.split())
-    return (run_id, story.state, str(story.attempt or ""), str(how_far), duration_text(how_far.eta_s), why)
+    numbers = (str(story.attempt or ""), str(how_far), duration_text(how_far.eta_s))
+    return (run_id, story.state, *numbers, watched.course(run_id), why)
 
 
 def _counts(stories: dict[str, Story]) -> dict[str, int]:
