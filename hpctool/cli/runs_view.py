@@ -121,6 +121,7 @@ def _facts(found: dict[str, Any]) -> Padding:
         ("data", (found["data_commit"] or "")[:_SHORT_HEX] if not found["inputs"] else None),
         ("code", code_text(code)),
         ("cost", _cost(found["hours"])),
+        ("idle", f"{', '.join(found['idle'])}: asked for and not used" if found["idle"] else None),
         ("parameters", (found["param_digest"] or "")[:_SHORT_HEX]),
         ("outputs", "\n".join(f"{key} = {cell_text(value)}" for key, value in found["outputs"].items())),
     ]

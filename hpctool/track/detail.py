@@ -13,6 +13,7 @@ from hpctool.launch.slurm.queue import QUEUE
 from hpctool.launch.slurm.standing import is_open
 from hpctool.rundir import RunDir, Story
 from hpctool.track import hours
+from hpctool.track.meters import idle_gpus
 from hpctool.track.metrics import read_metrics, summary
 from hpctool.track.row import noting, read_config, read_row
 
@@ -42,6 +43,7 @@ def describe(rundir: RunDir) -> dict[str, Any]:
         "checkpoints": [],
         "artifacts": [],
         "summary": {},
+        "idle": [],
         "failure": None,
         "outputs": {},
         "hours": None,
@@ -52,7 +54,8 @@ def describe(rundir: RunDir) -> dict[str, Any]:
     }
     problems: list[str] = found["problems"]
     with noting(problems):
-        found["summary"] = summary(read_metrics(rundir, story))
+        curves = read_metrics(rundir, story)
+        found["summary"], found["idle"] = summary(curves), idle_gpus(curves)
     with noting(problems):
         found["history"] = attempts(story)
         found["started"] = found["history"][0]["began"] if found["history"] else None

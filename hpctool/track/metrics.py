@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 from hpctool import config, files
 from hpctool.errors import InputError, NewerFormat
 from hpctool.rundir import RunDir, Story
+from hpctool.track.meters import Meters
 from hpctool.world import World
 
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ class MetricWriter:
         self._handle = -1
         self._lock = threading.Lock()
         self._events: EventWriter | None = None
-        self._wants_events = self._active and _wants_tensorboard(rundir)
+        track = _track_of(rundir) if self._active else {}
+        self._wants_events = bool(track.get("tensorboard", False))
+        self._meters = Meters(float(track.get("system_every_s", 0)))
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Note numbers of one step; values are anything that `float()` takes. Raises InputError on others.
@@ -81,7 +84,7 @@ class MetricWriter:
         """
         if not self._active:
             return
-        numbers = {name: _number(name, step, value) for name, value in values.items()}
+        numbers = {name: _number(name, step, value) for name, value in values.items()} | self._meters.due()
         wall_time = time.time()
         with self._lock:
             if not self._lines and self._handle < 0:
@@ -117,6 +120,7 @@ class MetricWriter:
         if not self._active:
             return
         self._active = False
+        self._meters.close()
         try:
             self.flush()
         finally:
@@ -171,8 +175,10 @@ class MetricWriter:
             warnings.warn(f"TensorBoard files of {self.rundir.id} end here: {error}", stacklevel=3)
 
 
-def _wants_tensorboard(rundir: RunDir) -> bool:
-    return bool(OmegaConf.select(config.load(rundir.config_yaml), "track.tensorboard", default=False))
+def _track_of(rundir: RunDir) -> Mapping[str, Any]:
+    """What the configuration says of tracking; runs of other jobs, and of earlier versions, say less."""
+    found: Mapping[str, Any] = OmegaConf.select(config.load(rundir.config_yaml), "track", default=None) or {}
+    return found
 
 
 def _number(name: str, step: int, value: Any) -> float:

@@ -15,3 +15,5 @@ class Track:
     tensorboard: bool = MISSING
     #: training metrics are logged every so many steps
     every_steps: int = MISSING
+    #: processor, memory and GPUs of rank 0's machine are noted every so many seconds, with the metrics; 0: never
+    system_every_s: float = MISSING
