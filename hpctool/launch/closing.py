@@ -21,7 +21,7 @@ from hpctool.errors import (
     Stopped,
     WorldError,
 )
-from hpctool.launch import endings, signals
+from hpctool.launch import alert, endings, signals
 from hpctool.launch.result import first_error, rank_errors, write_ended
 from hpctool.launch.slurm import inside
 from hpctool.rundir import RunDir, now
@@ -189,3 +189,4 @@ def end(rundir: RunDir, state: str, cause: str, step: int, code: int, **marks: b
     body: dict[str, Any] = {"kind": "ended", "attempt": rundir.attempt, "state": state, "cause": cause, "step": step}
     body |= {name: True for name, is_so in marks.items() if is_so}
     rundir.ledger.append({**body, "exit_code": code, "time": now()})
+    alert.tell(rundir, state, cause)

@@ -11,7 +11,7 @@ from typing import Any
 
 from hpctool import config
 from hpctool.errors import EXIT_CONTINUE, EXIT_FAILED, EXIT_INPUT, Stopped
-from hpctool.launch import output, signals
+from hpctool.launch import alert, output, signals
 from hpctool.launch.job import job_names, load_job
 from hpctool.launch.ranks import Outcome, starting_log
 from hpctool.launch.result import first_error, is_alive, write_ended
@@ -108,6 +108,7 @@ def record_cancel(rundir: RunDir, by: str) -> bool:
 def _end(rundir: RunDir, story: Story, attempt: int, verdict: Verdict, more: dict[str, Any]) -> None:
     body = {"kind": "ended", "attempt": attempt, "state": verdict.state, "cause": verdict.cause}
     rundir.ledger.append({**body, "step": committed_step(story), "time": now(), **more})
+    alert.tell(rundir, verdict.state, verdict.cause)
 
 
 def recorded_end(rundir: RunDir, before: Story) -> dict[str, Any]:

@@ -6,6 +6,7 @@ What the cluster at hand can give is looked at in slurm/check.py.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 
 from hpctool import config
 from hpctool.errors import ConfigError, nearest
-from hpctool.launch import gres
+from hpctool.launch import alert, gres
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -110,7 +111,17 @@ def check(cfg: DictConfig) -> None:
     _check_resources(resources)
     _check_cluster(cluster)
     _check_container(cluster["container"])
+    _check_alert(cluster["alert"])
     _check_time(cluster, resources)
+
+
+def _check_alert(asked: Values) -> None:
+    for word in asked["when"]:
+        _one_of("cluster.alert.when", word, alert.KINDS)
+    if asked["webhook"] and not str(asked["webhook"]).startswith(("https://", "http://")):
+        raise ConfigError("cluster.alert.webhook", f"'{asked['webhook']}' is no http address.")
+    if asked["command"] and shutil.which(asked["command"][0]) is None:
+        raise ConfigError("cluster.alert.command", f"there is no program '{asked['command'][0]}' here.")
 
 
 def _check_time(cluster: Values, resources: Values) -> None:

@@ -40,6 +40,20 @@ class Hang:
 
 
 @dataclass
+class Alert:
+    """Who is told how a run ended (conf/cluster/); nobody unless somebody is named."""
+
+    #: of completed, failed, cancelled, stalled (a hang that was ended and comes back)
+    when: list[str] = MISSING
+    #: a program and its arguments; it finds HPCTOOL_ALERT_RUN, _STATE, _CAUSE, _FOLDER and _BY
+    command: list[str] = MISSING
+    #: an address that takes a POST of JSON with `text`, as chat services do
+    webhook: str | None = MISSING
+    #: an address of mail, sent by the host's sendmail
+    mail: str | None = MISSING
+
+
+@dataclass
 class Cluster:
     """Where a job runs and what the site wants to hear (conf/cluster/)."""
 
@@ -60,6 +74,7 @@ class Cluster:
     #: how often the time limit may come before a run is given up
     max_timeouts: int = MISSING
     hang: Hang = MISSING
+    alert: Alert = MISSING
     #: one partition, or several (`a,b`) of which the first that has room takes the job
     partition: str | None = MISSING
     #: the account that pays, where the site keeps accounts
