@@ -15,7 +15,7 @@ from hpctool.data.manifest import LABEL, UID, Column, Manifest
 from hpctool.data.reader import Reader, Rows
 from hpctool.data.store import Store, short
 from hpctool.errors import InputError, UnknownName
-from hpctool.world import Array
+from hpctool.world import Array, World
 
 
 def open_version(datasets: Path, ref: str) -> Version:
@@ -26,6 +26,19 @@ def open_version(datasets: Path, ref: str) -> Version:
     name, revision = split_ref(ref)
     store = Store.open(datasets, name)
     return Version(store, revision, store.resolve(revision))
+
+
+def open_together(datasets: Path, ref: str, world: World) -> Version:
+    """`open_version`, the same on all ranks: rank 0 looks the name up once. Collective: all ranks must call it.
+
+    A branch may move meanwhile, and on a network file system nodes may see it move at different times.
+    """
+    commit = world.on_main(lambda: open_version(datasets, ref).commit)
+    name, revision = split_ref(ref)
+    found: list[Version] = []
+    # Together, so that all stop where one node cannot read it.
+    world.together(lambda: found.append(Version(Store.open(datasets, name), revision, commit)))
+    return found[0]
 
 
 class Version:

@@ -19,7 +19,7 @@ from hpctool.data.images import ImageForm
 from hpctool.data.manifest import UID
 from hpctool.data.reader import Reader, Rows
 from hpctool.data.usage import begin_use
-from hpctool.data.version import Version, open_version
+from hpctool.data.version import Version, open_together
 from hpctool.errors import Stopped
 from hpctool.export import aliases
 from hpctool.export.bundle import Bundle
@@ -59,7 +59,7 @@ def score(rundir: RunDir, world: World, cfg: ScoreConfig) -> dict[str, Any]:
 
     Raises Stopped where the ranks were told to stop, CorruptError, ParityError, OSError.
     """
-    task = _task(rundir, cfg)
+    task = _task(rundir, cfg, world)
     if world.is_main:
         begin_use(task.version, rundir, "score", {cfg.data.split or "": None})
     blocks = [(int(a), int(b)) for a, b in world.on_main(lambda: missing_blocks(task))]
@@ -92,8 +92,8 @@ def missing_blocks(task: _Task) -> list[Block]:
     return [(i, min(i + size, stop)) for start, stop in edges for i in range(start, stop, size)]
 
 
-def _task(rundir: RunDir, cfg: ScoreConfig) -> _Task:
-    version = open_version(Path(cfg.paths.datasets), cfg.data.name)
+def _task(rundir: RunDir, cfg: ScoreConfig, world: World) -> _Task:
+    version = open_together(Path(cfg.paths.datasets), cfg.data.name, world)
     bundle = aliases.resolve(Path(cfg.paths.models), cfg.score.model)
     rows = np.arange(version.num_rows) if cfg.data.split is None else version.split_rows(cfg.data.split)
     origin = Origin(str(bundle), bundle.manifest()["digest"], "score", rundir.id, version.commit)

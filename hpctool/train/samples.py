@@ -25,7 +25,7 @@ from hpctool.data.order import Order
 from hpctool.data.reader import Reader
 from hpctool.data.stage import stage
 from hpctool.data.verify import check_readable
-from hpctool.data.version import Version, open_version
+from hpctool.data.version import Version, open_together
 from hpctool.launch import signals
 from hpctool.rundir import RunDir
 from hpctool.train.augment import Augment
@@ -44,7 +44,7 @@ def open_checked(datasets: Path, data: Data, world: World) -> Version:
 
     Collective: all ranks must call it. Raises UnknownName, CorruptError, on all ranks alike.
     """
-    version = open_version(datasets, data.name)
+    version = open_together(datasets, data.name, world)
     version.access = cast(Choice, data.read)
     columns = [column for column in (data.feature, data.label) if column]
     splits = [data.train_split, data.val_split]

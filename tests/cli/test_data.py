@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -150,6 +151,46 @@ def test_verify_names_what_is_damaged(ask: Ask, tell: Callable[..., str], root: 
     assert isinstance(done.exception, OperationError)
     assert f"{path.name} is damaged: it has" in done.stdout
     assert "tiny@main" in done.stdout
+
+
+BAD_INPUT = [
+    (["relabel", "tiny", "--from", "{gone}", "-m", "x"], r"line 2: there is no row 0{32} in tiny@main"),
+    (["relabel", "tiny", "--from", "{same}", "-m", "x", "--tag", "v1"], "tag 'v1' already; choose another name"),
+    (["tag", "tiny", "v1"], "Tag 'v1' of dataset 'tiny' names .* and never moves"),
+    (["tag", "tiny", "main"], "has a branch 'main' already"),
+    (["branch", "tiny", "v1"], "has a tag 'v1' already"),
+    (["branch", "tiny", "--delete", "main"], "is not deleted"),
+    (["branch", "tiny", "--delete", "othr"], "no branch of dataset 'tiny' called 'othr'; .* Did you mean other?"),
+    (["merge", "tiny", "other", "--expect", "d43ba5dd"], "tiny@main has moved: it was to be at d43ba5dd"),
+    (["merge", "tiny@v1", "other"], "'v1' is no branch"),
+    (["merge", "tiny", "othr"], "called 'othr'; there is: main, other, v1, v2. Did you mean other?"),
+    (["diff", "tiny@v1", "tiny@v3"], "called 'v3'; .* Did you mean v"),
+    (["export", "tiny", "{same}", "--as", "npz"], "is there already, and an export writes over nothing"),
+    (["export", "tiny", "{root}/new", "--as", "npz", "--split", "trian"], "Did you mean train?"),
+    (["restore", "tiny", "--from", "{root}"], "There is no copy of dataset 'tiny'"),
+    (["restore", "tiny", "--from", "{root}/datasets"], "is the dataset itself"),
+    (["exposure", "tiny", "12"], "'12' cannot be the uid of a row"),
+    (["blame", "tiny", "0" * 32], "There is no row 0{32}"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD_INPUT)
+def test_what_cannot_be_is_said_in_one_sentence_and_changes_nothing(
+    root: Path, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    texts = {"gone": f"uid,label\n{'0' * 32},dog\n", "same": f"uid,label\n{UID},dog\n", "root": ""}
+    places = {name: str(tmp_path / name) if text else str(root) for name, text in texts.items()}
+    for name, text in texts.items():
+        if text:
+            (tmp_path / name).write_text(text)
+    before = sorted(path for path in (root / "datasets").rglob("*") if path.suffix not in (".h5", ".json"))
+    done = CliRunner().invoke(cli, ["data", *(a.format(**places) for a in arguments), "--root", str(root)])
+    assert isinstance(done.exception, InputError), done.output
+    assert done.exception.exit_code == 2
+    assert "\n" not in str(done.exception)
+    assert re.search(sentence, str(done.exception)), str(done.exception)
+    after = sorted(path for path in (root / "datasets").rglob("*") if path.suffix not in (".h5", ".json"))
+    assert [path for path in after if path.is_file()] == [path for path in before if path.is_file()]
 
 
 def hpctool(*arguments: object) -> subprocess.CompletedProcess[str]:

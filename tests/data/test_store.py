@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,12 +17,16 @@ import pytest
 
 from hpctool import files
 from hpctool.data.commit import Commit, Draft
+from hpctool.data.gc import Keep, gc
+from hpctool.data.labels import relabel
 from hpctool.data.layout import FORMAT
+from hpctool.data.merge import merge
 from hpctool.data.prepare import Prepared
 from hpctool.data.store import Store, list_datasets, short
 from hpctool.data.verify import verify
 from hpctool.data.version import Version, open_version
 from hpctool.errors import ConflictError, CorruptError, InputError, NewerFormat, UnknownName
+from tests.data.harm import age
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 
@@ -117,14 +122,30 @@ def test_a_dataset_that_is_not_there_is_told_from_those_that_are(tiny: Version, 
     assert list_datasets(datasets / "nowhere") == []
 
 
-def test_everything_works_without_hard_links(tiny: Version, datasets: Path) -> None:
-    record = files.read_json(tiny.store.layout.format_file)
-    files.write_json(tiny.store.layout.format_file, record | {"primitive": "symlink"})
-    store = Store.open(datasets, "tiny")
-    moved = store.commit("main", lambda tip: draft(tiny))
-    store.create_tag("v2", moved.id)
-    assert store.resolve("main") == store.resolve("v2") == moved.id
+def test_everything_works_without_hard_links(
+    prepare_arrays: Callable[..., Prepared], datasets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    prepare_arrays("data.tag=v1")
+    tiny = open_version(datasets, "tiny")
+    store = tiny.store
+    assert store.primitive == files.read_json(store.layout.format_file)["primitive"] == "symlink"
+    store.create_branch("side", tiny.commit)
+    for branch, row in (("main", 3), ("side", 20)):
+        label = (int(tiny.read("label")[row]) + 1) % 4
+        relabel(store, branch, [(tiny.uids(np.array([row]))[0], label, "me", "", "t")], "look")
+    merged = merge(store, "main", open_version(datasets, "tiny@side"), tag="v2").commit
+    store.delete_branch("side")
+    assert store.resolve("main") == store.resolve("v2") == merged.id
+    assert store.branches() == ["main"]
+    age(store.root, 30)
+    assert gc(store, delete=True, keep=Keep(0, 0, 0)).moved == {}
     assert verify(store, deep=True).damaged == []
+    again = prepare_arrays("data.tag=v1")
+    assert again.unchanged
 
 
 @pytest.mark.parametrize("kind", ["dataset", "manifest", "commit"])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from hpctool.data.version import Version, open_version
+from hpctool.data.commit import Draft
+from hpctool.data.store import Store
+from hpctool.data.version import Version, open_together, open_version
 from hpctool.errors import InputError, UnknownName
+from hpctool.world import World
 
 
 def test_a_version_says_what_it_holds(tiny: Version) -> None:
@@ -53,3 +58,25 @@ def test_a_pinned_version_stays_what_it_is(tiny: Version, datasets: Path) -> Non
         open_version(datasets, "tiny@v7")
     with pytest.raises(UnknownName, match="no dataset 'other'; there is: tiny"):
         open_version(datasets, "other")
+
+
+def test_rank_0_looks_a_name_up_once_for_all(tiny: Version, datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    resolve = Store.resolve
+
+    def moving(store: Store, revision: str) -> str:
+        asked.append(revision)
+        found = resolve(store, revision)
+        # Whoever asks later is told something else.
+        store.commit("main", lambda tip: Draft(store.commit_of(found).manifest, "later", {"kind": "test"}))
+        return found
+
+    monkeypatch.setattr(Store, "resolve", moving)
+    assert open_together(datasets, "tiny@main", World()).commit == tiny.commit
+
+    class Other(World):
+        def on_main(self, action: Callable[[], Any]) -> Any:
+            return tiny.commit  # what rank 0 has sent
+
+    found = open_together(datasets, "tiny@main", Other())
+    assert (found.commit, found.ref, asked) == (tiny.commit, "tiny@main", ["main"])
