@@ -76,11 +76,16 @@ def report(sweep: str, html: Path | None, root: Path | None, as_json: bool) -> N
     runs = resolve_paths(root).runs
     found = sweeps.look(runs, cells.find_sweep(runs, sweep))
     if html is not None:
-        from hpctool.cli.report import write_report
+        from hpctool.cli.report import search_sections, write_report
         from hpctool.track.runs import list_rows
 
-        rows_of_it = [row for row in list_rows(runs) if row.sweep == found.sweep.id]
-        write_report(rows_of_it, html, f"sweep={found.sweep.id}", found.metric[0], f"Sweep {found.sweep.id}", as_json)
+        mine = {cell.run: cell for cell in found.cells}
+        rows_of_it = [one for one in list_rows(runs) if one.id in mine]
+        for one in rows_of_it:
+            # A trial that is paused is no run that was cancelled.
+            one.state, one.cause = mine[one.id].state, mine[one.id].cause
+        title, sections = f"Sweep {found.sweep.id}", search_sections(found.to_json())
+        write_report(rows_of_it, html, f"sweep={found.sweep.id}", found.metric[0], title, as_json, sections)
         return
     if as_json:
         rows = {

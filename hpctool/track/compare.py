@@ -15,7 +15,7 @@ from hpctool.track.metrics import Curves, read_metrics, to_json
 from hpctool.track.row import read_config, read_row
 
 #: Times and amounts of the machine differ between two equal runs; they say nothing about where the runs part.
-_MEASURED = re.compile(r"^(perf|time|system)/|_(s|ms|per_s|mb|gb)$")
+_MEASURED = re.compile(r"^(perf|time|system)/|_(s|ms|per_s|mb|gb|wait)$")
 #: Where and with how much a run runs: its result is the same, or should be.
 _WHERE = ("cluster.", "resources.", "paths.", "track.")
 #: Metrics of which less is better, where no configuration says so.

@@ -31,7 +31,7 @@ _CURVE_BYTES = 1_400_000
 _BYTES_PER_POINT = 14
 _MAX_POINTS, _MIN_POINTS = 120, 6
 _MAX_CURVES = 4
-_MAX_METRICS = 8
+_MAX_METRICS = 5
 _MAX_SETTINGS = 12
 #: values of a number are put into so many groups of equal size before their shares are compared
 _NUM_GROUPS = 6
@@ -44,7 +44,8 @@ class Asked:
     title: str
     command: str
     metric: str = ""
-    #: further sections, each with a title, sentences and rows of a table: what a search adds to its sweep's report
+    #: further sections, each with a title, and any of `sentences`, `columns` and `rows` of a table, and `bars` (key,
+    #: share 0 to 1, text): what a search adds to its sweep's report
     sections: list[dict[str, Any]] = field(default_factory=list)
 
 

@@ -105,16 +105,21 @@
     put("cost", svg);
   };
 
-  const drawImportance = () => {
-    const rows = data.importance;
-    if (!rows.length) return put("importance", none("Too few runs, or nothing varied, to tell."));
-    document.getElementById("importance-about").textContent = "share alone (eta², ranks)";
-    const height = 26 * rows.length + 10, svg = make("svg", { viewBox: `0 0 560 ${height}`, role: "img" });
+  // Horizontal bars: each has a key, a share of the whole width, words behind it and more words on hovering.
+  const bars = (rows) => {
+    const svg = make("svg", { viewBox: `0 0 560 ${26 * rows.length + 10}`, role: "img" });
     rows.forEach((row, i) => svg.append(
       make("text", { class: "name", x: 196, y: 26 * i + 20, "text-anchor": "end" }, row.key.length > 30 ? `…${row.key.slice(-29)}` : row.key),
-      make("rect", { class: "bar", x: 204, y: 26 * i + 9, width: Math.max(1, 290 * row.share), height: 14, rx: 2 }, make("title", {}, `${row.groups} groups, ${row.runs} runs`)),
-      make("text", { x: 212 + 290 * row.share, y: 26 * i + 20 }, `${Math.round(100 * row.share)} %`)));
-    put("importance", svg);
+      make("rect", { class: "bar", x: 204, y: 26 * i + 9, width: Math.max(1, 190 * row.share), height: 14, rx: 2 }, make("title", {}, row.about || "")),
+      make("text", { x: 212 + 190 * row.share, y: 26 * i + 20 }, row.text)));
+    return svg;
+  };
+
+  const drawImportance = () => {
+    const rows = data.importance.map((row) => ({ ...row, text: `${Math.round(100 * row.share)} %`, about: `${row.groups} groups, ${row.runs} runs` }));
+    if (!rows.length) return put("importance", none("Too few runs, or nothing varied, to tell."));
+    document.getElementById("importance-about").textContent = "share alone (eta², ranks)";
+    put("importance", bars(rows));
   };
 
   const drawParallel = () => {
@@ -237,7 +242,7 @@
     if (!data.causes.length) return document.getElementById("causes-box").remove();
     put("causes", ...sheet(["runs", "state", "cause", "such as"], data.causes.map((one) => [one.count, make("span", { class: `state ${one.state}` }, one.state), one.cause || "–", one.runs[0]])));
   };
-  const drawSections = () => put("sections", ...data.sections.map((one) => make("section", {}, make("h2", {}, one.title), ...(one.sentences || []).map((text) => make("p", {}, text)), ...(one.rows ? [make("div", { class: "sheet" }, make("table", {}, ...sheet(one.columns, one.rows)))] : []))));
+  const drawSections = () => put("sections", ...data.sections.map((one) => make("section", {}, make("h2", {}, one.title), ...(one.sentences || []).map((text) => make("p", {}, text)), ...(one.bars ? [make("figure", { class: "half" }, bars(one.bars))] : []), ...(one.rows ? [make("div", { class: "sheet" }, make("table", {}, ...sheet(one.columns, one.rows)))] : []))));
 
   const update = () => {
     for (const run of runs) for (const path of [run.thread, run.curve]) if (path) path.classList.toggle("out", !matches(run));
