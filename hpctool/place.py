@@ -41,8 +41,9 @@ def place_from_environment(environ: Mapping[str, str] = os.environ) -> Place:
     allocation changes nothing. Raises WorldError on values that make no sense.
     """
     said = {source: names for source, names in _LAUNCHERS.items() if names[0] in environ and names[1] in environ}
-    # srun with PMI sets PMI_RANK too, but only MPICH's own launcher says who is where on a node.
-    for source, names in sorted(said.items(), key=lambda item: item[1][2] not in environ):
+    # srun with PMI sets PMI_RANK too, but only MPICH's own launcher says who is where on a node. Who speaks of one rank
+    # alone has started something that then started more: `hpctool run` a script, and that mpirun.
+    for source, names in sorted(said.items(), key=lambda item: (environ[item[1][1]] == "1", item[1][2] not in environ)):
         try:
             rank, size = int(environ[names[0]]), int(environ[names[1]])
             local_rank = int(environ.get(names[2], "0"))

@@ -50,6 +50,11 @@ TORCH = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": 
         ({**BATCH, **OPENMPI}, Place(3, 4, 1, 2, "openmpi")),
         ({**SRUN, **MPICH}, Place(3, 4, 1, 2, "mpich")),
         ({**SRUN, **TORCH}, Place(3, 4, 1, 2, "torchrun")),
+        # what started one rank, which then started more
+        (
+            {**OPENMPI, **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1"), "RANK": "0", "LOCAL_RANK": "0"},
+            Place(3, 4, 1, 2, "openmpi"),
+        ),
         # srun --mpi=pmi2 sets PMI_RANK, but not who is where on a node
         ({**SRUN, "PMI_RANK": "5", "PMI_SIZE": "7"}, Place(5, 7, 1, 2, "slurm")),
     ],

@@ -93,10 +93,13 @@ def draw(
 def _one(
     rng: random.Random, number: int, kind: str, step: int, phases: list[str], num_ranks: int, seen: Collection[str]
 ) -> Fault:
+    if kind == "enospc":
+        # A disk is full when somebody writes.
+        phases = [phase for phase in phases if phase == "save"] or phases
+    if kind == "hang":
+        # A start may take an hour, and so may a first step, which compiles: nobody wants to wait for these limits.
+        phases = [phase for phase in phases if phase not in ("start-up", "first step")] or phases
     phase = rng.choice(phases)
-    # A disk is full when somebody writes; an attempt that hangs before its first step is killed by its start limit.
-    if kind == "enospc" and "save" in phases:
-        phase = "save"
     moments: Sequence[Moment] = [moment for moment in PHASES[phase] if moment in seen]
     moment = moments[0] if kind == "enospc" else rng.choice(moments)
     rank = 0 if moment in _MAIN_ONLY else rng.randrange(num_ranks)

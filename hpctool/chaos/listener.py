@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from hpctool.launch.moments import GO, SAVE
 from hpctool.launch.private import private_folder
 
 
@@ -36,11 +37,12 @@ class Held:
 
     stand: Stand
     link: socket.socket
+    answer: bytes = GO
 
     def release(self) -> None:
         """Let it go on."""
         with contextlib.suppress(OSError):
-            self.link.sendall(b".")
+            self.link.sendall(self.answer)
 
 
 @dataclass
@@ -58,7 +60,8 @@ class Heard:
 class Listener:
     """A socket and a thread that answers ranks at once, unless a trap is set for one. A context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, save_each_step: bool = False) -> None:
+        self.save_each_step = save_each_step
         #: The limit for a socket's name is 107 bytes, and run folders may be deep.
         self.address = str(private_folder() / f"chaos-{uuid.uuid4().hex[:12]}.sock")
         self.heard = Heard()
@@ -155,7 +158,7 @@ class Listener:
         if before is not None:
             self.lasted.setdefault(before.moment, []).append(stand.seen_s - before.seen_s)
         self._before[pid] = stand
-        held = Held(stand, link)
+        held = Held(stand, link, SAVE if self.save_each_step else GO)
         with self._changed:
             heard = self.heard
             heard.pids[stand.rank], heard.newest = pid, stand

@@ -33,6 +33,8 @@ class Outcome:
     reached: int = 0
     #: where the next attempt went on; None where there was none
     resumed_at: int | None = None
+    #: whether what was saved from here to the next fault is what the straight run had saved; None: nothing to compare
+    same: bool | None = None
     damaged: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -46,7 +48,7 @@ class Outcome:
         """A fault that struck the attempt that `before` tells of."""
         began = max(before.attempt, 1)
         problems = [*struck.problems, *_zombie_commits(after)]
-        return cls(fault, struck.words, began, stand.moment, stand.step, reached, None, struck.damaged, problems)
+        return cls(fault, struck.words, began, stand.moment, stand.step, reached, None, None, struck.damaged, problems)
 
     def see_resume(self, story: Story) -> None:
         """Find in the run's ledger where the attempt after this fault went on."""
@@ -91,6 +93,8 @@ class Verdict:
     tried_again: int = 0
     faults: list[Outcome] = field(default_factory=list)
     commits_lost: int = 0
+    #: the first step whose checkpoint differs from the straight run's
+    first_bad: int | None = None
     problems: list[str] = field(default_factory=list)
     difference: Difference | None = None
     #: why the bits differ, as far as further runs could tell
@@ -156,9 +160,11 @@ class Verdict:
         missed = len(self.faults) - len(self.struck)
         head = f"{len(self.struck)} faults, {self.attempts} attempts, {self.commits_lost} commits lost"
         head += f", {missed} whose moment did not come" if missed else ""
-        again = f"; tried again by hand {self.tried_again} times" if self.tried_again else ""
+        again = f"; tried again by hand {_times(self.tried_again)}" if self.tried_again else ""
         if self.is_good:
-            return [f"The same bits. {head}{again}. Seed {self.seed}."]
+            unseeded = self.difference is not None and self.difference.unseeded
+            note = ["  Its random streams were not seeded; nothing that it saved depends on them."] if unseeded else []
+            return [f"The same bits. {head}{again}. Seed {self.seed}.", *note]
         lines = [f"{'The same bits, but' if self.is_equal else 'NOT the same bits.'} {head}{again}. Seed {self.seed}."]
         lines += [f"  {problem}" for problem in self.all_problems]
         lines += self.difference.sentences() if self.difference is not None else []
@@ -169,6 +175,10 @@ class Verdict:
         path = self.folder / "chaos.json"
         files.write_json(path, self.to_json())
         return path
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def story_until(entries: list[dict[str, Any]], index: int, attempt: int) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from hpctool.rundir import now
 SMALL_BYTES = 256 << 20
 _DAY_S = 86400.0
 #: How long a full disk stays full.
-_FULL_S = 2.0
+_FULL_S, _FULL_STEPS = 5.0, 3
 #: How long an attempt that was thought dead may go on, when it wakes up, before it notices that it is.
 _ZOMBIE_S = 120.0
 
@@ -42,6 +42,8 @@ class Struck:
     problems: list[str] = field(default_factory=list)
     #: whether the run goes on without another attempt
     goes_on: bool = False
+    #: who still stands, so that a short run is not over before the next fault is ready
+    held: Held | None = None
 
 
 def strike(stage: Stage, fault: Fault, held: Held, patience_s: float) -> Struck:
@@ -54,6 +56,15 @@ def whole_checkpoints(stage: Stage) -> list[Path]:
     return [made.path for made in committed(stage.run) if made.path.exists()]
 
 
+def can_spare_one(stage: Stage) -> bool:
+    """Whether the newest checkpoint may be damaged: the one committed before it is there, too, to go back to.
+
+    If that was damaged before, a run rightly refuses to go further back by itself.
+    """
+    newest = committed(stage.run)[-2:]
+    return len(newest) == 2 and all(made.path.exists() for made in newest)
+
+
 def _late(stage: Stage, fault: Fault, held: Held) -> None:
     """Let go who is held, and wait for as long as the fault says; or do neither."""
     if fault.delay:
@@ -62,14 +73,19 @@ def _late(stage: Stage, fault: Fault, held: Held) -> None:
 
 
 def _kill(stage: Stage, fault: Fault, held: Held, _patience_s: float) -> Struck:
-    _late(stage, fault, held)
     if fault.form == "supervisor":
         pid = stage.supervisor()
         stage.send(signal.SIGKILL, [pid])
         stage.wait_for(lambda: not process_start(pid), 60.0, "the supervisor does not die")
+        # The ranks go on, up to their next moment: else a short run would be over before the next supervisor comes.
+        stage.listener.trap(lambda _stand: True)
         held.release()
+        orphans = stage.ranks()
         local.ensure_running(stage.runs)
-        return Struck("the supervisor was killed; the next one ended its orphans")
+        stage.wait_for(lambda: not any(map(process_start, orphans)), 60.0, "the next supervisor leaves orphans alone")
+        stage.listener.clear()
+        return Struck("the supervisor was killed; the next one ended what it had left running")
+    _late(stage, fault, held)
     pids = stage.ranks() if fault.form == "all" else [held.stand.pid]
     stage.send(signal.SIGKILL, pids)
     return Struck(f"SIGKILL to {len(pids)} process{'es' if len(pids) > 1 else ''}")
@@ -99,12 +115,17 @@ def _hang(stage: Stage, fault: Fault, held: Held, patience_s: float) -> Struck:
 
 
 def _enospc(stage: Stage, _fault: Fault, held: Held, _patience_s: float) -> Struck:
+    # A save beside the training ends a few steps later, one within it before the next step.
+    rank, until_step = held.stand.rank, held.stand.step + _FULL_STEPS
+    ends = ("committed", "evaluate")
     with _full_disk(stage) as words:
+        stage.listener.trap(lambda stand: stand.rank == rank and (stand.moment in ends or stand.step >= until_step))
         held.release()
-        until_s = time.monotonic() + _FULL_S
-        while time.monotonic() < until_s and not stage.is_over() and stage.ranks():
-            time.sleep(0.02)
-    return Struck(words, goes_on=True)
+        until_s, after = time.monotonic() + _FULL_S, None
+        while after is None and time.monotonic() < until_s and not stage.is_over() and stage.ranks():
+            after = stage.listener.caught(0.05)
+    stage.listener.clear()
+    return Struck(words, goes_on=True, held=after)
 
 
 @contextlib.contextmanager

@@ -117,22 +117,23 @@ class Preemptible:
                     # Only now: what the program has drawn since its start, it drew the first time, too.
                     set_random_state(self._streams)
                     self._streams = None
-                moments.reached("step", self.step, attempt)
+                is_wanted = moments.reached("step", self.step, attempt)
                 yield self.step
                 self.step += 1
-                self._end_step(stop)
+                self._end_step(stop, is_wanted)
         finally:
             self._looping = False
             end_listening()
 
     # ------------------------------------------------------------------------------------------ between two steps
 
-    def _end_step(self, stop: int) -> None:
+    def _end_step(self, stop: int, is_wanted: bool) -> None:
         """Save if it is time, for all ranks alike; end the program if any was told to stop."""
         assert self._world is not None
         # Clocks differ; rank 0's decides.
         is_time = self.every_min is not None and time.monotonic() - self._saved_s >= 60 * self.every_min
-        wishes = np.array([signals.stop_requested(), is_time and self._world.is_main], np.int64)
+        is_time = is_wanted or (is_time and self._world.is_main)
+        wishes = np.array([signals.stop_requested(), is_time], np.int64)
         must_stop, is_time = (bool(wish) for wish in self._world.reduce(wishes, "max"))
         is_due = self.every_steps is not None and self.step % self.every_steps == 0
         if must_stop or is_time or is_due or self.step == stop:
@@ -209,7 +210,9 @@ class Preemptible:
                 f"The checkpoint {restored.path} has no '{name}', only {there}. The program has changed since: give it "
                 "a folder of its own, or begin anew."
             )
-        if name in restored.info["single_ranks"]:
+        # An array of each rank's own, all of one kind, is named here by its path: as many ranks find it in `ends`.
+        is_there = restored.state[name] is not None and restored.per_rank is not None
+        if name in restored.info["single_ranks"] and not is_there:
             raise OperationError(
                 f"Each of {restored.world_size} ranks had a '{name}' of its own kind, so {checkpoints.world.size} "
                 "cannot go on from there; start as many as before."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +61,8 @@ def command(
     from hpctool.chaos.rehearsal import Order, Rehearsal
     from hpctool.launch.submit import Request
 
+    # Whoever ends this ends what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     request = Request(job, list(overrides), list(config_dirs), config_name)
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     folder = folder or Path("chaos") / f"{job}-{secrets.token_hex(4)}"
@@ -84,10 +87,16 @@ def command(
 
 def show(verdict: Verdict) -> None:
     """The table of faults, and the verdict under it."""
-    columns = ("#", "fault", "moment", "step", "attempt", "went on at", "steps lost", "what happened")
+    columns = ("#", "fault", "moment", "step", "attempt", "went on at", "steps lost", "same bits", "what happened")
     rows = [
-        (o.fault.number, o.fault, o.fault.phase, o.step, o.attempt or "", o.resumed_at, o.steps_lost, o.words)
+        (
+            *(o.fault.number, o.fault, o.fault.phase, o.step, o.attempt or ""),
+            *(o.resumed_at, o.steps_lost),
+            same,
+            o.words,
+        )
         for o in verdict.faults
+        for same in [{True: "yes", False: "NO", None: ""}[o.same]]
     ]
     print_table(columns, rows)
     for line in verdict.sentences():

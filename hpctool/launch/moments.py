@@ -18,14 +18,19 @@ from hpctool.place import place_from_environment
 #: Environment variable: where a rehearsal listens.
 CHAOS = "HPCTOOL_CHAOS"
 
+#: A rehearsal's two answers.
+GO, SAVE = b".", b"s"
+
 Moment = Literal["start", "resume", "step", "evaluate", "save", "written", "commit", "committed"]
 
 # A writer thread saves while the main thread takes steps: each has a line of its own.
 _own = threading.local()
 
 
-def reached(moment: Moment, step: int = 0, attempt: int = 0) -> None:
+def reached(moment: Moment, step: int = 0, attempt: int = 0) -> bool:
     """Tell a rehearsal, where one listens, that this rank stands here; go on when it says so.
+
+    The answer is whether it wants the step that begins now to be saved, whatever is due.
 
     `start`: the process runs · `resume`: a checkpoint is looked for · `step`, `evaluate`, `save`: begin now, after
     `step` steps · `written`: this rank's files are · `commit`: all of it is, but the ledger does not say so yet ·
@@ -33,7 +38,7 @@ def reached(moment: Moment, step: int = 0, attempt: int = 0) -> None:
     """
     address = os.environ.get(CHAOS)
     if not address:
-        return
+        return False
     place = place_from_environment()
     said = {"moment": moment, "step": step, "attempt": attempt, "rank": place.rank, "pid": os.getpid()}
     try:
@@ -41,7 +46,10 @@ def reached(moment: Moment, step: int = 0, attempt: int = 0) -> None:
             _own.link, _own.pid = socket.socket(socket.AF_UNIX), os.getpid()
             _own.link.connect(address)
         _own.link.sendall(json.dumps(said).encode() + b"\n")
-        if not _own.link.recv(1):
+        answer: bytes = _own.link.recv(1)
+        if not answer:
             raise ConnectionResetError
     except OSError:
         del os.environ[CHAOS]
+        return False
+    return answer == SAVE

@@ -42,7 +42,8 @@ def last_lines(log: Path, num_lines: int = 1) -> str:
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
-    return "\n".join(text.strip().splitlines()[-num_lines:])
+    # mpirun ends its words with a zero byte.
+    return "\n".join(text.replace("\0", "").strip().splitlines()[-num_lines:])
 
 
 @contextlib.contextmanager

@@ -196,6 +196,9 @@ def _verdict(rundir: RunDir, world: World, cfg: DictConfig, ending: Ending, told
         _check_wishes(rundir, cfg.cluster.max_timeouts)
     if told or code == EXIT_CONTINUE:
         return {"cause": told or _OWN_WISH, "saved": code == EXIT_CONTINUE}
+    if code == 128 + signal.SIGKILL:
+        # In the words of shells and of mpirun: what it had started was killed.
+        code = -signal.SIGKILL
     if code > 0:
         raise ProgramError(name, f"ended with exit code {code}", output.last_lines(log, _LAST_LINES))
     if rundir.story().where == "inline":

@@ -213,6 +213,31 @@ def test_what_was_of_another_kind_on_each_rank_needs_as_many_ranks_again(here: P
         alone.register(notes={"seed": 0})
 
 
+def test_an_array_of_each_ranks_own_comes_back_to_its_rank(here: Path) -> None:
+    class Apart(FakeWorld):
+        """Two ranks whose arrays have one shape and other values."""
+
+        def gather(self, value: Any) -> list[Any]:
+            found = super().gather(value)
+            if isinstance(value, list) and len(value) == 2 and isinstance(value[1], dict):
+                found[1] = [value[0], {**value[1], "band": "other"}]
+            elif isinstance(value, str) and len(value) == 64:
+                found[1] = "other"
+            return found
+
+    many = job(world=Apart(0, 2))
+    many.register(band=np.arange(4.0))
+    list(many.steps(1))
+    again, band = job(world=Apart(0, 2)), np.zeros(4)
+    again.register(band=band)
+    np.testing.assert_array_equal(band, np.arange(4.0))
+    alone = job()
+    with pytest.warns(UserWarning, match="left aside: band"):
+        assert alone.resumed
+    with pytest.raises(OperationError, match="start as many as before"):
+        alone.register(band=np.zeros(4))
+
+
 # -- in a run of hpctool's
 
 

@@ -254,6 +254,18 @@ def test_if_one_rank_fails_all_end_and_that_one_is_named(here: Path, bench: Benc
 
 
 @pytest.mark.slow
+def test_a_script_that_says_what_it_had_started_was_killed_comes_back(here: Path, bench: Bench) -> None:
+    (here / "own.sh").write_text(
+        "#!/bin/bash\n[ $HPCTOOL_RESUMED = 1 ] || { python3 -c 'import os; os.kill(os.getpid(), 9)'; exit $?; }\n"
+    )
+    (here / "own.sh").chmod(0o755)
+    done = hpctool("script=own.sh", "cluster=local", "cluster.wait=true", "--json")
+    story = RunDir(Path(json.loads(done.stdout)["folder"])).story()
+    assert (story.state, story.attempt) == ("completed", 2)
+    assert story.of_kind("ended")[0]["cause"] == "rank 0 was killed by SIGKILL"
+
+
+@pytest.mark.slow
 def test_a_sweep_over_params_is_told_apart_by_them(here: Path, bench: Bench) -> None:
     write(
         here / "own.py",

@@ -255,3 +255,23 @@ def test_a_loop_with_preemptible_ends_with_the_same_bits(lab: Lab) -> None:
     ]
     assert len(set(digests)) == 1
     assert [story.step for story in ends] == [60, 60]
+
+
+HEAT = Path(__file__).parent.parent.parent / "examples" / "heat" / "heat.py"
+
+
+def test_the_heat_example_is_preempted_and_ends_with_the_same_bits(lab: Lab) -> None:
+    (lab.folder / "heat.py").write_text(HEAT.read_text())
+    shape = ("cluster.mpi=pmix", "resources.nodes=2", "resources.tasks_per_node=2", "resources.cpus_per_task=4")
+    words = ("script=heat.py", "args=[--size,64,--steps,30000,--every,3000]", *shape)
+    undisturbed, preempted = (submitted(lab, *words, f"name={name}") for name in ("undisturbed", "preempted"))
+    lab.until(preempted, lambda story: story.checkpoints, timeout_s=180)
+    lab.cluster.preempt()
+    # Slurm takes whom it likes, or both.
+    ends = [lab.until_ended(run, attempts=1, at_least=True, timeout_s=240) for run in (undisturbed, preempted)]
+    assert [story.state for story in ends] == ["completed", "completed"], lab.words(preempted)
+    assert max(story.attempt for story in ends) >= 2
+    assert {story.checkpoints[-1]["param_digest"] for story in ends} == {ends[0].checkpoints[-1]["param_digest"]}
+    pictures = {(run.path / "artifacts" / "heat.png").read_bytes() for run in (undisturbed, preempted)}
+    assert len(pictures) == 1
+    assert "off the exact solution" in preempted.log(0, ends[1].attempt).read_text()
