@@ -5,7 +5,7 @@
     hpctool prepare data.name=wine source=csv source.path=wine.csv source.label=quality
     hpctool prepare data.name=scans source=own source._target_=myproject.Scans cluster=slurm resources.tasks_per_node=8
 
-Ranks share the row groups; the version is the same for any number of them.
+Ranks share the work; the version is the same for any number of them. conf/source/ has every kind of source.
 """
 
 from __future__ import annotations

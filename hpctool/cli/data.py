@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from hpctool.cli import data_care, data_change
+from hpctool.cli.data_append import append
 from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
 from hpctool.data import describe
 from hpctool.data.authors import authored_rows, label_authors
@@ -138,7 +139,7 @@ def show(version: str, rows: str | None, as_json: bool, root: Path | None) -> No
     print_table(
         ["column", "dtype", "shape of a row", "classes"],
         [
-            [column.name, column.dtype.name, "×".join(map(str, column.shape)), ", ".join(column.classes or [])]
+            [column.name, column.dtype.name, column.form, ", ".join(column.classes or [])]
             for column in found.columns.values()
         ],
     )
@@ -252,5 +253,5 @@ def authors(version: str, author: str | None, as_json: bool, root: Path | None) 
         print_table(["author", "labels"], [[who, number] for who, number in counts.items()], title=found.ref)
 
 
-for command in (*data_change.COMMANDS, *data_care.COMMANDS):
+for command in (append, *data_change.COMMANDS, *data_care.COMMANDS):
     group.add_command(command)

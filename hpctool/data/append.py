@@ -7,20 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from hpctool import files
 from hpctool.data.commit import Commit, Draft
+from hpctool.data.filters import Filter
 from hpctool.data.identity import Digests, content_digests, places, uids_of_keys, words
 from hpctool.data.labels import Change, put_changes
 from hpctool.data.layout import check_name
 from hpctool.data.manifest import CONTENT, GROUP, LABEL, NO_LABEL, UID, Column, Manifest, RowGroup
 from hpctool.data.ragged import Ragged, Values, not_finite
 from hpctool.data.splits import Index, hashed_splits, split_rows, stratified_splits
-from hpctool.data.stats import described_moments, duplicates, group_moments, label_counts, merge_moments
+from hpctool.data.stats import (
+    SplitMoments,
+    described_moments,
+    duplicates,
+    group_moments,
+    label_counts,
+    merge_moments,
+)
 from hpctool.data.store import Store
 from hpctool.data.version import Version
 from hpctool.errors import InputError, UnknownName
@@ -167,50 +175,79 @@ def _put_group(store: Store, version: Version, new: NewRows) -> RowGroup:
     if GROUP in version.contents.columns:
         # A row of nobody's is a group of its own.
         identity[GROUP] = new.uids if new.groups is None else new.groups
-    features = version.contents.row_groups[0].holder(version.features[0]) if version.contents.row_groups else None
-    filters = {n: e.chunks.filter for n, e in features.extents.items() if e.chunks} if features else {}
-    objects = [store.put(new.columns, filters), store.put(identity), store.put({LABEL: new.labels})]
+    objects = [store.put(new.columns, filters_of(version)), store.put(identity), store.put({LABEL: new.labels})]
     return RowGroup(len(new.uids), objects)
+
+
+def filters_of(version: Version) -> dict[str, Filter]:
+    """How the version's features are packed, so that new rows are packed alike."""
+    if not version.contents.row_groups:
+        return {}
+    extents = version.contents.row_groups[0].holder(version.features[0]).extents
+    return {name: extent.chunks.filter for name, extent in extents.items() if extent.chunks}
+
+
+def index_of_new(version: Version, uids: Digests, labels: Labels | None, groups: Digests | None) -> Index:
+    """The number of each new row's split by the version's rule. Raises InputError where the rule cannot tell."""
+    rule = version.contents.rule
+    if rule["by"] == "given" or (rule["by"] == "group" and groups is None):
+        what = "its rows were given their splits" if rule["by"] == "given" else "its splits follow groups"
+        raise InputError(f"{version.ref} cannot say where these rows belong: {what}. Name the split of the new ones.")
+    if rule["by"] == "stratified" and labels is not None:
+        before = np.full(version.num_rows + len(uids), -1)
+        for number, name in enumerate(version.contents.split_names):
+            before[version.split_rows(name)] = number
+        all_uids = np.concatenate([version.read(UID), uids])
+        return stratified_splits(rule, all_uids, np.concatenate([version.read(LABEL), labels]), before)[
+            version.num_rows :
+        ]
+    return hashed_splits(rule, groups if groups is not None and rule["by"] == "group" else uids)
 
 
 def _index_of_new(version: Version, new: NewRows, split: str | None) -> Index:
     """The number of each new row's split. Raises InputError where the dataset's rule cannot tell."""
-    rule, names = version.contents.rule, version.contents.split_names
     if split is not None:
-        return np.full(len(new.uids), names.index(split))
-    if rule["by"] == "given" or (rule["by"] == "group" and new.groups is None):
-        what = "its rows were given their splits" if rule["by"] == "given" else "its splits follow groups"
-        raise InputError(f"{version.ref} cannot say where these rows belong: {what}. Name the split of the new ones.")
-    if rule["by"] == "stratified":
-        before = np.full(version.num_rows + len(new.uids), -1)
-        for number, name in enumerate(names):
-            before[version.split_rows(name)] = number
-        uids = np.concatenate([version.read(UID), new.uids])
-        labels = np.concatenate([version.read(LABEL), new.labels])
-        return stratified_splits(rule, uids, labels, before)[version.num_rows :]
-    return hashed_splits(rule, new.uids if new.groups is None or rule["by"] == "uid" else new.groups)
+        return np.full(len(new.uids), version.contents.split_names.index(split))
+    return index_of_new(version, new.uids, new.labels, new.groups)
 
 
 def _with_rows(version: Version, group: RowGroup, new: NewRows, split: str | None) -> Manifest:
-    """The version's contents with one more row group, its rows at the end of their splits."""
+    """The version's contents with one more row group."""
+    added = split_rows(version.contents.rule, _index_of_new(version, new, split))
+    moments = group_moments(new.columns, version.columns, added)
+    return extended(version, [group], added, new.labels, moments)
+
+
+def extended(
+    version: Version,
+    groups: Sequence[RowGroup],
+    added: Mapping[str, Index],
+    labels: Labels | None,
+    moments: SplitMoments,
+) -> Manifest:
+    """The version's contents with more row groups, their rows at the end of their splits.
+
+    `added` says which of the new rows, counted from 0, come into each split; `labels` int64 (n,) and `moments` are
+    theirs.
+    """
     store, contents = version.store, version.contents
     names = contents.split_names
-    added = split_rows(contents.rule, _index_of_new(version, new, split))
     splits = {name: np.concatenate([version.split_rows(name), version.num_rows + added[name]]) for name in names}
-
-    content = np.concatenate([version.read(CONTENT), store.get(group.holder(CONTENT), CONTENT)])
+    content = np.concatenate([version.read(CONTENT), *(store.get(g.holder(CONTENT), CONTENT) for g in groups)])
     split_of_row = np.empty(len(content), np.int64)
     for number, name in enumerate(names):
         split_of_row[splits[name]] = number
-    counts = label_counts(np.concatenate([version.read(LABEL), new.labels]), splits, version.classes)
-    moments = merge_moments([described_moments(contents.stats), group_moments(new.columns, version.columns, added)])
-    described = {
+    merged = merge_moments([described_moments(contents.stats), moments])
+    described: dict[str, dict[str, Any]] = {
         name: {
             "rows": len(splits[name]),
-            "features": {feature: m.to_json() for feature, m in moments[name].items()},
-            **counts[name],
+            "features": {feature: m.to_json() for feature, m in merged.get(name, {}).items()},
         }
         for name in names
     }
+    if labels is not None:
+        counts = label_counts(np.concatenate([version.read(LABEL), labels]), splits, version.classes)
+        for name in names:
+            described[name] |= counts[name]
     stats = contents.stats | {"duplicates": duplicates(content, split_of_row), "splits": described}
-    return replace(contents, row_groups=[*contents.row_groups, group], splits=store.put(dict(splits)), stats=stats)
+    return replace(contents, row_groups=[*contents.row_groups, *groups], splits=store.put(dict(splits)), stats=stats)

@@ -13,6 +13,8 @@ import numpy.typing as npt
 from omegaconf import DictConfig
 
 from hpctool import config
+from hpctool.data import extend
+from hpctool.data.append import filters_of, index_of_new
 from hpctool.data.filters import Filter, saving
 from hpctool.data.identity import Digests, places, uids_of_keys, words
 from hpctool.data.ingest import (
@@ -71,26 +73,40 @@ def make_plan(
     spool: Spool,
     cfg: DictConfig,
     world: World,
+    onto: Version | None = None,
 ) -> tuple[Plan, list[str]]:
-    """Read the source and decide what lies where; also what people should hear. Collective: all ranks must call it."""
+    """Read the source and decide what lies where; also what people should hear. Collective: all ranks must call it.
+
+    Where the rows are to come `onto` a version that is there, its schema and its rule count.
+    """
+    if onto is not None:
+        extend.take_over(source, onto)
     spooled = spool_pieces(spool, source, pieces, world)
     columns = feature_columns(source, spooled)
     if not spooled.num_rows:
         raise SourceError(pieces[0]["name"] if pieces else "source", "it has no rows.")
     identity = spooled.identity(source.classes)
     check_keys(spooled, identity)
+    if onto is not None:
+        columns = extend.fitting(onto, columns, identity)
+        extend.check_new(onto, spooled, identity.uids)
     data, rows = cfg.data, np.arange(spooled.num_rows)
     group_rows = rows_per_group(columns, spooled, data.row_group_rows, data.row_group_mb)
     plan = Plan(source, spooled, identity, columns, rows, np.zeros(len(rows), np.int64), {}, group_rows)
     notes: list[str] = []
     if data.duplicates != "say":
-        rows, notes = _without_twins(plan, digest_rows(plan, spool, world), data.duplicates)
-    rule, index = _splits(store, base, cfg, spooled, identity, rows)
+        rows, notes = _without_twins(plan, digest_rows(plan, spool, world), data.duplicates, onto)
+    if onto is None:
+        rule, index = _splits(store, base, cfg, spooled, identity, rows)
+    else:
+        rule, index = onto.contents.rule, _splits_onto(onto, cfg, spooled, identity, rows)
     plan.rule, plan.order = rule, row_order(rows, cfg.seed, shuffle=data.shuffle)
     of_row = np.empty(spooled.num_rows, np.int64)
     of_row[rows] = index
     plan.split_index = of_row[plan.order]
-    if data.compression == "auto":
+    if onto is not None:
+        plan.filters = filters_of(onto)
+    elif data.compression == "auto":
         packed = world.on_main(lambda: _worth_packing(plan))
         plan.filters = packed["filters"]
         notes += packed["notes"]
@@ -121,17 +137,28 @@ def notes_of(plan: Plan, manifest: Manifest, store: Store) -> list[str]:
     return notes
 
 
-def _without_twins(plan: Plan, content: Digests, what: str) -> tuple[Rows, list[str]]:
-    """The rows of the source without those that repeat an earlier one. Raises SourceError where that is refused."""
+def _without_twins(plan: Plan, content: Digests, what: str, onto: Version | None) -> tuple[Rows, list[str]]:
+    """The rows of the source without those that repeat an earlier one, or one of the version that they come onto.
+
+    Raises SourceError where such rows are refused, or where nothing is left.
+    """
     first, twin = _twins(content)
-    if not len(twin):
+    known = places(content, onto.read(CONTENT)) >= 0 if onto is not None else np.zeros(len(content), bool)
+    said = []
+    if len(twin):
+        said.append(f"{len(twin):,} rows have exactly the features of another row{_examples(plan, first, twin)}")
+    if known.any() and onto is not None:
+        key = plan.spooled.key(int(plan.order[np.argmax(known)]))
+        said.append(f"{int(known.sum()):,} rows have exactly the features of a row of {onto.ref} ({key}, for one)")
+    if not said:
         return plan.order, []
-    said = f"{len(twin):,} rows have exactly the features of another row{_examples(plan, first, twin)}"
     if what == "refuse":
-        raise SourceError("source", f"{said}. data.duplicates=drop keeps the first of each, say takes them all.")
-    keep = np.ones(len(content), bool)
+        raise SourceError("source", f"{'; '.join(said)}. data.duplicates=drop leaves them out, say takes them all.")
+    keep = ~known
     keep[twin] = False
-    return plan.order[keep], [f"{said}; only the first of each was taken.", *_contradictions(plan, first, twin)]
+    if not keep.any():
+        raise SourceError("source", f"{'; '.join(said)}: nothing is left to take.")
+    return plan.order[keep], [f"{'; '.join(said)}: left out.", *_contradictions(plan, first, twin)]
 
 
 def _twins(content: Digests) -> tuple[Rows, Rows]:
@@ -183,6 +210,19 @@ def _splits(
         before = _before(store, base, rule, identity.uids[rows])
         return rule, stratified_splits(rule, identity.uids[rows], identity.labels[rows], before)
     return _given(cfg, spooled, identity, rows, list(fractions))
+
+
+def _splits_onto(onto: Version, cfg: DictConfig, spooled: Spooled, identity: Identity, rows: Rows) -> Index:
+    """The number of each new row's split in the rule of the version that it comes onto."""
+    if onto.contents.rule["by"] != "given":
+        labels = None if identity.labels is None else identity.labels[rows]
+        groups = None if identity.groups is None else identity.groups[rows]
+        return index_of_new(onto, identity.uids[rows], labels, groups)
+    rule, index = _given(cfg, spooled, identity, rows, onto.contents.split_names)
+    names = rule["splits"]
+    if other := [name for name in names if name not in onto.contents.split_names]:
+        raise UnknownName(f"split of {onto.ref} called", other[0], onto.contents.split_names)
+    return np.array([onto.contents.split_names.index(name) for name in names], np.int64)[index]
 
 
 def _before(store: Store, base: str | None, rule: dict[str, Any], uids: Digests) -> Index:

@@ -34,7 +34,7 @@ from hpctool.data.reader import Rows
 from hpctool.data.sources.base import Piece, RowSource, check_names
 from hpctool.data.splits import Index, split_rows
 from hpctool.data.spool import Identity, Spool, Spooled
-from hpctool.data.stats import Moments, duplicates, group_moments, label_counts, merge_moments
+from hpctool.data.stats import Moments, SplitMoments, duplicates, group_moments, label_counts, merge_moments
 from hpctool.data.store import Store
 from hpctool.errors import SourceError, Stopped
 from hpctool.launch import signals
@@ -151,7 +151,7 @@ def digest_rows(plan: Plan, spool: Spool, world: World) -> Digests:
     return np.frombuffer(bytes.fromhex("".join(entry["digests"] for entry in noted)), np.uint8).reshape(-1, 16)
 
 
-def write_groups(store: Store, plan: Plan, spool: Spool, world: World) -> tuple[list[RowGroup], dict[str, Any]]:
+def write_groups(store: Store, plan: Plan, spool: Spool, world: World) -> tuple[list[RowGroup], SplitMoments]:
     """Write all row groups; every rank gets all of them and the merged moments. Collective: all ranks must call it.
 
     Raises the first rank's error on every rank; Stopped where one was asked to stop.
@@ -171,14 +171,14 @@ def write_groups(store: Store, plan: Plan, spool: Spool, world: World) -> tuple[
         {split: {name: Moments(**m) for name, m in named.items()} for split, named in part["moments"].items()}
         for part in parts
     )
-    described = {split: {name: m.to_json() for name, m in named.items()} for split, named in moments.items()}
-    return groups, described
+    return groups, moments
 
 
-def assemble(store: Store, plan: Plan, groups: list[RowGroup], features: dict[str, Any]) -> Manifest:
+def assemble(store: Store, plan: Plan, groups: list[RowGroup], moments: SplitMoments) -> Manifest:
     """The version's table of contents, from the row groups and the moments of their features. Rank 0 does it."""
     splits = split_rows(plan.rule, plan.split_index)
     content = np.concatenate([store.get(group.holder(CONTENT), CONTENT) for group in groups])
+    features = {split: {name: m.to_json() for name, m in named.items()} for split, named in moments.items()}
     stats: dict[str, Any] = {
         "duplicates": duplicates(content, plan.split_index),
         "splits": {s: {"rows": len(rows), "features": features.get(s, {})} for s, rows in splits.items()},
@@ -213,8 +213,12 @@ def _write_group(store: Store, plan: Plan, group: int) -> dict[str, Any]:
 
 def _is_whole(store: Store, noted: dict[str, Any]) -> bool:
     """Whether what a killed attempt had finished is still there, to the last bit."""
-    found = (StoredObject.from_json(stored) for stored in noted["objects"])
-    return not any(damage(store.layout.object(stored.id), stored.id, stored.size_bytes) for stored in found)
+    for stored in map(StoredObject.from_json, noted["objects"]):
+        path = store.layout.object(stored.id)
+        # Young again, so that gc leaves it alone until the commit needs it.
+        if damage(path, stored.id, stored.size_bytes) or not store.layout.renew(path):
+            return False
+    return True
 
 
 def _share(

@@ -63,18 +63,18 @@ def relabel(
     """
     wanted = [Change(*change) for change in changes]
     seen = Version(store, branch, base or _tip(store, branch).id)
-    _check(seen, wanted)
+    rows_seen = _check(seen, wanted)
     if tag is not None:
         check_name("tag", tag)
     new = np.array([change.label for change in wanted], np.int64)
     uids = [change.uid for change in wanted]
-    old = seen.read(LABEL, seen.find(uids))
+    old = seen.read(LABEL, rows_seen)
 
     def decide(tip: Commit | None) -> Draft | Commit:
         if tip is None:  # deleted meanwhile
             raise store.unknown_branch(branch)
         current = Version(store, branch, tip.id)
-        rows = current.find(uids)
+        rows = rows_seen if tip.id == seen.commit else current.find(uids)
         now_there = _labels_there(current, wanted, rows, old, new)
         effective = np.flatnonzero(now_there != new)
         if not effective.size:
@@ -168,7 +168,8 @@ def _tip(store: Store, branch: str) -> Commit:
     return tip
 
 
-def _check(version: Version, changes: list[Change]) -> None:
+def _check(version: Version, changes: list[Change]) -> npt.NDArray[np.int64]:
+    """The rows that are to change. Raises InputError where one is not there, or cannot have that label."""
     if LABEL not in version.columns:
         raise InputError(f"{version.ref} has no labels; prepare it with source.classes=[…] to label it.")
     if not changes:
@@ -187,6 +188,7 @@ def _check(version: Version, changes: list[Change]) -> None:
         raise InputError(f"Among the changes is a uid that cannot be one: {error}.") from error
     if (rows < 0).any():
         raise InputError(f"There is no row {changes[int(np.argmin(rows))].uid} in {version.ref}.")
+    return rows
 
 
 def _labels_there(

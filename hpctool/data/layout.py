@@ -10,7 +10,7 @@
   runs/<run>.<16 hex>.json        which run used which version, and in which order (usage.py)
   pins/<run>-<16 hex>             leases of runs that are at it (usage.py)
   trash/<time>-<8 hex>/           what gc took out and will delete (gc.py)
-  tmp/                            what a killed writer leaves behind
+  tmp/                            what a killed writer leaves behind; prepare-<run>/ is spool.py's
 """
 
 from __future__ import annotations

@@ -45,6 +45,13 @@ class Column:
     #: NaN and infinity are forbidden, in what is appended, too
     finite: bool = False
 
+    @property
+    def form(self) -> str:
+        """What a row is, for people: `8×8×1`, `n×3` for rows of different lengths, `encoded image`."""
+        if self.encoding is not None:
+            return f"encoded {self.encoding}"
+        return "×".join(["n"] * self.ragged + [str(size) for size in self.shape])
+
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = {"dtype": self.dtype.str, "shape": list(self.shape), "role": self.role}
         optional = {

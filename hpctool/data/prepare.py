@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from hpctool import __version__, config, files
-from hpctool.data import choices
+from hpctool.data import choices, extend
 from hpctool.data.choices import notes_of
 from hpctool.data.commit import Commit, Draft
 from hpctool.data.ingest import assemble, write_groups
@@ -21,6 +21,7 @@ from hpctool.data.sources import open_source, pin_source
 from hpctool.data.sources.base import Piece, RowSource
 from hpctool.data.spool import Spool
 from hpctool.data.store import Store, list_datasets, short
+from hpctool.data.version import Version, open_version
 from hpctool.errors import ConflictError, InputError, Stopped
 from hpctool.launch.job import Input, Resolved
 from hpctool.rundir import RunDir
@@ -29,8 +30,10 @@ from hpctool.world import World
 
 def resolve(cfg: DictConfig) -> Resolved:
     """On the login node: the names, the splits and the source are checked and the source's content is pinned."""
-    _target_branch(cfg)
+    name, branch = _target_branch(cfg)
     choices.check(cfg)
+    if cfg.data.append:
+        open_version(Path(cfg.paths.datasets), f"{name}@{branch}")
     for key in ("source.path", "data.splits_from"):
         if path := OmegaConf.select(cfg, key):
             # The job may run from another folder than this one.
@@ -92,23 +95,29 @@ def prepare(cfg: DictConfig, world: World, run: str = "") -> Prepared:
 def _prepare(store: Store, branch: str, cfg: DictConfig, world: World, run: str) -> Prepared:
     base = world.on_main(lambda: getattr(store.tip(branch), "id", None))
     source, pieces, spool = _survey(store, cfg, world, run)
+    onto = Version(store, branch, base) if cfg.data.append and base is not None else None
+
+    def finish() -> dict[str, Any]:
+        if onto is None:
+            manifest = assemble(store, plan, groups, moments)
+            found = [*source.notes, *notes, *notes_of(plan, manifest, store)]
+            commit = _commit(store, branch, base, manifest, cfg, run)
+        else:
+            commit = extend.commit(store, branch, plan, groups, moments, cfg, run)
+            found = [*source.notes, *notes, *extend.notes_of(plan, onto, Version(store, branch, commit.id))]
+        prepared = _prepared(store, branch, base, commit, found)
+        spool.remove()
+        return asdict(prepared)
+
     try:
-        plan, notes = choices.make_plan(store, base, source, pieces, spool, cfg, world)
-        groups, features = write_groups(store, plan, spool, world)
+        plan, notes = choices.make_plan(store, base, source, pieces, spool, cfg, world, onto)
+        groups, moments = write_groups(store, plan, spool, world)
+        return Prepared(**world.on_main(finish))
     except InputError:
         world.barrier()
         if world.is_main:
             spool.remove()
         raise
-
-    def finish() -> dict[str, Any]:
-        manifest = assemble(store, plan, groups, features)
-        found = [*source.notes, *notes, *notes_of(plan, manifest, store)]
-        prepared = _commit(store, branch, base, manifest, cfg, found, run)
-        spool.remove()
-        return asdict(prepared)
-
-    return Prepared(**world.on_main(finish))
 
 
 def _survey(store: Store, cfg: DictConfig, world: World, run: str) -> tuple[RowSource, list[Piece], Spool]:
@@ -146,9 +155,7 @@ def _target_branch(cfg: DictConfig) -> tuple[str, str]:
     return name, branch
 
 
-def _commit(
-    store: Store, branch: str, base: str | None, manifest: Manifest, cfg: DictConfig, notes: list[str], run: str
-) -> Prepared:
+def _commit(store: Store, branch: str, base: str | None, manifest: Manifest, cfg: DictConfig, run: str) -> Commit:
     kind = str(cfg.source.get("kind") or cfg.source.get("_target_"))
     manifest_id = store.put_manifest(manifest)
     draft = Draft(
@@ -161,14 +168,18 @@ def _commit(
     commit = store.commit(branch, lambda tip: _follow(store, branch, base, draft, tip))
     if cfg.data.tag is not None:
         store.create_tag(cfg.data.tag, commit.id)
-    unchanged = base is not None and any(commit.id == c.id for c in store.history(base))
+    return commit
+
+
+def _prepared(store: Store, branch: str, base: str | None, commit: Commit, notes: list[str]) -> Prepared:
+    version = Version(store, branch, commit.id)
     return Prepared(
         dataset=f"{store.name}@{branch}",
         commit=commit.id,
         path=str(store.layout.commit(commit.id).absolute()),
-        unchanged=unchanged,
-        num_rows=manifest.num_rows,
-        splits={name: manifest.stats["splits"][name]["rows"] for name in manifest.split_names},
+        unchanged=base is not None and any(commit.id == c.id for c in store.history(base)),
+        num_rows=version.num_rows,
+        splits=version.splits,
         notes=notes,
     )
 
@@ -183,10 +194,11 @@ def _follow(store: Store, branch: str, base: str | None, draft: Draft, tip: Comm
             return commit
     if tip.id != base:
         raise ConflictError(f"Branch '{branch}' of dataset '{store.name}'", draft.message, f"commit {short(tip.id)}")
-    if any(commit.changes for commit in history):
+    if any(commit.changes or commit.kind != "prepare" for commit in history):
         raise InputError(
-            f"{store.name}@{branch} was relabelled since it was prepared, and the source is not what it was then: "
-            f"preparing it anew would lose the new labels. Prepare another branch: data.name={store.name}@<branch>."
+            f"{store.name}@{branch} was relabelled or added to since it was prepared, and the source is not what it "
+            "was then: preparing it anew would lose the new labels and rows. Add only what is new (data.append=true), "
+            f"or prepare another branch: data.name={store.name}@<branch>."
         )
     return draft
 

@@ -47,6 +47,8 @@ class PrepareData:
 
     #: the dataset, with a branch if it is not main: `digits` or `digits@mine`
     name: str = MISSING
+    #: whether the rows come onto what the branch has, by its schema and its splits, instead of in its place
+    append: bool = MISSING
     #: a name for the version that never moves
     tag: str | None = MISSING
     #: why; null says what was prepared

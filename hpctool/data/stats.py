@@ -92,8 +92,9 @@ def merge_moments(groups: Iterable[SplitMoments]) -> SplitMoments:
     merged: SplitMoments = {}
     for group in groups:
         for split, named in group.items():
+            of_split = merged.setdefault(split, {})  # also where it has no rows yet
             for name, moments in named.items():
-                merged.setdefault(split, {}).setdefault(name, Moments()).add(moments)
+                of_split.setdefault(name, Moments()).add(moments)
     return merged
 
 

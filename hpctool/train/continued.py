@@ -29,7 +29,8 @@ from hpctool.world import World
 #: What may change between two attempts of one run: it does not decide what is learnt.
 _FREE = (
     *("name", "num_threads", continued.KEY, "data.checksums", "parallel.compare_every_steps", "loop.keep_last"),
-    *("loop.checkpoint_every_steps", "loop.checkpoint_every_min", "loop.eval_batch_size", "allow_regress"),
+    *("loop.checkpoint_every_steps", "loop.checkpoint_every_min", "loop.eval_batch_size", "loop.num_workers"),
+    "allow_regress",
 )
 #: Below these a key that is new is a change too; elsewhere it came with a newer hpctool.
 _OPEN = ("model.", "optim.", "task.", "augment.")
@@ -45,15 +46,24 @@ def resolve_origin(cfg: DictConfig) -> Resolved | None:
     if record["job"] != "train":
         raise InputError(f"continue_from={name}: {parent.id} is a run of '{record['job']}', not of 'train'.")
     step = _chosen_step(parent, which)
-    rows = open_version(Path(cfg.paths.datasets), cfg.data.name).splits[cfg.data.train_split]
-    if num_steps(cfg.loop, rows) <= step:
+    budget = _budget(cfg)
+    if budget is not None and budget <= step:
         raise ConfigError(
             "loop.max_steps",
-            f"{parent.id} is at step {step} and the budget is {num_steps(cfg.loop, rows)} steps in all, so nothing "
+            f"{parent.id} is at step {step} and the budget is {budget} steps in all, so nothing "
             f"is left to do. Give more: loop.max_steps={2 * step}",
         )
     set_value(cfg, continued.KEY, f"{parent.id}@{step}")
     return Resolved([Input("run", parent.id, record["identity"])], [f"It goes on from {parent.id} at step {step}."])
+
+
+def _budget(cfg: DictConfig) -> int | None:
+    """The budget in steps; None where only the job will know, since the data is a Dataset of the user's own."""
+    if cfg.loop.max_steps is not None:
+        return int(cfg.loop.max_steps)
+    if cfg.data.dataset is not None:
+        return None
+    return num_steps(cfg.loop, open_version(Path(cfg.paths.datasets), cfg.data.name).splits[cfg.data.train_split])
 
 
 def _chosen_step(parent: RunDir, which: str) -> int:

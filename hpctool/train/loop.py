@@ -17,16 +17,16 @@ from __future__ import annotations
 import math
 import time
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
+from hpctool import files
 from hpctool.checkpoint import Restored, check_state, random_state, set_random_state
 from hpctool.errors import Stopped
 from hpctool.launch import moments, signals
 from hpctool.launch.watchdog import Watchdog, watching
 from hpctool.rundir import RunDir
 from hpctool.track.metrics import MetricWriter
-from hpctool.train import continued, parallel, params, seeds
+from hpctool.train import continued, parallel, params, seeds, summary
 from hpctool.train.agreement import Agreement, Position, Wishes
 from hpctool.train.batches import Batches
 from hpctool.train.best import Best
@@ -36,7 +36,7 @@ from hpctool.train.learner import Learner, named
 from hpctool.train.meter import Meter, Progress
 from hpctool.train.nonfinite import NonFinite, RollBack
 from hpctool.train.resolve import check_layout
-from hpctool.train.samples import Samples, open_checked, record_use
+from hpctool.train.samples import open_sources
 from hpctool.train.schedule import num_steps
 from hpctool.train.strategy import whole
 from hpctool.world import World
@@ -67,11 +67,7 @@ class Trainer:
         parallel.be_deterministic(cfg.num_threads)
         self.device = parallel.device_of(world)
 
-        version = open_checked(Path(cfg.paths.datasets), cfg.data, world)
-        if world.is_main:
-            record_use(version, rundir, cfg.data, cfg.seed, cfg.loop.global_batch_size)
-        self.samples = Samples(version, cfg.data, cfg.data.train_split, cfg.seed, params.build_augment(cfg))
-        self.val_samples = Samples(version, cfg.data, cfg.data.val_split)
+        self.samples, self.val_samples = open_sources(cfg, rundir, world, params.build_augment(cfg))
         pieces = (cfg.loop.global_batch_size, cfg.loop.accumulate, world.rank, world.size)
         self.batches = Batches(self.samples, *pieces, self.device, cfg.loop.num_workers)
         self.max_steps = num_steps(cfg.loop, len(self.samples))
@@ -98,7 +94,7 @@ class Trainer:
         self.checkpoints = params.build_checkpointer(cfg, rundir, world)
         self.saved_s = time.monotonic()
         self.agreement = Agreement(world, self.model, cfg.parallel.compare_every_steps)
-        self.progress = Progress(self.max_steps, self.say)
+        self.progress = Progress(self.max_steps, self.say, best=cfg.loop.best_metric)
 
     # ------------------------------------------------------------------------------------------ the whole of it
 
@@ -316,7 +312,10 @@ class Trainer:
             self.is_fork = restored is not None
         if restored is not None:
             self.adopt(restored)
+        else:
+            self.say(summary.headline(self.model))
         if self.world.is_main:
+            files.write_atomic(self.rundir.artifact("model.txt"), summary.table(self.model).encode())
             facts = {"kind": "resumed", "attempt": self.rundir.attempt, "step": self.step}
             self.rundir.ledger.append({**facts, "max_steps": self.max_steps})
 

@@ -55,8 +55,11 @@ class Meter:
 class Progress:
     """How far, how good, how fast and how long still: a plain line every few seconds."""
 
-    def __init__(self, max_steps: int, say: Callable[[str], None], every_s: float = 5.0) -> None:
+    def __init__(
+        self, max_steps: int, say: Callable[[str], None], every_s: float = 5.0, best: str = "val/accuracy"
+    ) -> None:
         self.max_steps = max_steps
+        self.shown = ("train/loss", best)
         self.say = say
         self.every_s = every_s
         self.num_steps = self.num_samples = 0
@@ -93,6 +96,6 @@ class Progress:
             return
         self.spoke_s = now_s
         left_s = (self.max_steps - step) * (now_s - self.began_s) / self.num_steps
-        known = [f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/accuracy") if name in metrics]
+        known = [f"{name} {metrics[name]:.4f}" for name in self.shown if name in metrics]
         parts = [f"step {step}/{self.max_steps}", *known, f"{self.samples_per_s:.0f} samples/s", f"eta {left_s:.0f} s"]
         self.say(" · ".join(parts))

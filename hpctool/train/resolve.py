@@ -31,8 +31,13 @@ _QUICK_BYTES = 1 << 30
 _ABOVE_ZERO = (
     *("max_steps", "max_epochs", "global_batch_size", "accumulate", "checkpoint_every_steps"),
     *("checkpoint_every_min", "keep_every_steps", "eval_every_steps", "eval_batch_size", "grad_clip", "max_nonfinite"),
+    "patience",
 )
 
+_WEAKER = (
+    "data.dataset is a program: every sample still comes once per epoch, and a resume is exact if it gives the same "
+    "for the same index; but its data has no version, no checksums and no history of labels"
+)
 #: keys of `parallel` by the kind that they are for
 _OF_KIND = {"ddp": ("bucket_mb", "find_unused_parameters"), "fsdp": ("blocks", "reshard_after_forward")}
 
@@ -47,12 +52,22 @@ def resolve_train(cfg: DictConfig) -> Resolved:
 
 def measured_at(cfg: DictConfig) -> tuple[int, int]:
     """How many steps a resolved training takes, and every how many of them it measures on the validation split."""
+    if cfg.data.dataset is not None:
+        if cfg.loop.max_steps is None or cfg.loop.eval_every_steps is None:
+            problem = "how long data.dataset is says only its program; give loop.max_steps and loop.eval_every_steps."
+            raise ConfigError("loop.max_steps", problem)
+        return int(cfg.loop.max_steps), int(cfg.loop.eval_every_steps)
     num_rows = open_version(Path(cfg.paths.datasets), cfg.data.name).splits[cfg.data.train_split]
     per_epoch = math.ceil(num_rows / cfg.loop.global_batch_size)
     return num_steps(cfg.loop, num_rows), int(cfg.loop.eval_every_steps or per_epoch)
 
 
 def _dataset(cfg: DictConfig) -> Resolved:
+    if cfg.data.dataset is not None:
+        check_target("data.dataset", cfg.data.dataset)
+        if cfg.augment is not None:
+            raise ConfigError("augment", "data.dataset makes its samples itself; augment them there.")
+        return Resolved([], [_WEAKER])
     version = open_version(Path(cfg.paths.datasets), cfg.data.name)
     asked = version.ref
     access_of(version.store.root, cfg.data.read)
@@ -93,6 +108,11 @@ def resolve_evaluate(cfg: DictConfig) -> Resolved:
         raise InputError(f"Run {rundir.id} is a run of '{record['job']}'; evaluate takes a run of 'train'.")
     set_value(cfg, "run", rundir.id)
     learnt = load(rundir.config_yaml).data
+    if learnt.get("dataset") is not None and cfg.data.name is None:
+        raise InputError(
+            f"Run {rundir.id} learnt from a Dataset of its own ({learnt.dataset._target_}), which evaluate does not "
+            "read. Prepare such data (hpctool prepare) and name it: data.name=…"
+        )
     version = open_version(Path(cfg.paths.datasets), cfg.data.name or learnt.name)
     asked = version.ref
     for column in (learnt.feature, learnt.label):

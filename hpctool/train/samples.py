@@ -29,7 +29,7 @@ from hpctool.data.version import Version, open_together
 from hpctool.launch import signals
 from hpctool.rundir import RunDir
 from hpctool.train.augment import Augment
-from hpctool.train.schema import Data
+from hpctool.train.schema import Data, TrainConfig
 from hpctool.train.task import Batch
 from hpctool.world import World
 
@@ -59,10 +59,20 @@ def open_checked(datasets: Path, data: Data, world: World) -> Version:
     return version
 
 
-def record_use(version: Version, rundir: RunDir, data: Data, seed: int, global_batch_size: int) -> None:
-    """Write beside the data that this run trains on it, and in which order. For one rank."""
-    order = usage.Order(seed, data.window, global_batch_size, ORDER_VERSION)
-    usage.begin_use(version, rundir, "train", {data.train_split: order, data.val_split: None})
+def open_sources(cfg: TrainConfig, rundir: RunDir, world: World, augment: Augment | None) -> tuple[Source, Source]:
+    """What a run trains on and what it validates on. Collective. Raises what open_checked does, InputError."""
+    data = cfg.data
+    if data.dataset is not None:
+        from hpctool.train.own_data import OwnSamples
+
+        train, val = (OwnSamples(data.dataset, split, cfg.seed) for split in (data.train_split, data.val_split))
+        return train, val
+    version = open_checked(Path(cfg.paths.datasets), data, world)
+    if world.is_main:
+        # Beside the data: that this run trains on it, and in which order.
+        order = usage.Order(cfg.seed, data.window, cfg.loop.global_batch_size, ORDER_VERSION)
+        usage.begin_use(version, rundir, "train", {data.train_split: order, data.val_split: None})
+    return Samples(version, data, data.train_split, cfg.seed, augment), Samples(version, data, data.val_split)
 
 
 class Source(Protocol):

@@ -35,6 +35,8 @@ class Data:
     num_classes: int | None = MISSING
     #: of one sample as the model sees it: (C, H, W) for images, (F,) for feature vectors
     input_shape: list[int] | None = MISSING
+    #: `_target_`: a torch Dataset of your own instead (train/own_data.py); `name` is then only what people call it
+    dataset: Any = None
     # The following have defaults here for the configurations of runs that are older than they are.
     #: encoded images are scaled to [height, width] when they are read; null: as the first one is
     size: list[int] | None = None
@@ -148,7 +150,7 @@ class TrainConfig(JobConfig):
     #: `_target_`: a torch optimizer, `lr` and its other arguments; or one of these for each part of the model
     optim: Any = MISSING
     schedule: Schedule = MISSING
-    #: `_target_`: a Task (hpctool/train/task.py), which owns preprocessing, loss and metrics
+    #: `_target_`: a Task (hpctool/train/task.py), which owns preprocessing, loss and metrics; Classify by default
     task: Any = MISSING
     #: `_target_`: (one sample, its random generator) → one sample; null: none
     augment: Any = MISSING

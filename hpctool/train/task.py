@@ -15,11 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpctool.errors import ConfigError
+
 #: `x`: the feature column as stored (N, …) · `y`: the label column (N, …) · `row`: int64 (N,), the dataset's rows
 Batch = dict[str, Tensor]
 
 #: Numbers that may be added over batches and ranks, as scalars: sums and counts, never means.
 Sums = Mapping[str, Tensor]
+
+#: (logits (n, K), labels (n,)) → a loss, or a value for each row
+RowsToValue = Callable[[Tensor, Tensor], Tensor]
 
 
 class Task(Protocol):
@@ -36,6 +41,10 @@ class Task(Protocol):
 
         Call `model` itself, once: with several ranks it is the wrapper that averages the gradients. The loss is
         averaged over ranks and accumulated passes, so divide by the number of rows, which is the same in each.
+
+        Where `optim` names several parts of the model, this is called once for each of them, with the part's name as
+        a third argument, and `model` is the model itself: call what you like of it, as often as you like
+        (examples/gan).
         """
         ...
 
@@ -60,32 +69,67 @@ class ToFloat(nn.Module):
 
 
 class Classify:
-    """One of K classes per sample, by cross entropy. A label of -1 is missing and teaches nothing."""
+    """One of K classes per sample. A label of -1 is missing and teaches nothing.
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    `loss`: (logits (n, K), labels (n,)) → their mean loss, of rows that have a label; None: cross entropy with
+    `label_smoothing`. `metrics`: by name, (logits (n, K), labels (n,)) → a value for each row (n,), whose mean is
+    reported; `top_k` is one. `preprocess`: the raw feature column → what the model takes; None: `ToFloat`. In the
+    config each is a `_target_` below `task`.
+    """
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        loss: RowsToValue | None = None,
+        metrics: Mapping[str, RowsToValue] | None = None,
+        preprocess: nn.Module | None = None,
+    ) -> None:
+        if loss is not None and label_smoothing:
+            raise ConfigError("task.label_smoothing", "task.loss replaces the loss that it is for; set one of them.")
         self.label_smoothing = label_smoothing
-        self.preprocess: nn.Module = ToFloat()
+        self.own_loss = loss
+        self.own_metrics = dict(metrics or {})
+        self.preprocess: nn.Module = preprocess or ToFloat()
 
     def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> tuple[Tensor, Sums]:
-        logits_NK = model(self.preprocess(batch["x"]))
-        total = functional.cross_entropy(
-            logits_NK, batch["y"], ignore_index=-1, reduction="sum", label_smoothing=self.label_smoothing
-        )
+        logits_NK, y_N = model(self.preprocess(batch["x"])).float(), batch["y"]
+        total = self._total(logits_NK, y_N, self.label_smoothing)
         # By all rows, not by the labelled ones: then the gradient is the same however ranks and accumulation cut the
         # batch, and a part without any label is not 0/0.
-        return total / len(batch["y"]), _sums(logits_NK.detach(), batch["y"], total.detach())
+        return total / len(y_N), self._sums(logits_NK.detach(), y_N, total.detach())
 
     def evaluate(self, model: Callable[[Tensor], Tensor], batch: Batch) -> Sums:
-        logits_NK = model(self.preprocess(batch["x"]))
-        total = functional.cross_entropy(logits_NK, batch["y"], ignore_index=-1, reduction="sum")
-        return _sums(logits_NK, batch["y"], total)
+        logits_NK = model(self.preprocess(batch["x"])).float()
+        return self._sums(logits_NK, batch["y"], self._total(logits_NK, batch["y"]))
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         if not sums["labelled"]:
             return {}
-        return {"loss": sums["loss"] / sums["labelled"], "accuracy": sums["correct"] / sums["labelled"]}
+        names = {"loss": "loss", "accuracy": "correct", **{name: name for name in self.own_metrics}}
+        return {name: sums[of] / sums["labelled"] for name, of in names.items()}
+
+    def _total(self, logits_NK: Tensor, y_N: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """The sum of the losses of the labelled rows."""
+        if self.own_loss is None:
+            smoothed = {"reduction": "sum", "label_smoothing": label_smoothing}
+            return functional.cross_entropy(logits_NK, y_N, ignore_index=-1, **smoothed)  # type: ignore[arg-type]
+        known = y_N >= 0
+        if not known.any():
+            return logits_NK.sum() * 0.0
+        if isinstance(self.own_loss, nn.Module):
+            self.own_loss.to(logits_NK.device)
+        return self.own_loss(logits_NK[known], y_N[known]) * known.sum()
+
+    def _sums(self, logits_NK: Tensor, y_N: Tensor, loss: Tensor) -> Sums:
+        # A missing label, -1, equals no class.
+        sums = {"loss": loss, "correct": (logits_NK.argmax(1) == y_N).sum(), "labelled": (y_N >= 0).sum()}
+        if self.own_metrics:
+            known = y_N >= 0
+            sums |= {name: of(logits_NK[known], y_N[known]).sum() for name, of in self.own_metrics.items()}
+        return sums
 
 
-def _sums(logits_NK: Tensor, y_N: Tensor, loss: Tensor) -> Sums:
-    # A missing label, -1, equals no class.
-    return {"loss": loss, "correct": (logits_NK.argmax(1) == y_N).sum(), "labelled": (y_N >= 0).sum()}
+def top_k(logits_NK: Tensor, labels_N: Tensor, k: int = 5) -> Tensor:
+    """A metric for Classify: 1 where the label is among the k classes that score best, float (N,)."""
+    best_Nk = logits_NK.topk(min(k, logits_NK.shape[1]), dim=1).indices
+    return (best_Nk == labels_N[:, None]).any(1).float()

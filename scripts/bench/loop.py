@@ -275,6 +275,7 @@ def own(model: str, root: Path) -> Callable[[], None]:
     from hpctool import config
     from hpctool.launch import task
     from hpctool.launch.plan import Request, make_plan, record
+    from hpctool.launch.watchdog import watching
     from hpctool.place import place_from_environment
     from hpctool.rundir import RunDir, create_run
     from hpctool.track.metrics import MetricWriter
@@ -297,7 +298,8 @@ def own(model: str, root: Path) -> Callable[[], None]:
     rundir = RunDir(Path(world.on_main(make)))
     place = place_from_environment()
     rundir.attempt = world.on_main(lambda: task.begin(rundir, "inline", place))
-    trainer = Trainer(rundir, world)
+    watchdog = contextlib.ExitStack().enter_context(watching(rundir, world.rank, world.size))
+    trainer = Trainer(rundir, world, watchdog)
     trainer.resume()
     trainer.warm_up()
     trainer.progress.begin()

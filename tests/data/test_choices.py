@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from hpctool.data.append import Author, append
+from hpctool.data.labels import relabel
 from hpctool.data.objects import read_column
 from hpctool.data.prepare import Prepared
 from hpctool.data.store import list_datasets
@@ -132,7 +133,7 @@ def test_twins_can_be_dropped_so_that_the_first_stays(prepare_arrays: Run, datas
         (6, 1),
         (7, 2),
     ]
-    assert "only the first of each was taken" in prepared.notes[0]
+    assert prepared.notes[0].endswith("tiny.npz#4): left out.")
     assert version.contents.stats["duplicates"] == {"repeated": 0, "leaked": 0}
 
 
@@ -201,3 +202,72 @@ def test_images_of_other_sizes_are_brought_to_one_by_the_rule_that_is_chosen(
     assert image[4, -1] == 255
     # Only padding leaves black above and below.
     assert (image[0] == 0).all() == (fit == "pad")
+
+
+# -- onto what is there
+
+
+def test_a_source_comes_onto_a_branch_by_its_schema_and_rule_and_only_once(prepare_arrays: Run, datasets: Path) -> None:
+    prepare_arrays("source.columns=[x]", "data.compression=auto", **arrays(300))
+    before = open_version(datasets, "tiny")
+    relabelled = relabel(before.store, "main", [(before.uids()[0], 0, "me", "", "")], "look")
+    more = {"x": np.arange(300, 350, dtype=np.float32), "label": np.array([2, -1] * 25)}
+    more["id"] = np.array([f"new {row}" for row in range(50)])
+    onto = ["data.append=true", "source.key=id", "data.row_group_rows=30"]
+    added = prepare_arrays(*onto, "data.tag=more", **more)
+    after = open_version(datasets, "tiny@more")
+    assert (added.num_rows, added.unchanged, after.classes) == (350, False, before.classes)
+    assert after.store.commit_of(added.commit).parents == [relabelled.id]
+    assert after.contents.row_groups[: len(before.contents.row_groups)] != after.contents.row_groups
+    for split in before.splits:
+        assert after.split_rows(split)[: before.splits[split]].tolist() == before.split_rows(split).tolist()
+    assert sorted(after.read("x")[300:].tolist()) == list(range(300, 350))
+    assert sum(part["unlabelled"] for part in after.contents.stats["splits"].values()) == 25
+    assert verify(after.store, deep=True).damaged == []
+    again = prepare_arrays(*onto, "data.tag=more", **more)
+    assert (again.commit, again.unchanged) == (added.commit, True)
+    with pytest.raises(InputError, match="would lose the new labels and rows"):
+        prepare_arrays("source.columns=[x]", **arrays(9))
+
+
+@pytest.mark.parametrize(
+    ("change", "overrides", "problem"),
+    [
+        (
+            {"x": np.zeros((3, 2), np.float32)},
+            [],
+            r"'x' of tiny@main is float32 of one number, and the source has float32 2",
+        ),
+        ({"x": np.zeros(3)}, [], r"is float32 of one number, and the source has float64 of one"),
+        ({"y": np.zeros(3)}, [], r"Column 'y' of tiny@main is not there, and the source has float64 of one"),
+        ({"x": np.array([0, np.inf, 1], np.float32)}, ["data.allow_nan=true"], "row 1: column 'x' holds NaN"),
+        ({"label": np.array([0, 1, 7])}, [], "row 2: label '7' is none of the classes 0, 1, 2"),
+        ({"id": np.array(["a", "tiny.npz#3", "c"])}, [], "The row with the key 'tiny.npz#3' is in tiny@main already"),
+        ({"id": np.array(["a", "b", "a"])}, [], "the key 'a' stands more than once"),
+        ({}, ["data.name=tiny@other"], "'other'"),
+    ],
+)
+def test_what_does_not_fit_onto_a_branch_is_refused_with_both_sides_and_nothing_is_left(
+    prepare_arrays: Run, datasets: Path, change: dict[str, Array], overrides: list[str], problem: str
+) -> None:
+    first = prepare_arrays("source.columns=[x]", **arrays(30))
+    before = sorted(datasets.rglob("*"))
+    rows = {"x": np.arange(3, dtype=np.float32), "label": np.arange(3), "id": np.array(["a", "b", "c"])}
+    with pytest.raises(InputError, match=problem):
+        prepare_arrays("data.append=true", "source.key=id", *overrides, **(rows | change))
+    assert open_version(datasets, "tiny").commit == first.commit
+    assert sorted(datasets.rglob("*")) == before
+
+
+def test_rows_that_the_branch_has_already_are_said_or_left_out_when_they_come_again_under_other_keys(
+    prepare_arrays: Run, datasets: Path
+) -> None:
+    prepare_arrays("source.columns=[x]", **arrays(30))
+    twin = {"x": np.array([7, 900], np.float32), "label": np.array([1, 1]), "id": np.array(["seven", "new"])}
+    onto = ["data.append=true", "source.key=id"]
+    with pytest.raises(SourceError, match=r"1 rows have exactly the features of a row of tiny@main \(seven, for one\)"):
+        prepare_arrays(*onto, "data.duplicates=refuse", **twin)
+    left = prepare_arrays(*onto, "data.duplicates=drop", **twin)
+    assert (left.num_rows, open_version(datasets, "tiny").contents.stats["duplicates"]["repeated"]) == (31, 0)
+    more = {"x": np.array([8.0], np.float32), "label": np.array([1]), "id": np.array(["eight"])}
+    assert "1 of these have exactly the features of another row" in prepare_arrays(*onto, **more).notes[-1]

@@ -25,6 +25,8 @@ from hpctool.world import World
 
 #: a user's project: the module `usersown`, and conf/
 PROJECT = Path(__file__).parent / "project"
+#: projects that the README names
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 MakeRun = Callable[..., RunDir]
 Attempt = Callable[..., list[int]]
@@ -53,12 +55,13 @@ def make_run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mak
 
     With the configuration of the user's project (`--config-dir`), whose module `usersown` can be imported.
     """
-    monkeypatch.syspath_prepend(str(PROJECT))
+    for folder in (PROJECT, EXAMPLES / "gan", EXAMPLES / "language"):
+        monkeypatch.syspath_prepend(str(folder))
 
-    def make(*overrides: str, job: str = "train") -> RunDir:
+    def make(*overrides: str, job: str = "train", project: Path = PROJECT) -> RunDir:
         paths = [f"paths.datasets={root}/datasets", f"paths.runs={tmp_path}/runs"]
         data = ["data.name=stripes"] if job == "train" else []
-        request = Request(job, [*data, *paths, *overrides], [PROJECT / "conf"])
+        request = Request(job, [*data, *paths, *overrides], [project / "conf"])
         plan = make_plan(request, False)
         code = {"commit": "", "dirty": False, "snapshot": "none", "patch_sha256": ""}
         texts = {"config.yaml": config.to_yaml(plan.cfg)}
@@ -82,7 +85,8 @@ def attempt(rank_server: subprocess.Popen[str]) -> Attempt:
     def run(rundir: RunDir, num_ranks: int, **environ: str) -> list[int]:
         assert rank_server.stdin is not None
         assert rank_server.stdout is not None
-        order = {"run": str(rundir.path), "num_ranks": num_ranks, "path": [str(PROJECT)], "environ": environ}
+        projects = [str(PROJECT), *(str(folder) for folder in EXAMPLES.iterdir())]
+        order = {"run": str(rundir.path), "num_ranks": num_ranks, "path": projects, "environ": environ}
         print(json.dumps(order), file=rank_server.stdin, flush=True)
         codes: list[int] = json.loads(rank_server.stdout.readline())
         return codes

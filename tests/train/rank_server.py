@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch._dynamo  # noqa: F401 - what the first optimizer would import
 
 import hpctool.train.loop  # noqa: F401
-from hpctool.launch import task
+from hpctool.launch import moments, task
 from hpctool.rendezvous import RENDEZVOUS
 
 
@@ -31,11 +32,23 @@ def start(order: dict[str, Any], rank: int, number: int) -> int:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
     os.environ.update({RENDEZVOUS: str(run / f"meet-{number}.json"), **order["environ"]})
     sys.path[:0] = order["path"]
+    if where := order["environ"].get("KILL"):
+        kill_at(*map(int, where.split()))
     code = 70
     try:
         code = task.main([order["run"]])
     finally:
         os._exit(code)
+
+
+def kill_at(rank: int, last_step: int) -> None:
+    """Let `kill -9` come when rank `rank` begins the step behind `last_step`."""
+
+    def reached(moment: str, step: int = 0, attempt: int = 0) -> None:
+        if (moment, step) == ("step", last_step) and os.environ["RANK"] == str(rank):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    moments.reached = reached
 
 
 for number, line in enumerate(sys.stdin):

@@ -16,6 +16,8 @@ from hpctool.files import write_json
 from hpctool.train.resolve import best_of_sweep, chosen_run, input_shape
 from tests.train.conftest import MakeRun
 
+SHIFT = ("augment={_target_: hpctool.train.augment.RandomShift, pixels: 1}",)
+
 
 def test_the_dataset_is_pinned_and_says_what_the_model_needs(make_run: MakeRun) -> None:
     run = make_run("model=cnn")
@@ -63,6 +65,21 @@ def test_one_budget_is_enough_and_none_means_the_default(
         (["optim._target_=torch.optim.AdamV"], TargetError, "AdamV"),
         (["task._target_=nowhere.Task"], TargetError, "no module 'nowhere'"),
         (["augment={_target_: hpctool.train.augment.Shift}"], TargetError, "RandomShift|no 'Shift'"),
+        (["loop.precision=float23"], ConfigError, "not one of float32, bf16, fp16.*Did you mean float32"),
+        (["loop.precision=fp16", "parallel=fsdp"], ConfigError, "loop.precision.*bf16"),
+        (["parallel.kind=dpp"], ConfigError, "Did you mean ddp"),
+        (["parallel=fsdp", "parallel.bucket_mb=4"], ConfigError, "parallel.bucket_mb.*for ddp"),
+        (["parallel.blocks=[Linear]"], ConfigError, "parallel.blocks.*for fsdp"),
+        (["loop.compile=inductr"], ConfigError, "Did you mean inductor"),
+        (["loop.num_workers=-1"], ConfigError, "0 or more"),
+        (["loop.patience=0"], ConfigError, "loop.patience.*above 0"),
+        (["schedule.kind=own"], ConfigError, "schedule.own is not set"),
+        (["schedule.own={_target_: torch.optim.lr_scheduler.StepLR}"], ConfigError, "belong together"),
+        (["schedule.step_at=[2]"], ConfigError, "fractions of the budget"),
+        (["data.dataset={_target_: usersown.Nowhere}"], TargetError, "Nowhere"),
+        (["data.dataset={_target_: usersown.Waves}", *SHIFT], ConfigError, "augment.*makes its samples itself"),
+        (["optim=parts", "optim.first._target_=torch.optim.AdamV"], TargetError, "optim.first"),
+        (["optim=parts", "parallel=fsdp"], ConfigError, "parallel.kind.*first, last, layers, norms.*parallel=ddp"),
         (["loop.max_step=5"], ConfigError, "Did you mean loop.max_steps"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from hpctool.launch import signals
 from hpctool.train.task import Batch, Classify, Sums
@@ -88,6 +90,14 @@ class Faulty(Classify):
         return {**sums, "loss": sums["loss"] * float("nan")} if blind else sums
 
 
+class ByPart(Classify):
+    """Classify for a model whose parts have an optimizer each: all of them follow the same loss."""
+
+    def loss(self, model: Callable[[Tensor], Tensor], batch: Batch, part: str = "") -> tuple[Tensor, Sums]:
+        loss, sums = super().loss(model, batch)
+        return loss, sums if part == "first" else {}
+
+
 class Pixels(nn.Module):
     """uint8 (N, H, W, C) → float (N, H·W·C), 0..1."""
 
@@ -133,3 +143,22 @@ class SignDescent(torch.optim.Optimizer):
                 average = self.state[p].setdefault("average", torch.zeros_like(p))
                 average.lerp_(p.grad, 0.1)
                 p.sub_(average.sign(), alpha=group["lr"])
+
+
+class Waves(Dataset[tuple[Tensor, int]]):
+    """A plain Dataset that knows nothing of hpctool: noisy waves of three lengths, with noise from a global stream."""
+
+    def __init__(self, split: str, noise: float = 0.3) -> None:
+        self.num_samples, self.noise = {"train": 101, "val": 31}[split], noise
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        x_F = torch.sin(torch.arange(16) * (1 + index % 3) / 3 + index)
+        return x_F + self.noise * torch.randn(16) + random.gauss(0, self.noise), index % 3
+
+
+def halved(step: int, every: int) -> float:
+    """A schedule of one's own: half the rate after so many steps, and again."""
+    return float(0.5 ** (step // every))
