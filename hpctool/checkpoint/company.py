@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -47,6 +48,11 @@ class _TorchCompany(ExchangeWorld):
         super().__init__(Place(dist.get_rank(), dist.get_world_size(), said.local_rank, said.local_size, "program"))
         self._torch, self._dist = torch, dist
         self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+
+    def apart(self) -> World | None:
+        twin = copy.copy(self)
+        twin._group = self._dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        return twin
 
     def exchange(self, mine: bytes) -> list[bytes]:
         lengths = [part[0].item() for part in self._gather(self._torch.tensor([len(mine)]))]

@@ -172,8 +172,12 @@ class Checkpointer:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
-        elif self._flight is not None:
-            # The error at hand counts. What is under way may still be committed, if the other ranks are there.
+        else:
+            self.settle()
+
+    def settle(self) -> None:
+        """Behind another error: let what is under way be committed, if the other ranks are there, and say nothing."""
+        if self._flight is not None:
             self._flight.wait(_PATIENCE_S)
 
     # ------------------------------------------------------------------------------------------ when time is short

@@ -5,8 +5,9 @@
     for step in job.steps(10_000):                      # from where the last attempt stopped
         ...
 
-Between two steps it saves when it is time, and when any rank was told to stop: then it ends the program with exit code
-75 on all ranks. Started by `hpctool run`, checkpoints are the run's; otherwise they lie in a folder, in the same form.
+Between two steps it saves when it is time, beside the steps that follow where the ranks can, and when any rank was told
+to stop: then it ends the program with exit code 75 on all ranks. Started by `hpctool run`, checkpoints are the run's;
+otherwise they lie in a folder, in the same form.
 
 A step must depend on nothing but its number, what is registered, and the global random streams of Python, NumPy and
 torch, which are kept too. Then a program that was killed ends with the same bits as one that was not.
@@ -108,7 +109,8 @@ class Preemptible:
         FencedError where a newer attempt has begun; and what saving raises.
         """
         self._check()
-        attempt = self._open().rundir.attempt
+        checkpoints = self._open()
+        attempt = checkpoints.rundir.attempt
         end_listening = signals.listen(signal.Signals[os.environ.get("HPCTOOL_STOP_SIGNAL", "SIGTERM")])
         self._looping = True
         try:
@@ -123,6 +125,7 @@ class Preemptible:
                 self._end_step(stop, is_wanted)
         finally:
             self._looping = False
+            checkpoints.settle()
             end_listening()
 
     # ------------------------------------------------------------------------------------------ between two steps
@@ -130,21 +133,24 @@ class Preemptible:
     def _end_step(self, stop: int, is_wanted: bool) -> None:
         """Save if it is time, for all ranks alike; end the program if any was told to stop."""
         assert self._world is not None
+        assert self._checkpoints is not None
         # Clocks differ; rank 0's decides.
         is_time = self.every_min is not None and time.monotonic() - self._saved_s >= 60 * self.every_min
         is_time = is_wanted or (is_time and self._world.is_main)
-        wishes = np.array([signals.stop_requested(), is_time], np.int64)
-        must_stop, is_time = (bool(wish) for wish in self._world.reduce(wishes, "max"))
+        wishes = np.array([signals.stop_requested(), is_time, self._checkpoints.has_failed], np.int64)
+        must_stop, is_time, has_failed = (bool(wish) for wish in self._world.reduce(wishes, "max"))
+        if has_failed:
+            self._checkpoints.wait()
         is_due = self.every_steps is not None and self.step % self.every_steps == 0
         if must_stop or is_time or is_due or self.step == stop:
-            self._save()
+            self._save(is_last=must_stop or self.step == stop)
         if must_stop:
             cause = next(cause for cause in self._world.gather(signals.stop_cause()) if cause)
             self._tell(f"Stopped after step {self.step} ({cause}), saved; started again, it goes on there.")
             self._world.close()
             raise SystemExit(EXIT_CONTINUE)
 
-    def _save(self) -> None:
+    def _save(self, *, is_last: bool) -> None:
         assert self._world is not None
         assert self._checkpoints is not None
         state = {name: one.take() for name, one in self._things.items()}
@@ -156,7 +162,8 @@ class Preemptible:
         shared = {name: None if name in names else value for name, value in state.items()}
         info = {"program": _program(), "single_ranks": [*names, *paths]}
         per_rank = {"streams": random_state(), "own": own}
-        self._checkpoints.save({_STEP: self.step, **shared}, self.step, per_rank=per_rank, info=info)
+        save = self._checkpoints.save if is_last else self._checkpoints.async_save
+        save({_STEP: self.step, **shared}, self.step, per_rank=per_rank, info=info)
         self._saved_s = time.monotonic()
 
     # ------------------------------------------------------------------------------------------ beginning

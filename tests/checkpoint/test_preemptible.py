@@ -251,7 +251,8 @@ def test_in_a_run_checkpoints_are_the_runs_and_a_newer_attempt_fences(
     work.register(notes={})
     steps = work.steps(10)
     assert [next(steps) for _ in range(4)] == [0, 1, 2, 3]
-    story = run.story()
+    while not (story := run.story()).checkpoints:  # it is committed beside the steps
+        time.sleep(0.01)
     assert (story.step, story.of_kind("resumed")) == (2, [{"attempt": 1, "kind": "resumed", "step": 0}])
     assert not (here / "checkpoints").exists()
     run.begin({"where": "local"})
