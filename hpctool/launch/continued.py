@@ -15,6 +15,8 @@ from hpctool.launch.identity import NOT_IDENTITY, without
 from hpctool.rundir import RunDir, find_run
 
 KEY = "continue_from"
+#: what the parent's parameters hold already
+_INITIAL = "init_from"
 _BUDGETS = {"loop.max_steps", "loop.max_epochs"}
 
 
@@ -46,7 +48,7 @@ def merged(theirs: Sequence[str], typed: Sequence[str]) -> list[str]:
         key, outer = _key(one), _key(one).partition(".")[0]
         replaced = key in keys and not keys[key].startswith("{")
         budget = key in _BUDGETS and any(other in keys for other in _BUDGETS)
-        if not ({key, outer} & {*NOT_IDENTITY, KEY} or replaced or budget or key.startswith(groups)):
+        if not ({key, outer} & {*NOT_IDENTITY, KEY, _INITIAL} or replaced or budget or key.startswith(groups)):
             found.append(one)
     # `loop={max_epochs: 3}` still holds; of the two budgets the one that is typed now counts.
     other = [key for key in sorted(_BUDGETS - keys.keys()) if any(key.rpartition(".")[2] in one for one in found)]
@@ -60,7 +62,7 @@ def record(runs: Path, plain: Mapping[str, Any]) -> dict[str, Any] | None:
     run, step = split(str(plain[KEY]))
     parent = settings(config.to_plain(config.load(RunDir(runs / run).config_yaml)))
     mine = settings(plain)
-    keys = sorted({*parent, *mine} - {KEY, "name"})
+    keys = sorted({*parent, *mine} - {KEY, _INITIAL, "name"})
     changed = {key: [parent.get(key), mine.get(key)] for key in keys if parent.get(key) != mine.get(key)}
     return {"run": run, "step": int(step), "changed": changed}
 

@@ -30,6 +30,7 @@ from hpctool.world import World
 _FREE = (
     *("name", "num_threads", continued.KEY, "data.checksums", "parallel.compare_every_steps", "loop.keep_last"),
     *("loop.checkpoint_every_steps", "loop.checkpoint_every_min", "loop.eval_batch_size", "loop.num_workers"),
+    *("loop.keep_top", "loop.keep_every_steps", "loop.checkpoint_checksums", "loop.checkpoint_reserve", "init_from"),
     "allow_regress",
 )
 #: Below these a key that is new is a change too; elsewhere it came with a newer hpctool.

@@ -61,21 +61,25 @@ def _digest(path: Path, changed_ns: int) -> str:
     return files.sha256_file(path)
 
 
-def read_initial(cfg: TrainConfig, rundir: RunDir) -> dict[str, Tensor]:
-    """The weights that `init_from` names, on the CPU. Raises InputError where the file has changed, SourceError."""
+def read_initial(cfg: TrainConfig, rundir: RunDir) -> tuple[dict[str, Tensor], str]:
+    """The weights that `init_from` names, on the CPU, and words for where they are from.
+
+    Raises InputError where the file has changed, SourceError, CorruptError.
+    """
     assert cfg.init_from is not None
     path = Path(cfg.init_from)
     if path.suffix not in _SUFFIXES:
         from hpctool.train.params import trained_values
 
-        return trained_values(RunDir(Path(cfg.paths.runs) / cfg.init_from))
+        values, _, where = trained_values(RunDir(Path(cfg.paths.runs) / cfg.init_from))
+        return values, where
     pinned = [one["id"] for one in rundir.inputs() if one["kind"] == "weights"]
     if not path.is_file() or pinned != [files.sha256_file(path)]:
         raise InputError(
             f"init_from={path}: the file is gone, or another than when the run was asked for. Put it back; or ask "
             "again, for another run."
         )
-    return unwrapped(path, _load(path))
+    return unwrapped(path, _load(path)), f"init_from={path}"
 
 
 def _load(path: Path) -> Any:

@@ -140,6 +140,12 @@ class Learner:
         state |= {"schedule": rates} if any(rates.values()) else {}
         return state
 
+    def begin_with(self, values: dict[str, Any]) -> None:
+        """Take initial values for the model, and for its average."""
+        _load(self.model, values)
+        if self.average is not None:
+            _load(self.average.module, values)
+
     def adopt(self, state: dict[str, Any]) -> None:
         """Take over what a checkpoint holds."""
         _load(self.model, state["model"])

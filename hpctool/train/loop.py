@@ -32,6 +32,7 @@ from hpctool.train.batches import Batches
 from hpctool.train.best import Best
 from hpctool.train.evaluate import measure
 from hpctool.train.fingerprint import differences, fingerprint
+from hpctool.train.initial import read_initial
 from hpctool.train.learner import Learner, named
 from hpctool.train.meter import Meter, Progress
 from hpctool.train.nonfinite import NonFinite, RollBack
@@ -314,6 +315,11 @@ class Trainer:
             self.adopt(restored)
         else:
             self.say(summary.headline(self.model))
+            if self.cfg.init_from:
+                values, where = read_initial(self.cfg, self.rundir)
+                params.check_model(self.model, values, where)
+                self.learner.begin_with(values)
+                self.say(f"begins with the weights of {self.cfg.init_from}")
         if self.world.is_main:
             files.write_atomic(self.rundir.artifact("model.txt"), summary.table(self.model).encode())
             facts = {"kind": "resumed", "attempt": self.rundir.attempt, "step": self.step}

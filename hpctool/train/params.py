@@ -77,14 +77,22 @@ def load_params(rundir: RunDir) -> tuple[nn.Module, int]:
     their moving average. Read from the newest checkpoint that is whole; nothing on disk is changed, so a colleague's
     run will do. Raises InputError for a run without a checkpoint, CorruptError, NewerFormat.
     """
+    values, step, where = trained_values(rundir)
+    model = build_model(read_config(rundir))
+    check_model(model, values, where)
+    model.load_state_dict(values)
+    return model.eval(), step
+
+
+def trained_values(rundir: RunDir) -> tuple[dict[str, Any], int, str]:
+    """The parameters and buffers that a run has come to, their step, and words for where they were found.
+
+    Raises as `load_params` does.
+    """
     restored = Checkpointer(RunDir(rundir.path), World()).restore()
     if restored is None:
         raise InputError(f"Run {rundir.id} has no checkpoint yet, so there is no model to load.")
-    model = build_model(read_config(rundir))
-    values, step = kept_params(restored.state)
-    check_model(model, values, f"The checkpoint {restored.path.name} of run {rundir.id}")
-    model.load_state_dict(values)
-    return model.eval(), step
+    return *kept_params(restored.state), f"The checkpoint {restored.path.name} of run {rundir.id}"
 
 
 def check_model(model: nn.Module, values: Mapping[str, Any], where: str) -> None:

@@ -22,6 +22,7 @@ from hpctool.launch.cells import find_sweep, list_sweep_ids
 from hpctool.launch.job import Input, Resolved, in_stages
 from hpctool.rundir import RunDir, find_run, list_run_ids
 from hpctool.train.continued import resolve_origin
+from hpctool.train.initial import resolve_initial
 from hpctool.train.schedule import KINDS, num_steps
 from hpctool.train.schema import PRECISIONS, Loop
 
@@ -98,6 +99,10 @@ def _targets(cfg: DictConfig) -> None:
         check_target(f"optim.{part}", cfg.optim[part])
     if "_target_" in cfg.optim or not cfg.optim:
         check_target("optim", cfg.optim)
+
+
+def _initial(cfg: DictConfig) -> Resolved | None:
+    return resolve_initial(cfg, chosen_run)
 
 
 def resolve_evaluate(cfg: DictConfig) -> Resolved:
@@ -305,4 +310,4 @@ def _one_of(key: str, value: Any, known: tuple[str, ...]) -> None:
 
 
 #: The parts of `resolve_train`, for sweeps: hpctool/launch/job.py.
-TRAIN_STAGES = (_dataset, _budget, _batch, _sharing, _schedule, _targets, resolve_origin)
+TRAIN_STAGES = (_dataset, _budget, _batch, _sharing, _schedule, _targets, resolve_origin, _initial)

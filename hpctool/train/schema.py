@@ -145,6 +145,8 @@ class TrainConfig(JobConfig):
     data: Data = MISSING
     #: begin where another run was, with what was typed for it: `<run>`, `<run>@<step>`, `<run>@best`; null: at step 0
     continue_from: str | None = MISSING
+    #: initial weights (train/initial.py): a completed run, the best of a sweep, or a file: .safetensors, .pt, .pth …
+    init_from: str | None = MISSING
     #: `_target_`: a torch module, input (N, *input_shape) → logits (N, num_classes)
     model: Any = MISSING
     #: `_target_`: a torch optimizer, `lr` and its other arguments; or one of these for each part of the model
