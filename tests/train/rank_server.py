@@ -44,9 +44,10 @@ def start(order: dict[str, Any], rank: int, number: int) -> int:
 def kill_at(rank: int, last_step: int) -> None:
     """Let `kill -9` come when rank `rank` begins the step behind `last_step`."""
 
-    def reached(moment: str, step: int = 0, attempt: int = 0) -> None:
+    def reached(moment: moments.Moment, step: int = 0, attempt: int = 0) -> bool:
         if (moment, step) == ("step", last_step) and os.environ["RANK"] == str(rank):
             os.kill(os.getpid(), signal.SIGKILL)
+        return False
 
     moments.reached = reached
 
