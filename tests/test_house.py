@@ -46,7 +46,7 @@ def sources(*folders: Path) -> list[Path]:
 
 
 CODE = sources(PACKAGE, ROOT / "jobs")
-EVERYTHING = sources(PACKAGE, ROOT / "jobs", ROOT / "tests", ROOT / "scripts")
+EVERYTHING = sources(PACKAGE, *(ROOT / name for name in ("jobs", "tests", "scripts", "examples")))
 
 
 @functools.cache
