@@ -66,20 +66,23 @@ class Agreement:
         self._position = Position()
         self._posted = _vector(Wishes(), self._position)
         self._pending: dist.Work | None = None
+        self._alone = Wishes()  # of the boundary before, where there is one rank
 
     def exchange(self, wishes: Wishes, position: Position) -> Wishes:
         """Post what this rank wishes and where it is; what all ranks posted at the boundary before.
 
         Collective: all ranks must call it. Raises DesyncError, on all ranks alike, where they were not alike then.
         """
+        if self._group is None:
+            alone, self._alone = self._alone, wishes
+            return alone
         self.finish()
         posted, before = self._posted.tolist(), self._position
         is_due = self._every is not None and position.step % self._every == 0
         self._position = self._with_params(position) if is_due else position
         self._posted = _vector(wishes, self._position)
         self._check(posted, before)
-        if self._group is not None:
-            self._pending = dist.all_reduce(self._posted, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = dist.all_reduce(self._posted, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return Wishes(*map(bool, posted[:2]))
 
     def verify(self, position: Position) -> None:

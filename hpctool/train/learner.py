@@ -27,7 +27,7 @@ from hpctool.world import World
 
 @dataclass
 class Part:
-    """Parameters with an optimizer of their own; `name` is empty where they are all of the model's."""
+    """Parameters that learn, with an optimizer of their own; `name` is empty where they are all of the model's."""
 
     name: str
     params: list[nn.Parameter]
@@ -55,7 +55,9 @@ class Learner:
 
     def _part(self, name: str, module: nn.Module, max_steps: int) -> Part:
         optimizer = params.build_optimizer(self.cfg.optim[name] if name else self.cfg.optim, module)
-        return Part(name, list(module.parameters()), optimizer, LearningRate(self.cfg.schedule, optimizer, max_steps))
+        # What is frozen stays so.
+        learnt = [p for p in module.parameters() if p.requires_grad]
+        return Part(name, learnt, optimizer, LearningRate(self.cfg.schedule, optimizer, max_steps))
 
     @property
     def trained(self) -> nn.Module:
@@ -114,10 +116,12 @@ class Learner:
 
     def forget_gradients(self) -> None:
         """As after a step."""
+        # Not by zero_grad, whose notes to profilers cost more than what it does.
         for part in self.parts:
             for p in part.params:
-                p.requires_grad_(True)
-            part.optimizer.zero_grad(set_to_none=True)
+                p.grad = None
+                if len(self.parts) > 1:
+                    p.requires_grad_(True)
 
     # ------------------------------------------------------------------------------------------ to disk and back
 
@@ -151,7 +155,7 @@ class Learner:
         _load(self.model, state["model"])
         for part in self.parts:
             of_part = state["optimizer"][part.name] if part.name else state["optimizer"]
-            part.optimizer.load_state_dict(_laid_out(of_part, part.params))
+            part.optimizer.load_state_dict(_laid_out(of_part, part.optimizer))
             part.rate.adopt(state.get("schedule", {}).get(part.name))
         if self.average is not None:
             _load(self.average, state["ema"])
@@ -171,7 +175,8 @@ def _parts(model: nn.Module, cfg: TrainConfig) -> dict[str, nn.Module]:
     for name in cfg.optim:
         if name not in known:
             raise ConfigError(f"optim.{name}", f"the model has no part of this name; it has {', '.join(known)}.")
-    if len({id(p) for name in cfg.optim for p in known[name].parameters()}) < len(list(model.parameters())):
+    covered = {id(p) for name in cfg.optim for p in known[name].parameters()}
+    if any(p.requires_grad and id(p) not in covered for p in model.parameters()):
         raise ConfigError("optim", f"its parts {', '.join(cfg.optim)} are not all of the model's parameters.")
     return {name: known[name] for name in cfg.optim}
 
@@ -181,8 +186,9 @@ def _load(owner: nn.Module | MovingAverage, state: dict[str, Any]) -> None:
     owner.load_state_dict({key: sharded_like(value, now[key]) if key in now else value for key, value in state.items()})
 
 
-def _laid_out(state: dict[str, Any], parameters: list[nn.Parameter]) -> dict[str, Any]:
+def _laid_out(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """An optimizer's state with its tensors laid out like their parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     of_params = {
         number: {
             key: sharded_like(value, parameters[number]) if isinstance(value, Tensor) else value

@@ -58,7 +58,11 @@ class Alone:
 
     def norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """The norm of all gradients together, the same on all ranks. Collective."""
-        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # As torch.nn.utils.get_total_norm, without sorting gradients by device: they all are where this rank computes.
+        grads = [p.grad for p in parameters if p.grad is not None]
+        norms = torch._foreach_norm(grads) if grads else [torch.zeros(())]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm
 
     def shard(self, module: nn.Module) -> None:
         """Lay out another module (a moving average of the model) like the model."""
@@ -139,7 +143,7 @@ class Sharded(Alone):
         return nullcontext()
 
     def norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
-        norm = super().norm(parameters)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 

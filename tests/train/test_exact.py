@@ -138,6 +138,16 @@ def test_what_the_model_consists_of_is_written_down(make_run: MakeRun, train_her
     assert sum(int(row[2].replace(",", "")) for row in rows) == num_params
 
 
+def test_what_is_frozen_stays_as_it_is(make_run: MakeRun, train_here: TrainHere) -> None:
+    states = []
+    for max_steps in (1, 4):
+        run = make_run("model=plain", "model._target_=usersown.HalfFrozen", SHORT, f"loop.max_steps={max_steps}")
+        train_here(run)
+        states.append(params.load_params(run)[0].state_dict())
+    assert torch.equal(states[0]["1.weight"], states[1]["1.weight"])
+    assert not torch.equal(states[0]["3.weight"], states[1]["3.weight"])
+
+
 def test_loss_and_metrics_of_ones_own_by_their_names(make_run: MakeRun, train_here: TrainHere) -> None:
     loss = "+task.loss={_target_: torch.nn.MultiMarginLoss}"
     metrics = "+task.metrics={top2: {_target_: hpctool.train.task.top_k, _partial_: true, k: 2}}"

@@ -130,6 +130,14 @@ class PlainNet(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(size_in, 8), nn.Tanh(), nn.Linear(8, size_out))
 
 
+class HalfFrozen(PlainNet):
+    """For fine-tuning: only the last layer learns."""
+
+    def __init__(self, size_in: int, size_out: int) -> None:
+        super().__init__(size_in, size_out)
+        self[1].requires_grad_(False)
+
+
 class SignDescent(torch.optim.Optimizer):
     """An optimizer of one's own, with a state."""
 
