@@ -85,7 +85,7 @@ def attempt(rank_server: subprocess.Popen[str]) -> Attempt:
     def run(rundir: RunDir, num_ranks: int, **environ: str) -> list[int]:
         assert rank_server.stdin is not None
         assert rank_server.stdout is not None
-        projects = [str(PROJECT), *(str(folder) for folder in EXAMPLES.iterdir())]
+        projects = [str(PROJECT), *(str(folder) for folder in EXAMPLES.iterdir() if folder.is_dir())]
         order = {"run": str(rundir.path), "num_ranks": num_ranks, "path": projects, "environ": environ}
         print(json.dumps(order), file=rank_server.stdin, flush=True)
         codes: list[int] = json.loads(rank_server.stdout.readline())
