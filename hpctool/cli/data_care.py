@@ -86,7 +86,13 @@ def restore(dataset: str, source: Path, as_json: bool, root: Path | None) -> Non
 @click.command()
 @click.argument("dataset")
 @click.option("--delete", is_flag=True, help="Do it; otherwise it is only said what would be done.")
-@click.option("--grace-days", type=float, default=14, show_default=True, help="Leave alone what is younger.")
+@click.option(
+    "--grace-days",
+    type=float,
+    default=14,
+    show_default=True,
+    help="Leave alone what is younger; less than 1 only while nobody writes.",
+)
 @click.option("--trash-days", type=float, default=14, show_default=True, help="Keep for so long in the trash.")
 @click.option("--run-days", type=float, default=90, show_default=True, help="Keep what a run has used since.")
 @json_option
@@ -114,7 +120,8 @@ def gc(
         say(f"hpctool: {path} belongs to somebody else, in a folder that you may not write; it stays.")
     young = f", {done.num_young:,} that nothing needs are younger than {grace_days:g} days" if done.num_young else ""
     back = f", {done.num_taken_back:,} taken back from the trash" if done.num_taken_back else ""
-    say(f"{store.name}: {done.num_needed:,} files are needed{young}{back}.")
+    leases = f", {done.expired_pins:,} leases of runs have run out" if done.expired_pins else ""
+    say(f"{store.name}: {done.num_needed:,} files are needed{young}{back}{leases}.")
     if not delete and (rows or done.expired_pins):
         say("Nothing was changed; --delete does it.")
 

@@ -114,6 +114,10 @@ class Store:
         path = self.layout.commit(commit_id)
         return Commit.from_json(path, self.read_addressed(path))
 
+    def has_commit(self, commit_id: str) -> bool:
+        """Whether a full id is that of a commit that is here."""
+        return _ID.fullmatch(commit_id) is not None and self.layout.commit(commit_id).exists()
+
     def read_addressed(self, path: Path) -> Any:
         """The JSON of a file that is named by its checksum. Raises CorruptError where it is missing or differs."""
         try:
@@ -271,7 +275,7 @@ class Store:
             return tip.id
         if revision in self.tag_names():
             return self.read_tag(revision)
-        if _ID.fullmatch(revision) and self.layout.commit(revision).exists():
+        if self.has_commit(revision):
             return revision  # asked for in full it is found where a listing is old
         if len(revision) >= _MIN_PREFIX and not set(revision) - set("0123456789abcdef"):
             found = self.layout.commits_like(revision)

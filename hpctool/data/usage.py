@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import re
 import socket
 import sys
 import threading
@@ -31,6 +32,7 @@ LEASE_S = 3600.0
 _RENEW_S = 300.0
 _LONGEST_LEASE_S = 30 * 86_400.0
 USE_FORMAT = 1
+_COMMIT = re.compile(r"\b[0-9a-f]{64}\b")
 
 
 @dataclass(frozen=True)
@@ -154,18 +156,22 @@ def pins(store: Store, now_s: float) -> Iterator[tuple[Path, Use, bool]]:
 
 
 def commits_in_use(store: Store, runs: Path) -> list[str]:
-    """The commits that runs of a folder which are queued or under way are to use: these hold no pin yet.
+    """The commits that runs of a folder which are queued or under way are to use, and those that sweeps name.
 
-    Runs that cannot be read, as the private ones of others, are passed over: they keep what they need by their pins.
+    These hold no pin yet. What cannot be read, as the private runs of others, is passed over: they have pins of theirs.
     """
-    found = []
+    found = set()
     for run_id in list_run_ids(runs):
         rundir = RunDir(runs / run_id)
         with contextlib.suppress(HpctoolError, OSError):
-            commits = [one["id"] for one in rundir.inputs() if one["kind"] == "dataset"]
-            if any(store.layout.commit(commit).exists() for commit in commits) and rundir.story().state in UNDERWAY:
-                found += [commit for commit in commits if store.layout.commit(commit).exists()]
-    return found
+            commits = [str(one["id"]) for one in rundir.inputs() if one["kind"] == "dataset"]
+            if any(map(store.has_commit, commits)) and rundir.story().state in UNDERWAY:
+                found.update(commits)
+    for sweep in runs.glob("sweeps/*/sweep.json"):
+        # Cells that have not begun have no folder; whether all have is not asked.
+        with contextlib.suppress(OSError):
+            found.update(_COMMIT.findall(sweep.read_text(errors="replace")))
+    return sorted(filter(store.has_commit, found))
 
 
 def _record(store: Store, use: Use) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hpctool.data import usage
 from hpctool.data.commit import Commit, Draft
 from hpctool.data.gc import DAY_S, Keep, gc
 from hpctool.data.labels import relabel
@@ -105,6 +108,35 @@ def test_a_run_keeps_its_version_while_it_lives_and_in_retention(left: tuple[Ver
     # Before a run has begun it holds no pin, and is asked for by its own folder.
     assert commits_in_use(store, tmp_path / "runs") == [gone.id]
     assert gc(store, keep=NOW, more=commits_in_use(store, tmp_path / "runs")).moved == {}
+
+
+def test_a_sweep_keeps_what_its_cells_are_to_use(left: tuple[Version, Commit], tmp_path: Path) -> None:
+    version, gone = left
+    sweep = tmp_path / "runs" / "sweeps" / "train-0123abcd"
+    sweep.mkdir(parents=True)
+    (sweep / "sweep.json").write_text(json.dumps({"cells": [{"data": {"commit": gone.id}}, {"id": "ab" * 32}]}))
+    assert commits_in_use(version.store, tmp_path / "runs") == [gone.id]
+
+
+def test_a_pin_is_renewed_while_its_holder_lives_and_comes_back(
+    left: tuple[Version, Commit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "_RENEW_S", 0.01)
+    pin = begin_use(left[0], make_run(tmp_path, left[0].commit, "running"), "train", {"train": None})
+    assert pin is not None
+    os.utime(pin.path, (0, 0))
+    wait_for(lambda: pin.path.stat().st_mtime > 0)
+    pin.path.unlink()
+    wait_for(pin.path.exists)
+    pin.release()
+    assert not pin.path.exists()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_pin_whose_holder_was_killed_runs_out(left: tuple[Version, Commit], tmp_path: Path) -> None:
