@@ -22,7 +22,7 @@ from hpctool.data.sources.base import Piece, RowSource
 from hpctool.data.spool import Spool
 from hpctool.data.store import Store, list_datasets, short
 from hpctool.data.version import Version, open_version
-from hpctool.errors import ConflictError, InputError, Stopped
+from hpctool.errors import ConflictError, InputError
 from hpctool.launch.job import Input, Resolved
 from hpctool.rundir import RunDir
 from hpctool.world import World
@@ -80,12 +80,11 @@ def prepare(cfg: DictConfig, world: World, run: str = "") -> Prepared:
     store = Store(datasets / name, primitive)
     try:
         prepared = _prepare(store, branch, cfg, world, run)
-    except Stopped:
-        raise
-    except Exception:
+    except InputError:
+        # After any other error, a full disk or a lost rank, what is finished is still there for the next attempt.
         world.barrier()
-        if is_new and world.is_main and not store.branches():
-            shutil.rmtree(store.root)  # nothing was there before, nothing is there after
+        if is_new and world.is_main and not store.branches() and not any(store.layout.tmp.iterdir()):
+            shutil.rmtree(store.root)  # nothing was there before, nothing is there after; nobody else is at it
         raise
     if world.is_main:
         _say(prepared)

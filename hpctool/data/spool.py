@@ -186,11 +186,7 @@ class Spooled:
 
     def read(self, rows: Rows) -> dict[str, Values]:
         """The source's own columns of some rows, in the order asked for."""
-        found = {name: self._gather(rows, f"{_OWN}{name}") for name in self.columns}
-        for mapped in self._mapped.values():
-            # The pages stay in the file system's cache, but would count as this process's memory.
-            mapped.madvise(mmap.MADV_DONTNEED)
-        return found
+        return {name: self._gather(rows, f"{_OWN}{name}") for name in self.columns}
 
     def close(self) -> None:
         """Close the files."""
@@ -236,9 +232,11 @@ class Spooled:
             here, inside = self._view(number, name), rows[places] - (int(self._ends[number - 1]) if number else 0)
             if isinstance(here, Ragged):
                 parts.append(here.take(inside))
-                continue
-            found = np.empty((len(rows), *here.shape[1:]), here.dtype) if found is None else found
-            found[places] = here[inside]
+            else:
+                found = np.empty((len(rows), *here.shape[1:]), here.dtype) if found is None else found
+                found[places] = here[inside]
+            # The pages stay in the file system's cache, but would count as this process's memory.
+            self._mapped[number].madvise(mmap.MADV_DONTNEED)
         if found is not None:
             return found
         back = np.empty(len(rows), np.int64)

@@ -330,9 +330,15 @@ def test_a_saved_hugging_face_dict_has_its_splits_classes_and_images(
     def rows(numbers: list[int]) -> pa.Table:
         images = [{"bytes": png(number), "path": None} for number in numbers]
         kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        return pa.table({"image": pa.array(images, kind), "label": [number % 2 for number in numbers]})
+        grids = [[[number, 0], [1, 2], [3, 4]] for number in numbers]
+        labels = [number % 2 for number in numbers]
+        return pa.table({"image": pa.array(images, kind), "label": labels, "grid": grids})
 
-    features = {"image": {"_type": "Image"}, "label": {"names": ["no", "yes"], "_type": "ClassLabel"}}
+    features = {
+        "image": {"_type": "Image"},
+        "grid": {"_type": "Array2D", "shape": [3, 2], "dtype": "int64"},
+        "label": {"names": ["no", "yes"], "_type": "ClassLabel"},
+    }
     saved(tmp_path / "hf", {"train": rows([1, 2, 3]), "test": rows([4])}, features)
     version = bring("source=huggingface", f"source.path={tmp_path}/hf", "data.split_by=given")
     assert version.splits == {"train": 3, "test": 1}
@@ -340,6 +346,7 @@ def test_a_saved_hugging_face_dict_has_its_splits_classes_and_images(
     keys = ["train#0", "train#1", "train#2", "test#0"]
     assert np.asarray(by_key(version, "image", keys))[:, 0, 0, 0].tolist() == [1, 2, 3, 4]
     assert listed(by_key(version, "label", keys)) == [1, 0, 1, 0]
+    assert np.asarray(by_key(version, "grid", keys))[:, 0, 0].tolist() == [1, 2, 3, 4]
     saved(tmp_path / "paths", {"train": rows([1])}, features)
     state = tmp_path / "paths" / "train" / "state.json"
     state.write_text(json.dumps({"_data_files": [{"filename": "../../hf/train/data-00000-of-00001.arrow"}]}))

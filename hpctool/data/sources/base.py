@@ -90,14 +90,14 @@ class RowSource:
 
 def rehearse(source: RowSource) -> None:
     """Read everything once and keep nothing, to find on the login node what is wrong. SourceError."""
-    num_rows = 0
-    for piece in source.pieces():
+    num_rows, pieces = 0, source.pieces()
+    for piece in pieces:
         for block in source.blocks(piece):
             check_names(block.columns)
             check_block(source, block)
             num_rows += len(block.keys)
     if not num_rows:
-        raise SourceError("source", "it has no rows.")
+        raise SourceError(pieces[0]["name"] if pieces else "source", "it has no rows.")
 
 
 def check_names(features: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ names is never opened. A selection that was saved as indices beside the data is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ class HuggingFaceFolder(RowSource):
             self.classes = [str(name) for name in label["names"]]
         features = [name for name in names if name not in special_names(self.source)]
         images = [name for name in features if described.get(name, {}).get("_type") == "Image"]
-        self.shared = {"names": names, "stack": features if table else [], "images": {}}
+        arrays = {name: described.get(name, {}).get("shape") for name in features}
+        shapes = {name: shape for name, shape in arrays.items() if shape and None not in shape}
+        self.shared = {"names": names, "stack": features if table else [], "images": {}, "shapes": shapes}
         pieces: list[Piece] = []
         rows: dict[str, int] = {}
         for split, path in found:
@@ -102,6 +105,12 @@ class HuggingFaceFolder(RowSource):
             block.labels = [
                 self.classes[v] if 0 <= v < len(self.classes) else ("" if v == NO_LABEL else str(v)) for v in values
             ]
+        for name, shape in self.shared["shapes"].items():
+            values = block.columns[name]
+            if isinstance(values, Ragged):  # lists in the file, arrays of one shape by its description
+                if values.values.size != len(table) * math.prod(shape):
+                    raise SourceError(path, f"column '{name}' does not hold arrays of {tuple(shape)}.")
+                block.columns[name] = values.values.reshape(len(table), *shape)
         for name in self.shared["images"]:
             values = block.columns[name]
             if isinstance(values, Ragged) and not values.lengths.all():
