@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -260,18 +261,20 @@ def test_a_loop_with_preemptible_ends_with_the_same_bits(lab: Lab) -> None:
 HEAT = Path(__file__).parent.parent.parent / "examples" / "heat" / "heat.py"
 
 
-def test_the_heat_example_is_preempted_and_ends_with_the_same_bits(lab: Lab) -> None:
+def test_the_heat_example_is_preempted_and_draws_the_same_picture(lab: Lab) -> None:
     (lab.folder / "heat.py").write_text(HEAT.read_text())
-    shape = ("cluster.mpi=pmix", "resources.nodes=2", "resources.tasks_per_node=2", "resources.cpus_per_task=4")
-    words = ("script=heat.py", "args=[--size,64,--steps,30000,--every,3000]", *shape)
-    undisturbed, preempted = (submitted(lab, *words, f"name={name}") for name in ("undisturbed", "preempted"))
-    lab.until(preempted, lambda story: story.checkpoints, timeout_s=180)
+    # More ranks than cores: who waits lets others work.
+    shape = ("cluster.mpi=pmix", "cluster.setup=[export OMPI_MCA_mpi_yield_when_idle=1]")
+    where = ("resources.nodes=2", "resources.tasks_per_node=2")
+    run = submitted(lab, "script=heat.py", "args=[--size,512,--steps,1500,--every,50]", *shape, *where)
+    lab.until(run, lambda story: story.checkpoints, timeout_s=240)
     lab.cluster.preempt()
-    # Slurm takes whom it likes, or both.
-    ends = [lab.until_ended(run, attempts=1, at_least=True, timeout_s=240) for run in (undisturbed, preempted)]
-    assert [story.state for story in ends] == ["completed", "completed"], lab.words(preempted)
-    assert max(story.attempt for story in ends) >= 2
-    assert {story.checkpoints[-1]["param_digest"] for story in ends} == {ends[0].checkpoints[-1]["param_digest"]}
-    pictures = {(run.path / "artifacts" / "heat.png").read_bytes() for run in (undisturbed, preempted)}
-    assert len(pictures) == 1
-    assert "off the exact solution" in preempted.log(0, ends[1].attempt).read_text()
+    story = lab.until_ended(run, attempts=2, at_least=True, timeout_s=240)
+    assert (story.state, story.step) == ("completed", 1500), lab.words(run)
+    assert story.of_kind("ended")[0]["cause"] == "preempted"
+    assert [body["step"] for body in story.of_kind("resumed")][-1] > 0
+    assert "off the exact solution" in run.log(0, story.attempt).read_text()
+    # Each point depends on its neighbours alone, so one rank that nobody disturbed comes to the same bits.
+    alone = [sys.executable, str(lab.folder / "heat.py"), "--size", "512", "--steps", "1500"]
+    lab.cluster.run(*alone, cwd=lab.folder)
+    assert (run.path / "artifacts" / "heat.png").read_bytes() == (lab.folder / "heat.png").read_bytes()
