@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,14 @@ def test_different_bits_are_no_good_verdict() -> None:
     assert made.sentences()[0].startswith("NOT the same bits.")
     assert made.difference.first_step == 7
     assert any("model/0.weight" in line for line in made.sentences())
+
+
+def test_a_report_says_what_reports_of_format_1_have_said() -> None:
+    golden = json.loads((Path(__file__).parent.parent / "assets" / "chaos_v1.json").read_text())
+    made = verdict()
+    made.faults = [Outcome(FAULT)]
+    now = json.loads(json.dumps(made.to_json(), default=str))
+    assert now["format"] == golden["format"]
+    assert golden.keys() <= now.keys()
+    assert golden["faults"][0].keys() <= now["faults"][0].keys()
+    assert golden["difference"].keys() <= now["difference"].keys()
