@@ -264,7 +264,7 @@ HEAT = Path(__file__).parent.parent.parent / "examples" / "heat" / "heat.py"
 def test_the_heat_example_is_preempted_and_draws_the_same_picture(lab: Lab) -> None:
     (lab.folder / "heat.py").write_text(HEAT.read_text())
     # More ranks than cores: who waits lets others work.
-    shape = ("cluster.mpi=pmix", "cluster.setup=[export OMPI_MCA_mpi_yield_when_idle=1]")
+    shape = ("cluster.mpi=pmix", 'cluster.setup=["export OMPI_MCA_mpi_yield_when_idle=1"]')
     where = ("resources.nodes=2", "resources.tasks_per_node=2")
     run = submitted(lab, "script=heat.py", "args=[--size,512,--steps,1500,--every,50]", *shape, *where)
     lab.until(run, lambda story: story.checkpoints, timeout_s=240)
