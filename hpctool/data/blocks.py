@@ -113,9 +113,6 @@ class Direct:
         asked = zip(groups.tolist(), starts.tolist(), stops.tolist(), strict=True)
         return list(self._threads.map(lambda run: self._run(*run), asked))
 
-    def prefetch(self, groups: Index, items: Index) -> None:
-        pass
-
     def _fill(self, groups: Index, items: Index, out: Array, order: Index) -> None:
         """Read the items at some places, which are in order of group and item: those that touch in one go."""
         apart = (np.diff(groups[order]) != 0) | (np.diff(items[order]) != 1)
@@ -171,6 +168,7 @@ class Blocks:
         return parts
 
     def prefetch(self, groups: Index, items: Index) -> None:
+        """Begin to read what will be asked for soon, if there is room for it beside what is needed now."""
         keys, _, _ = self._sorted(groups, items // self._rows[groups])
         if len(keys) * self._block_bytes * 2 <= self._cache.capacity_bytes:
             self._cache.ask(keys, self._block_bytes, self._load)

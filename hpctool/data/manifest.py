@@ -96,7 +96,10 @@ class RowGroup:
 
     def holder(self, column: str) -> StoredObject:
         """The object that holds a column."""
-        return next(o for o in self.objects if column in o.extents)
+        for stored in self.objects:
+            if column in stored.extents:
+                return stored
+        raise KeyError(column)
 
     def with_object(self, new: StoredObject) -> RowGroup:
         """The same rows with other values for the columns of one object."""

@@ -42,9 +42,6 @@ class Parts(Protocol):
     def runs(self, groups: Index, starts: Index, stops: Index) -> list[Array]:
         """Items starts[i] to stops[i] of groups[i] for each i, to be read only. Raises CorruptError."""
 
-    def prefetch(self, groups: Index, items: Index) -> None:
-        """Begin to read what will be asked for soon, if that helps."""
-
 
 class Unmappable(Exception):
     """These parts cannot be mapped side by side here: too many for this process, or their pages do not fit."""
@@ -93,9 +90,6 @@ class Mapped:
         first = self._first[groups]
         pairs = zip((first + starts).tolist(), (first + stops).tolist(), strict=True)
         return [self._items[start:stop] for start, stop in pairs]
-
-    def prefetch(self, groups: Index, items: Index) -> None:
-        pass
 
     def _need(self, groups: Index) -> None:
         ready = self._ready[groups]

@@ -67,7 +67,7 @@ class Extent:
     def from_json(cls, value: dict[str, Any]) -> Extent:
         """Raises KeyError, TypeError, ValueError where the value is none of ours."""
         dtype = np.dtype(value["dtype"])
-        shape = tuple(int(n) for n in value["shape"])
+        shape = tuple(map(int, value["shape"]))
         offset = int(value["offset"])
         if dtype.kind not in KINDS or not shape or min(shape) < 0 or offset < 0:
             raise ValueError(f"an array of {dtype.str} {shape} at {offset}")

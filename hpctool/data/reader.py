@@ -78,17 +78,23 @@ class Reader:
         groups, items = self._located(rows)
         found = {}
         for name in self.columns:
-            column, form = self.version.contents.columns[name], self.images.get(name)
-            if column.ragged and form is None:
-                raise InputError(f"Column '{name}' of {self.version.ref} has rows of different lengths: no batch.")
-            shape = column.shape if form is None else form.shape
-            values = out[name] if out and name in out else np.empty((len(rows), *shape), column.dtype)
-            if form is not None:
+            dtype = self.version.contents.columns[name].dtype
+            values = out[name] if out and name in out else np.empty((len(rows), *self.shape(name)), dtype)
+            if name in self.images:
                 self._decode(name, groups, items, values)
             elif values.size:
                 self._mine.take(name, groups, items, values)
             found[name] = values
         return found
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one row of a column as `gather` gives it. Raises InputError where rows differ in length."""
+        column = self.version.contents.columns[name]
+        if name in self.images:
+            return self.images[name].shape
+        if column.ragged:
+            raise InputError(f"Column '{name}' of {self.version.ref} has rows of different lengths: no batch.")
+        return column.shape
 
     def ragged(self, name: str, rows: Rows) -> Ragged:
         """The rows of a ragged column, in the order asked for, as they are stored. Raises like `gather`."""
@@ -105,8 +111,13 @@ class Reader:
         if not len(groups):
             return
         for name in self.columns:
-            if not self.version.contents.columns[name].ragged:
-                self._mine.parts(name).prefetch(groups, items)
+            parts, first = self._mine.parts(name), items
+            if not isinstance(parts, Blocks):
+                continue
+            if self.version.contents.columns[name].ragged:
+                first = np.empty(len(items), np.int64)
+                self._mine.take(offsets_of(name), groups, items, first)
+            parts.prefetch(groups, first)
 
     def close(self) -> None:
         """Let go of the files and threads; arrays that `gather` returned stay valid, and it may be called again."""
@@ -165,6 +176,7 @@ class _Sources:
         self.process = os.getpid()
         version = reader.version
         self._groups = version.contents.row_groups
+        self._num_rows = version.num_rows
         self._access, self._window = reader.access, reader.window
         self._files = OpenFiles(version.store.layout, version.stage)
         self._parts: dict[str, Parts] = {}
@@ -207,7 +219,7 @@ class _Sources:
                 self.__dict__[name].shutdown(wait=False)
 
     def _opened(self, stored: list[StoredObject], name: str) -> Parts:
-        first = stored[0].extents[name]
+        row_bytes = sum(one.extents[name].size_bytes for one in stored) / max(1, self._num_rows)
         if any(one.extents[name].chunks for one in stored):
             return Blocks(self._files, stored, name, self.cache)
         if self._access == "memmap":
@@ -216,7 +228,7 @@ class _Sources:
             except Unmappable:
                 return Direct(self._files, stored, name, self.io)
         # The current window and the next one stay in memory; a window that does not fit would be read again and again.
-        if name.endswith(offsets_of("")) or 0 < 2 * self._window * first.row_bytes <= CACHE_BYTES:
+        if name.endswith(offsets_of("")) or 0 < 2 * self._window * row_bytes <= CACHE_BYTES:
             return Blocks(self._files, stored, name, self.cache)
         return Direct(self._files, stored, name, self.io)
 

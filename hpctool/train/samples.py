@@ -17,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hpctool import files
 from hpctool.data import usage
 from hpctool.data.access import Choice
 from hpctool.data.images import ImageForm
 from hpctool.data.order import VERSION as ORDER_VERSION
 from hpctool.data.order import Order
 from hpctool.data.reader import Reader
+from hpctool.data.shuffle import shuffle_quality
 from hpctool.data.stage import stage
 from hpctool.data.verify import check_readable
 from hpctool.data.version import Version, open_together
@@ -72,7 +74,12 @@ def open_sources(cfg: TrainConfig, rundir: RunDir, world: World, augment: Augmen
         # Beside the data: that this run trains on it, and in which order.
         order = usage.Order(cfg.seed, data.window, cfg.loop.global_batch_size, ORDER_VERSION)
         usage.begin_use(version, rundir, "train", {data.train_split: order, data.val_split: None})
-    return Samples(version, data, data.train_split, cfg.seed, augment), Samples(version, data, data.val_split)
+    # A forked worker cannot pin; there DataLoader does it.
+    pinned = torch.cuda.is_available() and cfg.loop.num_workers == 0
+    samples = Samples(version, data, data.train_split, cfg.seed, augment, pinned=pinned)
+    if world.is_main and (said := said_shuffle(samples, rundir, data.label, cfg.loop.global_batch_size)):
+        print(said, flush=True)
+    return samples, Samples(version, data, data.val_split)
 
 
 class Source(Protocol):
@@ -92,13 +99,24 @@ class Source(Protocol):
 class Samples:
     """One split of a dataset version: as a shuffled stream to train on, or in shares to evaluate."""
 
-    def __init__(self, version: Version, data: Data, split: str, seed: int = 0, augment: Augment | None = None) -> None:
+    def __init__(
+        self,
+        version: Version,
+        data: Data,
+        split: str,
+        seed: int = 0,
+        augment: Augment | None = None,
+        *,
+        pinned: bool = False,
+    ) -> None:
+        """`pinned` reads features into memory that a GPU copies from by itself; not in a forked worker."""
         assert data.feature is not None, "resolve chooses the feature column"
         self.version = version
         self.columns: dict[str, str] = {"x": data.feature, "y": data.label}
         columns = list(self.columns.values())
         self.reader = Reader(version, columns, window=data.window, images=image_forms(version, data))
         self.rows: Rows = version.split_rows(split)
+        self.pinned = pinned
         self.seed = seed
         self.augment = augment
         self.order = Order(len(self.rows), seed, data.window)
@@ -121,6 +139,8 @@ class Samples:
                 parts.append((epoch, self.rows[self._ordered(epoch, first, last)]))
                 start += last - first
         rows = np.concatenate([rows for _, rows in parts])
+        if self.pinned and self.augment is None:
+            return self._pinned(rows)
         arrays = self.reader.gather(rows)
         if self.augment is not None:
             epochs = np.concatenate([np.full(len(rows), epoch, np.int64) for epoch, rows in parts])
@@ -147,6 +167,14 @@ class Samples:
         batch = {role: torch.from_numpy(arrays[column]) for role, column in self.columns.items()}
         return {**batch, "row": torch.from_numpy(rows)}
 
+    def _pinned(self, rows: Rows) -> Batch:
+        """The same, gathered right into memory that a GPU copies from by itself. (Not tried without a GPU.)"""
+        column = self.version.columns[self.columns["x"]]
+        dtype = torch.from_numpy(np.empty(0, column.dtype)).dtype
+        # torch's own tensor is kept: it does not give the memory to somebody else while the copy is under way.
+        x = torch.empty((len(rows), *self.reader.shape(column.name)), dtype=dtype, pin_memory=True)
+        return {**self._batch(self.reader.gather(rows, {column.name: x.numpy()}), rows), "x": x}
+
     def _augmented(self, x: npt.NDArray[Any], epochs: Rows, rows: Rows) -> npt.NDArray[Any]:
         # By uid, not by row: the same sample changes alike in every version of the dataset.
         assert self.augment is not None
@@ -165,3 +193,14 @@ def image_forms(version: Version, data: Data) -> dict[str, ImageForm]:
     assert data.input_shape is not None, "resolve fills it in"
     channels, height, width = data.input_shape
     return {data.feature: ImageForm(height, width, channels)}
+
+
+def said_shuffle(samples: Samples, rundir: RunDir, label: str, batch_size: int) -> str:
+    """How well a window mixes the classes, kept in artifacts/shuffle.json; empty without a window. For one rank."""
+    if not samples.order.window or rundir.artifact("shuffle.json").exists():
+        return ""
+    found = shuffle_quality(samples.version, samples.rows, label, samples.order, batch_size)
+    if found is None:
+        return ""
+    files.write_json(rundir.artifact("shuffle.json"), found.to_json())
+    return str(found)
