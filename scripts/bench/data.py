@@ -26,6 +26,7 @@ import numpy as np
 from data_peers import IMAGE_BATCH, SMALL_BATCH, measure
 from PIL import Image
 
+import hpctool.data.images
 from hpctool.data.commit import Draft
 from hpctool.data.images import ImageForm
 from hpctool.data.manifest import LABEL, Column, Manifest, RowGroup
@@ -148,6 +149,7 @@ def images(args: argparse.Namespace) -> None:
     found: dict[str, list[float]] = {}
     for _ in range(args.rounds):
         found.setdefault("hpctool", []).append(child(args, "images_ours", cores=args.workers))
+        found.setdefault("hpctool, Pillow", []).append(child(args, "images_pillow", cores=args.workers))
         for peer in PEERS:
             found.setdefault(peer, []).append(run_peer(args, peer, "images"))
     title = f"batches of {IMAGE_BATCH} encoded images of {mean_kb(args.work):.0f} KB, {args.workers} workers"
@@ -181,6 +183,12 @@ def images_ours(args: argparse.Namespace) -> float:
     return measure(lambda: ours(args.work, "images", "memmap", 0, form), args.seconds)
 
 
+def images_pillow(args: argparse.Namespace) -> float:
+    """With the decoder that the peers have, so that the loaders alone are compared."""
+    hpctool.data.images._decode_jpeg = lambda *_: False
+    return images_ours(args)
+
+
 # ---------------------------------------------------------------------------------------------- big ones
 
 
@@ -194,19 +202,18 @@ def many(args: argparse.Namespace) -> None:
             args.work, "many", columns, ((rng.integers(0, 256, (n, 16), np.uint8), rng.integers(0, 9, n)) for n in cuts)
         )
     found = [child(args, "many_ours") for _ in range(args.rounds)]
-    first_s = statistics.median(one["first_s"] for one in found)
+    said_time(found, "first_s", f"{NUM_MANY:,} rows: first batch after")
     memory_mb = max(one["memory_mb"] for one in found)
-    say(f"{NUM_MANY:,} rows: first batch after", f"{first_s:.2f} s", first_s < 1, "< 1 s")
     say(f"{NUM_MANY:,} rows: memory of order and index", f"{memory_mb:.0f} MB", memory_mb < 100, "< 100 MB")
 
 
-def many_ours(args: argparse.Namespace) -> dict[str, float]:
-    before_mb, began = resident_mb(), time.perf_counter()
+def many_ours(args: argparse.Namespace) -> dict[str, Any]:
+    before_mb, clock = resident_mb(), Clock()
     version = open_version(args.work, "many")
     index, order = version.split_rows("train"), Order(NUM_MANY, 0)
     with Reader(version, ["image", LABEL], "memmap") as reader:
         reader.gather(index[order.rows(0, 0, SMALL_BATCH)])
-        first_s = time.perf_counter() - began
+        first_s = clock.read()
     for epoch in range(2):
         for start in range(0, NUM_MANY, NUM_MANY // 50):
             index[order.rows(epoch, start, start + 16_384)]
@@ -222,17 +229,26 @@ def groups(args: argparse.Namespace) -> None:
         build(args.work, "groups", columns, (parts[number % 50] for number in range(NUM_GROUPS)))
     found = [child(args, "groups_ours") for _ in range(args.rounds)]
     for name, what in (("open_s", "opened in"), ("first_s", "first batch after")):
-        seconds = statistics.median(one[name] for one in found)
-        say(f"{NUM_GROUPS:,} row groups: {what}", f"{seconds:.2f} s", seconds < 1, "< 1 s")
+        said_time(found, name, f"{NUM_GROUPS:,} row groups: {what}")
 
 
-def groups_ours(args: argparse.Namespace) -> dict[str, float]:
-    began = time.perf_counter()
+def groups_ours(args: argparse.Namespace) -> dict[str, Any]:
+    clock = Clock()
     version = open_version(args.work, "groups")
-    open_s = time.perf_counter() - began
+    open_s = clock.read()
     index = version.split_rows("train")
     Reader(version, ["image", LABEL]).gather(index[Order(len(index), 0).rows(0, 0, SMALL_BATCH)])
-    return {"open_s": open_s, "first_s": time.perf_counter() - began}
+    return {"open_s": open_s, "first_s": clock.read()}
+
+
+class Clock:
+    """Seconds since it was made, by the clock on the wall and of this process alone."""
+
+    def __init__(self) -> None:
+        self.wall_s, self.cpu_s = time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        return time.perf_counter() - self.wall_s, time.process_time() - self.cpu_s
 
 
 def resident_mb() -> float:
@@ -305,6 +321,12 @@ def table(title: str, found: dict[str, list[float]], mine: str, targets: dict[st
         target = targets.get(name)
         verdict = f"≥ {target:g} {'reached' if ratio >= target else 'MISSED'}" if target else ""
         print(f"  {name:22}{rate:12.1f}{spread:>22}{ratio:13.2f}×  {verdict}", flush=True)
+
+
+def said_time(found: list[dict[str, Any]], name: str, what: str) -> None:
+    wall_s, cpu_s = (statistics.median(one[name][clock] for one in found) for clock in (0, 1))
+    # On a machine that others load, the wall's clock counts what they do.
+    say(what, f"{wall_s:.2f} s", wall_s < 1, f"< 1 s ({cpu_s:.2f} s of a core)")
 
 
 def say(what: str, found: str, reached: bool, target: str) -> None:
