@@ -11,7 +11,7 @@ from hpctool.errors import ConfigError
 
 #: memmap: the fastest on local disks and in memory. pread: for shared file systems, where page faults wait for the
 #: network one by one, and where a file that is purged or cut off under a memmap kills the process with SIGBUS. (On a
-#: local disk that takes a broken disk; the attempt comes back, and its first look at the objects names the damaged one.)
+#: local disk that takes a broken disk; the attempt comes back, and its first look at the objects names the file.)
 Access = Literal["memmap", "pread"]
 
 #: What people choose: `auto` asks the file system.
