@@ -128,7 +128,13 @@ def _again(state: State) -> Decision | None:
 def is_in_top(state: State, trial: Trial, rung: int) -> bool:
     """Whether a trial is among the best one in `eta` of those that have reached a rung."""
     ranked = state.at_rung(rung)
-    return trial in ranked[: len(ranked) // state.spec.eta]
+    return trial in ranked[: num_best(state, len(ranked))]
+
+
+def num_best(state: State, num: int) -> int:
+    """How many of those at a rung may go on; once all trials are made at least one, so that some trial ends."""
+    all_made = state.max_trials is not None and len(state.trials) >= state.max_trials
+    return max(num // state.spec.eta, int(all_made and num > 0))
 
 
 def survives(state: State, trial: Trial, rung: int) -> bool:
@@ -144,7 +150,7 @@ def _promotion(state: State) -> Decision | None:
         return None
     for rung in range(spec.last_rung - 1, -1, -1):
         ranked = state.at_rung(rung)
-        for trial in ranked[: len(ranked) // spec.eta]:
+        for trial in ranked[: num_best(state, len(ranked))]:
             if trial.state == "paused" and trial.reached == rung:
                 return Decision("claim", "promote", trial.number, to=rung + 1, expected_s=cost_s(state, rung + 1))
     return None

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hpctool import config, files
 from hpctool.errors import EXIT_DONE, ConfigError, InputError
-from hpctool.launch import arrays, snapshot
+from hpctool.launch import arrays, grid, snapshot
 from hpctool.launch.cells import sweeps_folder
 from hpctool.launch.identity import NOT_IDENTITY
 from hpctool.launch.job import load_job
@@ -24,7 +24,7 @@ from hpctool.launch.start import short
 from hpctool.launch.submit import Say, Submission
 from hpctool.launch.sweepfile import write_sweep
 from hpctool.place import place_from_environment
-from hpctool.search import control, propose, rungs, samplers, space, spec, trials
+from hpctool.search import control, propose, rungs, samplers, space, spec, trials, warm
 from hpctool.search.schema import SAMPLERS, SCHEDULES, WorkerConfig
 from hpctool.search.space import Point, Space
 from hpctool.search.spec import Spec
@@ -109,15 +109,21 @@ def plan(request: Request, multirun: bool) -> Asked:
         raise InputError("A search cannot come after another run yet; start it when that has completed.")
     of_search, of_workers, of_trials = _split(request.overrides)
     found, fixed = space.read(of_trials, request.config_dirs)
-    for axis in found.axes:
-        if axis.key.split(".")[0] in (*NOT_IDENTITY, "num_threads", "name"):
-            raise ConfigError(axis.key, "all trials of a search share their workers' resources; vary something else.")
+    shared = [one.key_or_group for _, one, _ in grid.parsed(of_workers, request.config_dirs) if one.is_sweep_override()]
+    shared += [axis.key for axis in found.axes if axis.key.split(".")[0] in (*NOT_IDENTITY, "name")]
+    if shared:
+        raise ConfigError(shared[0], "all trials of a search share their workers' resources; vary something else.")
     cfg = _worker_config(request, [*of_search, *of_workers])
     bases = trials.compose_bases(dataclasses.replace(request, overrides=[]), found, [*fixed, *of_workers])
     notes: list[str] = []
     made = _spec(request, cfg, found, bases, [*fixed, *of_workers], notes)
     first = [trials.plan_trial(made, point) for point in trials.sample_points(made)]
     made = dataclasses.replace(made, rungs=rungs.choose(made, cfg.search.rungs, [one.cfg for one in first]))
+    if cfg.search.from_:
+        runs = Path(cfg.paths.runs).absolute()
+        known, note = warm.priors(runs, cfg.search.from_, made, first[0], from_any=cfg.search.from_any)
+        made = dataclasses.replace(made, priors=known)
+        notes.append(note)
     made = dataclasses.replace(made, id=f"{first[0].plain['name']}-{_identity(made)[:8]}")
     notes += [note for one in first for note in one.notes]
     return Asked(request, made, cfg, first, list(dict.fromkeys(notes)))
@@ -129,7 +135,10 @@ def _split(overrides: list[str]) -> tuple[list[str], list[str], list[str]]:
     for text in overrides:
         key = text.partition("=")[0].lstrip("+~")
         if key.split(".")[0] == "search":
-            parts[0].append(text.replace(key, _KEYWORDS.get(key, key), 1))
+            value = text.partition("=")[2]
+            # A question about runs is one text, whatever signs it holds.
+            value = space.text_of(value.strip("'\"")) if key == "search.from" else value
+            parts[0].append(f"{_KEYWORDS.get(key, key)}={value}")
         else:
             parts[1 if key.split(".")[0] in _OF_WORKERS else 2].append(text)
     return parts
