@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from hpctool import config, files
 from hpctool.errors import InputError, NewerFormat, UnknownName
 from hpctool.launch import sweeplog
-from hpctool.rundir import RunDir, create_run
+from hpctool.rundir import RunDir, create_run, list_run_ids
 
 SWEEP_FORMAT = 1
 
@@ -68,6 +68,14 @@ def find_sweep(runs: Path, name: str) -> Sweep:
     if not exact:
         raise UnknownName("sweep", name, list_sweep_ids(runs))
     return read_sweep(sweeps_folder(runs) / exact[0])
+
+
+def members(runs: Path, sweep: Sweep) -> list[str]:
+    """The runs that a sweep is about: those of its cells, or those that its cells, being workers, have made."""
+    if not any(cell.get("ranks_of") for cell in sweep.body["cells"]):
+        return sweep.run_ids
+    others = (RunDir(runs / run_id) for run_id in list_run_ids(runs) if run_id not in set(sweep.run_ids))
+    return [rundir.id for rundir in others if rundir.record().get("sweep") == sweep.id]
 
 
 def plain_config(sweep: Sweep, index: int) -> dict[str, Any]:

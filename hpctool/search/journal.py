@@ -63,7 +63,6 @@ class Trial:
     claimed_s: float = 0.0
     #: claims in a row after attempts that died without a word and without progress
     num_deaths: int = 0
-    parent: int | None = None
     #: it failed, and somebody has asked for another attempt
     is_again: bool = False
     #: the entry that proposed it
@@ -149,7 +148,7 @@ def _propose(state: State, body: Mapping[str, Any]) -> None:
         number, dict(body["params"]), str(body["run"]), int(body["slot"]), str(body["why"]), int(body["seen"])
     )
     trial.expected_s, trial.claimed_s = float(body["expected_s"]), float(body["at_s"])
-    trial.to, trial.parent = int(body.get("to", 0)), body.get("parent")
+    trial.to = int(body["to"])
     trial.entry = int(body["entry"])
     state.trials[number] = trial
     state.points.add(name_of(trial.point))

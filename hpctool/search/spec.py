@@ -68,8 +68,6 @@ class Spec:
     #: what all trials have in common, as it was typed
     fixed: list[str] = field(default_factory=list)
     cwd: str = ""
-    #: population, interval (steps), quantile, factors, resample
-    pbt: dict[str, Any] = field(default_factory=dict)
 
     @property
     def last_rung(self) -> int:

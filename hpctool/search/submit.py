@@ -23,6 +23,7 @@ from hpctool.launch.slurm import check
 from hpctool.launch.start import short
 from hpctool.launch.submit import Say, Submission
 from hpctool.launch.sweepfile import write_sweep
+from hpctool.launch.sweeplog import SweepLog
 from hpctool.place import place_from_environment
 from hpctool.search import control, propose, rungs, samplers, space, spec, trials, warm
 from hpctool.search.schema import SAMPLERS, SCHEDULES, WorkerConfig
@@ -262,7 +263,7 @@ def _deadline_s(text: str | None) -> float | None:
 def _identity(made: Spec) -> str:
     """What makes a search another one: not how long it goes on, with how many workers, or where."""
     body = made.to_json()
-    keys = ("job", "space", "metric", "mode", "seed", "sampler", "schedule", "eta", "rungs", "rule", "pbt", "priors")
+    keys = ("job", "space", "metric", "mode", "seed", "sampler", "schedule", "eta", "rungs", "rule", "priors")
     chosen = [{key: value for key, value in base["config"].items() if key not in NOT_IDENTITY} for base in made.bases]
     try:
         return files.sha256_bytes(files.canonical_json([{key: body[key] for key in keys}, chosen, made.design[:1]]))
@@ -285,7 +286,10 @@ def _workers(asked: Asked) -> Plan:
 
 
 def _awaited(asked: Asked, answer: Submission, say: Say) -> Submission:
-    """With cluster.wait: block until all workers have ended; the exit code is 1 if one did not complete."""
+    """The Slurm jobs; with cluster.wait, when all workers have ended, the exit code: 1 if one did not complete."""
+    submissions = SweepLog(asked.folder).submissions()
+    answer.slurm_job_ids = [one.slurm_job_id for one in submissions if one.slurm_job_id]
+    answer.slurm_job_id = ",".join(answer.slurm_job_ids)
     if not asked.cfg.cluster.wait or asked.cfg.cluster.kind == "inline" or answer.exit_code != EXIT_DONE:
         return answer
     from hpctool.launch.cells import find_sweep

@@ -63,7 +63,7 @@ def _check_data(rows: list[Row], first: Planned, asked: str, from_any: bool) -> 
     others = [row for row in rows if row.data_commit and mine and row.data_commit not in mine]
     if others and not from_any:
         raise InputError(
-            f"search.from={asked}: {len(others)} of {len(rows)} runs learnt from other data, {others[0].id} from commit "
+            f"search.from={asked}: {len(others)} of {len(rows)} runs learnt from other data, {others[0].id} from "
             f"{(others[0].data_commit or '')[:12]}; their numbers are no measure here. search.from_any=true takes them."
         )
 

@@ -18,7 +18,7 @@ from hpctool.data.stage import check_choice
 from hpctool.data.verify import check_readable
 from hpctool.data.version import Version, open_version
 from hpctool.errors import ConfigError, InputError, UnknownName, nearest
-from hpctool.launch.cells import find_sweep, list_sweep_ids
+from hpctool.launch.cells import find_sweep, list_sweep_ids, members
 from hpctool.launch.job import Input, Resolved, in_stages
 from hpctool.rundir import RunDir, find_run, list_run_ids
 from hpctool.train.continued import resolve_origin
@@ -151,7 +151,7 @@ def best_of_sweep(runs: Path, name: str, metric: str, mode: str) -> tuple[RunDir
     """The completed run of a sweep whose `metric` is best. Raises UnknownName, InputError where there is none."""
     sweep = find_sweep(runs, name)
     scores: dict[str, float] = {}
-    for run_id in sweep.run_ids:
+    for run_id in members(runs, sweep):
         result = RunDir(runs / run_id).result() or {}
         if result.get("state") == "completed" and metric in result.get("metrics", {}):
             scores[run_id] = result["metrics"][metric]
@@ -160,7 +160,7 @@ def best_of_sweep(runs: Path, name: str, metric: str, mode: str) -> tuple[RunDir
     sign = 1 if mode == "max" else -1
     best = max(scores, key=lambda run_id: sign * scores[run_id])
     note = f"{best} is the best of {len(scores)} completed runs of {sweep.id}: {metric} {scores[best]:.4f}"
-    if missing := len(sweep.run_ids) - len(scores):
+    if missing := len(members(runs, sweep)) - len(scores):
         note += f" ({missing} have not completed)"
     return RunDir(runs / best), [note]
 

@@ -1,6 +1,6 @@
 """How good and how quick a search is, beside optuna as shipped and syne-tune's ASHA, in one run.
 
-python scripts/bench/search.py [--seeds 20] [--peers /path/to/venv]     the peers' environment is made if it is not there
+python scripts/bench/search.py [--seeds 20] [--peers FOLDER]     the peers' environment is made if it is not there
 
 Regret is what the incumbent comes to, against the best in the table; medians over seeds, less is better.
 """

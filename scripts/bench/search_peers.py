@@ -1,4 +1,4 @@
-"""optuna as it is shipped, and syne-tune's ASHA, on the tables: PEER/bin/python scripts/bench/search_peers.py NAME TABLES SEEDS
+"""optuna as it is shipped, and syne-tune's ASHA, on the tables: PEER/bin/python search_peers.py NAME TABLES SEEDS
 
 Prints {table: [[regret at 10, 20, 30 trainings] for each seed]} as JSON. It runs in the peer's own environment.
 """

@@ -69,8 +69,7 @@ def simulate(searcher: Searcher, table: dict[str, Any], seed: int, budgets: list
         work.step += 1
         used += 1
         value = curves[work.config][work.step - 1]
-        step, before = seen.get(work.config, (0, math.inf))
-        if work.step >= step:
+        if work.step >= seen.get(work.config, (0, 0.0))[0]:
             seen[work.config] = (work.step, value)
         while len(regrets) < len(budgets) and used >= budgets[len(regrets)] * NUM_STEPS:
             furthest = max(step for step, _ in seen.values())

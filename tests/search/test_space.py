@@ -63,7 +63,7 @@ def test_what_has_one_value_is_fixed_and_a_text_survives_the_way_back() -> None:
     ],
 )
 def test_a_space_without_a_point_is_refused_in_a_sentence(texts: list[str], why: str) -> None:
-    with pytest.raises(InputError, match="Config|search") as error:
+    with pytest.raises(InputError, match=r"Config|search") as error:
         space.read(texts)
     assert why in str(error.value)
     assert error.value.exit_code == 2

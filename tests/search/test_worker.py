@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
 import time
 from collections import Counter
 from multiprocessing.context import ForkProcess
+from multiprocessing.synchronize import Event
+from pathlib import Path
 
 import pytest
 
 from hpctool.launch import inline
-from hpctool.launch.cells import open_cell, read_sweep
+from hpctool.launch.cells import open_cell
 from hpctool.place import Place
 from hpctool.rundir import RunDir
-from hpctool.search import control, verify
-from hpctool.search.journal import OVER, State
+from hpctool.search import control, decide, verify
+from hpctool.search.journal import OVER, Journal, State
+from hpctool.search.spec import read_spec
 from tests.search.conftest import Ask, Found
 from tests.search.jobs.toy import loss
 
@@ -245,10 +249,27 @@ def test_the_trial_of_a_worker_that_does_not_come_back_is_taken_over_once(ask: A
     assert {trial.state for trial in found.journal().state.trials.values()} <= {"paused", "completed"}
 
 
-def test_two_hundred_workers_that_begin_at_once_make_no_trial_twice(ask: Ask) -> None:
-    found = ask(
-        "search=random", *SPACE, "search.budget.max_trials=201", "search.workers=200", "cluster=local", start=False
-    )
-    assert len(read_sweep(found.folder).run_ids) == 200
-    assert len(found.spec.design) == 200
-    assert len({str(point) for point in found.spec.design}) == 200
+def _propose_once(folder: Path, slot: int, gate: Event) -> None:
+    journal = Journal(folder, read_spec(folder))
+    gate.wait()
+    decision = decide.decide(journal.read(), slot, 0.0)
+    body = {"t": decision.trial, "params": decision.point, "run": f"toy-{slot}", "slot": slot, "why": decision.why}
+    journal.add("propose", **body, seen=journal.state.last, to=0, expected_s=0.0, at_s=0.0)
+
+
+@pytest.mark.slow
+def test_two_hundred_workers_that_begin_in_one_moment_have_two_hundred_trials(ask: Ask) -> None:
+    words = ("search.budget.max_trials=201", "search.workers=200", "cluster=local")
+    found = ask("search=random", *SPACE, *words, start=False)
+    context = multiprocessing.get_context("fork")
+    gate = context.Event()
+    started = [context.Process(target=_propose_once, args=(found.folder, slot, gate)) for slot in range(200)]
+    for process in started:
+        process.start()
+    gate.set()
+    for process in started:
+        process.join()
+    state = found.journal().state
+    assert {trial.number: trial.slot for trial in state.trials.values()} == {slot: slot for slot in range(200)}
+    assert len(state.points) == 200
+    assert found.journal().log.last() == 200

@@ -1,0 +1,93 @@
+"""A search on the real cluster: preempted workers come back to their own trials, and nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpctool.rundir import RunDir
+from hpctool.search.journal import Journal
+from hpctool.search.spec import read_spec
+from tests.slurm.survive import Lab
+
+pytestmark = pytest.mark.timeout(600)
+
+#: Its loss is known; saves when it is told to stop, and goes on from there.
+PROGRAM = """
+import argparse, time
+import hpctool
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float)
+lr = parser.parse_args().lr
+losses = []
+job = hpctool.Preemptible()
+job.register(losses=losses)
+for step in job.steps(9):
+    time.sleep(0.1)
+    losses.append((lr - 0.3) ** 2 + 1 / (step + 1))
+    hpctool.report({"loss": losses[-1]}, step=step + 1)
+"""
+SEARCH = [
+    *("run", "-m", "script=work.py", "params.lr=interval(0,1)", "search=asha", "search.sampler=random"),
+    *("search.rungs=[1,3]", "search.metric=loss", "search.mode=min", "search.workers=4", "search.budget.max_trials=30"),
+    *("cluster=slurm", "resources.time=8", "resources.cpus_per_task=8", "cluster.signal_delay_s=20"),
+]
+
+
+def test_asha_of_thirty_trials_survives_workers_that_are_preempted(cluster: Any) -> None:
+    folder: Path = cluster.new_folder()
+    (folder / "work.py").write_text(PROGRAM)
+    lab = Lab(cluster, folder)
+    cluster.policy("REQUEUE", 30)
+    answer = json.loads(lab.hpctool(*SEARCH, "--json").stdout)
+    sweep = lab.runs / "sweeps" / answer["sweep"]
+    jobs = answer["slurm_job_ids"]
+    assert len(jobs) == 1, "one array of workers"
+
+    def journal() -> Journal:
+        found = Journal(sweep, read_spec(sweep))
+        found.read()
+        return found
+
+    def wait_for(what: Any, timeout_s: float = 240.0) -> None:
+        end_s = time.monotonic() + timeout_s
+        while not what(journal().state):
+            said = cluster.as_root("squeue", "--array")
+            assert time.monotonic() < end_s, f"{len(journal().state.trials)} trials\n{said}"
+            # What was requeued would wait for two minutes.
+            cluster.as_root("scontrol", "update", f"JobId={jobs[0]}", "StartTime=now", check=False)
+            time.sleep(0.5)
+
+    for number in (5, 14):
+        wait_for(lambda state, number=number: len(state.trials) >= number)
+        cluster.preempt(nodes="n1,n2", seconds=2)
+    wait_for(lambda state: state.stopped)
+
+    found, state = journal(), journal().state
+    assert state.stopped == "all 30 trials are made"
+    assert sorted(state.trials) == list(range(30))
+    assert {trial.state for trial in state.trials.values()} <= {"paused", "completed"}
+    entries = [entry.body for entry in found.log.entries()]
+    facts = Counter((b["op"], b["t"], b.get("rung")) for b in entries if b["op"] in ("propose", "rung", "end"))
+    assert set(facts.values()) == {1}
+    resumed = [body for body in entries if body.get("why") == "resume"]
+    assert resumed, "nobody was preempted in the middle of a trial"
+    for body in resumed:
+        # It came back to its own: the same slot had it before.
+        holders = [b for b in entries if b.get("t") == body["t"] and b["op"] in ("propose", "claim")]
+        assert holders[holders.index(body) - 1]["slot"] == body["slot"]
+    for trial in state.trials.values():
+        story = RunDir(lab.runs / trial.run).story()
+        lr = trial.point["params.lr"]
+        assert trial.values[0] == (lr - 0.3) ** 2 + 1
+        assert story.of_kind("begun")[-1]["slurm_job_id"].startswith(f"{jobs[0]}_")
+    verified = json.loads(lab.hpctool("sweep", "verify", answer["sweep"], "--json").stdout)
+    assert (verified["num_proposals"], verified["different"], verified["broken"]) == (30, [], {})
+    status = json.loads(lab.hpctool("sweep", "status", answer["sweep"], "--json").stdout)
+    assert status["states"]["completed"] >= 1
+    assert status["workers"] == {"completed": 4}
