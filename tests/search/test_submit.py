@@ -79,6 +79,7 @@ def test_a_training_that_measures_once_cannot_be_compared_before_its_end() -> No
         rungs.checked(100, 100, 3)
 
 
+@pytest.mark.slow
 def test_known_good_points_come_first_and_what_they_leave_out_is_filled_in(ask: Ask) -> None:
     words = ("search=random", "x=interval(0,1)", "kind=choice(a,b)", "search.budget.max_trials=3")
     found = ask(*words, "search.try=[{x: 0.25}, {kind: b, x: 0.3}]")
@@ -87,6 +88,7 @@ def test_known_good_points_come_first_and_what_they_leave_out_is_filled_in(ask: 
     assert trials[2].why == "design"
 
 
+@pytest.mark.slow
 def test_a_search_knows_what_earlier_runs_have_measured(ask: Ask) -> None:
     space = ("x=interval(0,1)", "kind=choice(a,b)", "search.budget.max_trials=4")
     first = ask("search=random", *space)

@@ -24,6 +24,9 @@ from hpctool.search.spec import read_spec
 from tests.search.conftest import Ask, Found
 from tests.search.jobs.toy import loss
 
+#: Whole runs, each with its folder: a dozen take seconds of CPU.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 SPACE = ("x=interval(0,1)", "kind=choice(a,b)")
 ASHA = ("search=asha", "search.rungs=[1,3]", *SPACE)
 
@@ -33,13 +36,13 @@ def values(state: State, rung: int) -> dict[int, float]:
 
 
 def test_asha_trains_the_best_to_the_end_and_every_decision_comes_out_again(ask: Ask) -> None:
-    found = ask(*ASHA, "search.budget.max_trials=27")
+    found = ask(*ASHA, "search.budget.max_trials=12")
     state = found.journal().state
-    assert len(state.trials) == 27
-    assert state.stopped == "all 27 trials are made"
-    assert len(values(state, 0)) == 27
-    assert 9 <= len(values(state, 1)) <= 14
-    assert 3 <= len(values(state, 2)) <= 5
+    assert len(state.trials) == 12
+    assert state.stopped == "all 12 trials are made"
+    assert len(values(state, 0)) == 12
+    assert 4 <= len(values(state, 1)) <= 8
+    assert 1 <= len(values(state, 2)) <= 3
     for number, value in values(state, 0).items():
         point = state.trials[number].point
         assert value == loss(point["x"], point["kind"], 1)
@@ -47,13 +50,9 @@ def test_asha_trains_the_best_to_the_end_and_every_decision_comes_out_again(ask:
     assert {run.story().state for run in paused} == {"cancelled"}
     assert "paused by its search" in paused[0].story().cause
     again = verify.verify(found.folder)
-    assert (again.num_proposals, again.different, again.broken) == (27, [], {})
+    assert (again.num_proposals, again.different, again.broken) == (12, [], {})
     assert again.num_promotions == sum(len(values(state, rung)) for rung in (1, 2))
-
-
-def test_a_trial_is_a_run_and_a_promoted_one_goes_on_where_it_was(ask: Ask) -> None:
-    found = ask(*ASHA, "search.budget.max_trials=9")
-    state = found.journal().state
+    # The best is a run like any other, which went on where it was.
     best = state.best()
     assert best is not None
     run = RunDir(found.runs / best.run)
@@ -66,48 +65,32 @@ def test_a_trial_is_a_run_and_a_promoted_one_goes_on_where_it_was(ask: Ask) -> N
 
 
 def test_the_stop_rule_ends_trials_at_their_rung_for_good(ask: Ask) -> None:
-    found = ask(*ASHA, "search.rule=stop", "search.sampler=random", "search.budget.max_trials=12")
+    found = ask(*ASHA, "search.rule=stop", "search.sampler=random", "search.budget.max_trials=6")
     counts = Counter(trial.state for trial in found.journal().state.trials.values())
     assert counts.keys() == {"completed", "stopped"}
-    assert counts["stopped"] >= 6
-
-
-@pytest.mark.parametrize("sampler", ["grid", "random", "sobol", "tpe", "cmaes"])
-def test_every_sampler_makes_each_point_once_and_exactly_as_many_as_asked(ask: Ask, sampler: str) -> None:
-    space = ("x=range(0,1,0.2)", "kind=choice(a,b)") if sampler == "grid" else SPACE
-    found = ask(f"search={sampler}", *space, "search.initial=4", "search.budget.max_trials=13")
-    state = found.journal().state
-    assert len(state.trials) == (10 if sampler == "grid" else 13)
-    assert len(state.points) == len(state.trials)
-    assert {trial.state for trial in state.trials.values()} == {"completed"}
-    assert verify.verify(found.folder).different == []
+    assert counts["stopped"] >= 2
 
 
 @pytest.mark.parametrize(
     ("words", "state", "why"),
     [
         (["fail=ValueError"], "failed", "the first 5 trials all failed: ValueError: x is"),
-        (["fail=MemoryError", "search.budget.max_trials=6"], "infeasible", "all 6 trials are made"),
-        (["metric=losses"], "failed", "Did you mean losses?"),
-        (["metric='nan'", "search.budget.max_trials=6"], "completed", "all 6 trials are made"),
-        (["search.target=0.35", "search.budget.max_trials=50"], "", "has reached the target: loss"),
-        (["search.patience=3", "search.sampler=random"], "", "3 trials in a row were no better"),
-        (["search.budget.gpu_hours=1e-9"], "", "core-hours is used"),
+        (["fail=MemoryError", "search.budget.max_trials=2"], "infeasible", "all 2 trials are made"),
+        (["metric='nan'", "search.budget.max_trials=2"], "completed", "all 2 trials are made"),
     ],
 )
-def test_a_search_stops_where_there_is_nothing_more_to_find_out(
+def test_what_fails_what_does_not_fit_and_what_is_no_number_are_told_apart(
     ask: Ask, words: list[str], state: str, why: str
 ) -> None:
-    found = ask("search=tpe", *SPACE, "search.budget.max_trials=30", *words[::-1])
-    seen = found.journal().state
-    assert why in seen.stopped
-    assert len(seen.trials) < 51
-    if state:
-        assert {trial.state for trial in seen.trials.values()} == {state}
+    seen = ask(
+        "search=random", *SPACE, *(words if len(words) > 1 else [*words, "search.budget.max_trials=9"])
+    ).journal()
+    assert why in seen.state.stopped
+    assert {trial.state for trial in seen.state.trials.values()} == {state}
 
 
 def test_a_metric_that_does_not_come_ends_a_trial_at_its_first_rung(ask: Ask) -> None:
-    state = ask(*ASHA, "metric=losses", "search.budget.max_trials=30").journal().state
+    state = ask(*ASHA, "metric=losses", "search.budget.max_trials=9").journal().state
     assert all(0 < trial.step < 9 or trial.step == 0 for trial in state.trials.values())
     assert "never measured; there is: losses, other. Did you mean losses?" in state.stopped
 
@@ -124,42 +107,42 @@ def test_a_run_that_was_there_already_is_the_answer_and_costs_nothing(ask: Ask) 
 
 def test_a_search_that_is_asked_for_again_goes_on_and_one_with_a_larger_budget_makes_more(ask: Ask) -> None:
     words = (*ASHA, "search.seed=3")
-    first = ask(*words, "search.budget.max_trials=6")
-    same = ask(*words, "search.budget.max_trials=6")
+    first = ask(*words, "search.budget.max_trials=3")
+    same = ask(*words, "search.budget.max_trials=3")
     assert same.folder == first.folder
-    assert len(same.journal().state.trials) == 6
-    more = ask(*words, "search.budget.max_trials=9")
+    assert len(same.journal().state.trials) == 3
+    more = ask(*words, "search.budget.max_trials=4")
     assert more.folder == first.folder
-    assert len(more.journal().state.trials) == 9
-    assert control.resume_with(first.runs, first.spec.id, print, 11, None, code_now=False) == 0
-    assert len(first.journal().state.trials) == 11
+    assert len(more.journal().state.trials) == 4
+    assert control.resume_with(first.runs, first.spec.id, print, 6, None, code_now=False) == 0
+    assert len(first.journal().state.trials) == 6
     assert verify.verify(first.folder).different == []
 
 
 def test_a_cancelled_search_begins_nothing_and_goes_on_when_it_is_resumed(ask: Ask) -> None:
-    found = ask(*ASHA, "search.budget.max_trials=9", start=False)
+    found = ask(*ASHA, "search.budget.max_trials=2", start=False)
     said: list[str] = []
     control.cancel(found.runs, found.spec.id, said.append)
     worker(found, 0)
     assert found.journal().state.trials == {}
     assert found.journal().state.stopped.startswith("cancelled by ")
     control.resume(found.runs, found.spec.id, said.append)
-    assert len(found.journal().state.trials) == 9
+    assert len(found.journal().state.trials) == 2
 
 
 def test_a_damaged_journal_is_used_without_its_broken_entries_which_are_named(ask: Ask) -> None:
-    found = ask(*ASHA, "search.budget.max_trials=9")
+    found = ask(*ASHA, "search.budget.max_trials=4")
     entries = found.journal().log
     for number, damage in ((3, b""), (5, entries.path(5).read_bytes()[:-30]), (8, b"x" + entries.path(8).read_bytes())):
         entries.path(number).chmod(0o644)
         entries.path(number).write_bytes(damage)
     with pytest.warns(UserWarning, match="set aside"):
-        assert control.resume_with(found.runs, found.spec.id, print, 14, None, code_now=False) == 0
+        assert control.resume_with(found.runs, found.spec.id, print, 7, None, code_now=False) == 0
     with pytest.warns(UserWarning, match="set aside"):
         again = verify.verify(found.folder)
     assert sorted(again.broken) == ["0000000003", "0000000005", "0000000008"]
     with pytest.warns(UserWarning, match="set aside"):
-        assert len(found.journal().state.trials) == 14
+        assert len(found.journal().state.trials) == 7
 
 
 def worker(found: Found, slot: int) -> int:
@@ -173,13 +156,12 @@ def start(found: Found, slot: int) -> ForkProcess:
     return process
 
 
-@pytest.mark.slow
 def test_workers_killed_every_50_ms_make_every_trial_once_and_lose_none(
     ask: Ask, capfd: pytest.CaptureFixture[str]
 ) -> None:
     found = ask(*ASHA, "search.budget.max_trials=150", "search.workers=6", "cluster=local", start=False)
     draw, running, kills = random.Random(0), {slot: start(found, slot) for slot in range(6)}, 0
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 500
     while running and time.monotonic() < deadline:
         time.sleep(0.05)
         for slot, process in list(running.items()):
@@ -212,18 +194,18 @@ def test_workers_killed_every_50_ms_make_every_trial_once_and_lose_none(
 
 
 def test_of_two_tasks_for_one_slot_the_older_one_leaves_and_nothing_is_reported_twice(ask: Ask) -> None:
-    words = (*ASHA, "step_s=0.02", "search.budget.max_trials=12", "search.workers=2", "cluster=local")
+    words = (*ASHA, "step_s=0.02", "search.budget.max_trials=6", "search.workers=2", "cluster=local")
     found = ask(*words, start=False)
     older = start(found, 0)
     while not found.journal().state.trials:
         time.sleep(0.01)
     newer = start(found, 0)
-    older.join(60)
-    newer.join(60)
+    older.join(300)
+    newer.join(300)
     assert (older.exitcode, newer.exitcode) == (1, 0)
     state = found.journal().state
     # Slot 1 never came: its point of the design is left out, and the number is made up for.
-    assert len(state.trials) == 12
+    assert len(state.trials) == 6
     assert 1 not in state.trials
     assert {trial.state for trial in state.trials.values()} <= {"paused", "completed"}
     assert verify.verify(found.folder).different == []
@@ -241,7 +223,7 @@ def test_the_trial_of_a_worker_that_does_not_come_back_is_taken_over_once(ask: A
     # Nobody brings back what ran inline.
     others = [start(found, 0), start(found, 1)]
     for process in others:
-        process.join(60)
+        process.join(300)
         assert process.exitcode == 0
     claims = [e.body for e in found.journal().log.entries() if e.body.get("why") == "orphan"]
     assert [body["t"] for body in claims] == [2]
@@ -257,7 +239,6 @@ def _propose_once(folder: Path, slot: int, gate: Event) -> None:
     journal.add("propose", **body, seen=journal.state.last, to=0, expected_s=0.0, at_s=0.0)
 
 
-@pytest.mark.slow
 def test_two_hundred_workers_that_begin_in_one_moment_have_two_hundred_trials(ask: Ask) -> None:
     words = ("search.budget.max_trials=201", "search.workers=200", "cluster=local")
     found = ask("search=random", *SPACE, *words, start=False)
