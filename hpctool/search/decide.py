@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hpctool.search import propose
+from hpctool.search import pbt, propose
 from hpctool.search.journal import State, Trial, worth
 from hpctool.search.space import Point
 
@@ -31,6 +31,8 @@ class Decision:
     to: int = 0
     #: unit-seconds that this will probably cost
     expected_s: float = 0.0
+    #: the trial whose checkpoint a new one goes on from
+    parent: int | None = None
 
 
 def decide(state: State, slot: int, now_s: float, is_gone: Callable[[int], bool] = lambda _: False) -> Decision:
@@ -85,6 +87,8 @@ def why_nothing(state: State) -> str:
     """Why there is nothing to begin although nothing forbids it."""
     if state.max_trials is not None and len(state.trials) >= state.max_trials:
         return f"all {state.max_trials} trials are made"
+    if state.spec.schedule == "pbt":
+        return "all generations are trained"
     return "the space is exhausted"
 
 
@@ -146,7 +150,7 @@ def survives(state: State, trial: Trial, rung: int) -> bool:
 def _promotion(state: State) -> Decision | None:
     """The best paused trial of the highest rung where one in `eta` has not gone on yet."""
     spec = state.spec
-    if spec.rule != "promote":
+    if spec.schedule != "asha" or spec.rule != "promote":
         return None
     for rung in range(spec.last_rung - 1, -1, -1):
         ranked = state.at_rung(rung)
@@ -163,9 +167,17 @@ def _proposal(state: State, slot: int) -> Decision | None:
         return None
     expected = cost_s(state, 0)
     own = [slot] if slot < min(len(spec.design), spec.num_workers) else []
-    for number in (*own, *range(spec.num_workers, len(spec.design))):
+    # Members of a population are waited for by the others: anyone may begin one.
+    first = 0 if spec.schedule == "pbt" else spec.num_workers
+    for number in (*own, *range(first, len(spec.design))):
         if number not in state.trials:
             return Decision("propose", "design", number, spec.design[number], expected_s=expected)
+    if spec.schedule == "pbt":
+        child = pbt.next_child(state)
+        if child is None:
+            return None
+        cost = cost_s(state, child.to)
+        return Decision("propose", "generation", child.number, child.point, child.to, cost, child.parent.number)
     number = max([len(spec.design) - 1, *state.trials]) + 1
     point = propose.propose(state, number)
     return None if point is None else Decision("propose", "sampler", number, point, expected_s=expected)

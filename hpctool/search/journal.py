@@ -1,6 +1,6 @@
 """The journal of a search, and the state that it tells: sweeps/<id>/journal, a log whose entries have `v` and `op`.
 
-    propose  decision  t, params, run, slot, seen, why (design, try, sampler)      also the first claim, fence 1
+    propose  decision  t, params, run, slot, seen, to, parent, why (design, sampler, generation); is fence 1
     claim    decision  t, fence, slot, to, why (resume, promote, orphan)           who may train it from now on
     rung     fact      t, fence, rung, step, value, used_s                         what it measured
     pause    fact      t, fence, step, used_s                                      it waits for a promotion
@@ -63,6 +63,8 @@ class Trial:
     claimed_s: float = 0.0
     #: claims in a row after attempts that died without a word and without progress
     num_deaths: int = 0
+    #: the trial whose checkpoint it goes on from
+    parent: int | None = None
     #: it failed, and somebody has asked for another attempt
     is_again: bool = False
     #: the entry that proposed it
@@ -148,7 +150,7 @@ def _propose(state: State, body: Mapping[str, Any]) -> None:
         number, dict(body["params"]), str(body["run"]), int(body["slot"]), str(body["why"]), int(body["seen"])
     )
     trial.expected_s, trial.claimed_s = float(body["expected_s"]), float(body["at_s"])
-    trial.to = int(body["to"])
+    trial.to, trial.parent = int(body["to"]), body.get("parent")
     trial.entry = int(body["entry"])
     state.trials[number] = trial
     state.points.add(name_of(trial.point))

@@ -17,7 +17,7 @@ def choose(spec: Spec, asked: Sequence[int] | None, cfgs: Sequence[DictConfig]) 
 
     Raises ConfigError where no evaluation hits a rung, InputError where trials are of different lengths.
     """
-    if spec.schedule != "asha":
+    if spec.schedule == "none":
         if asked:
             raise ConfigError("search.rungs", f"search.schedule={spec.schedule} compares trials at their end only.")
         return []
@@ -39,6 +39,13 @@ def choose(spec: Spec, asked: Sequence[int] | None, cfgs: Sequence[DictConfig]) 
             "compared at rungs. Set loop.max_steps and loop.eval_every_steps, or vary something else."
         )
     num_steps, every = found.pop()
+    if spec.schedule == "pbt" and not asked:
+        interval = spec.pbt["interval"] or max(1, num_steps // every // 10) * every
+        asked = range(interval, num_steps, interval)
+        if not asked:
+            raise ConfigError(
+                "search.pbt.interval", f"a training of {num_steps} steps has no generation of {interval}."
+            )
     return checked(num_steps, every, spec.eta, asked)
 
 

@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from hpctool.launch.schema import JobConfig
 
 SAMPLERS = ("grid", "random", "sobol", "tpe", "gp", "cmaes")
-SCHEDULES = ("none", "asha")
+SCHEDULES = ("none", "asha", "pbt")
 
 
 @dataclass
@@ -26,6 +26,22 @@ class Budget:
 
 
 @dataclass
+class Pbt:
+    """Population based training: generations of runs, each going on from the checkpoint of a parent."""
+
+    #: how many members train side by side
+    population: int = MISSING
+    #: steps between two generations, at which the job measures; null: a tenth of the training, or more
+    interval: int | None = MISSING
+    #: the part of the worst that exploit, and of the best that are exploited, up to 0.5
+    quantile: float = MISSING
+    #: numbers are multiplied by one of these
+    factors: list[float] = MISSING
+    #: how often a value is drawn anew instead
+    resample: float = MISSING
+
+
+@dataclass
 class Search:
     """What is searched, how, and when it is enough."""
 
@@ -35,7 +51,7 @@ class Search:
     mode: str | None = MISSING
     #: grid, random, sobol, tpe, gp or cmaes: where the next trial's values come from
     sampler: str = MISSING
-    #: none (every trial to its end) or asha (the best of each rung go on)
+    #: none (every trial to its end), asha (the best of each rung go on) or pbt
     schedule: str = MISSING
     #: everything random comes from it and from the number of the trial
     seed: int = MISSING
@@ -62,6 +78,7 @@ class Search:
     #: stop if the first so many trials all fail with the same cause
     max_same_failures: int = MISSING
     budget: Budget = MISSING
+    pbt: Pbt = MISSING
 
 
 @dataclass

@@ -68,6 +68,8 @@ class Spec:
     #: what all trials have in common, as it was typed
     fixed: list[str] = field(default_factory=list)
     cwd: str = ""
+    #: population, quantile, factors, resample; empty for other schedules
+    pbt: dict[str, Any] = field(default_factory=dict)
 
     @property
     def last_rung(self) -> int:

@@ -177,6 +177,10 @@ def _spec(
     size = hours.size_of(config.to_plain(cfg.resources))
     if asked.budget.gpu_hours is not None and not size.num_gpus:
         notes.append("A trial holds no GPU here: search.budget.gpu_hours counts core-hours.")
+    number = max(10, num_workers) if asked.initial is None else max(asked.initial, 0)
+    if asked.schedule == "pbt":
+        _check_pbt(asked, found, bases)
+        number = asked.pbt.population
     made = Spec(
         id="?",
         job=request.job,
@@ -201,14 +205,27 @@ def _spec(
         bases=bases,
         fixed=fixed,
         cwd=str(Path.cwd()),
+        pbt=config.to_plain(asked.pbt) if asked.schedule == "pbt" else {},
     )
     given = [_given(found, dict(one)) for one in config.to_plain(cfg)["search"]["try_"]]
-    number = max(10, num_workers) if asked.initial is None else max(asked.initial, 0)
     return dataclasses.replace(made, design=propose.design(made, given, number))
+
+
+def _check_pbt(asked: Any, found: Space, bases: list[dict[str, Any]]) -> None:
+    """A population varies what may change while a run goes on. Raises ConfigError, InputError."""
+    if "continue_from" not in bases[0]["config"]:
+        raise InputError("search=pbt needs a job that goes on from the checkpoint of another run: train.")
+    fixed = [axis.key for axis in found.axes if axis.is_group or axis.key.split(".")[0] in ("model", "data", "loop")]
+    if fixed:
+        raise ConfigError(fixed[0], "it cannot change while a run goes on, which is what search=pbt does.")
+    if asked.pbt.population < 2 or not 0 < asked.pbt.quantile <= 0.5 or not asked.pbt.factors:
+        raise ConfigError("search.pbt", "it takes a population of 2 or more, a quantile up to 0.5, and factors.")
 
 
 def _check_ends(asked: Any, found: Space) -> None:
     """Refuse what would never end. Raises ConfigError, InputError."""
+    if asked.schedule == "pbt":
+        return
     budget = asked.budget
     if asked.sampler == "grid" and found.count is None:
         endless = next(axis.key for axis in found.axes if axis.count is None)
@@ -263,7 +280,7 @@ def _deadline_s(text: str | None) -> float | None:
 def _identity(made: Spec) -> str:
     """What makes a search another one: not how long it goes on, with how many workers, or where."""
     body = made.to_json()
-    keys = ("job", "space", "metric", "mode", "seed", "sampler", "schedule", "eta", "rungs", "rule", "priors")
+    keys = ("job", "space", "metric", "mode", "seed", "sampler", "schedule", "eta", "rungs", "rule", "priors", "pbt")
     chosen = [{key: value for key, value in base["config"].items() if key not in NOT_IDENTITY} for base in made.bases]
     try:
         return files.sha256_bytes(files.canonical_json([{key: body[key] for key in keys}, chosen, made.design[:1]]))

@@ -8,7 +8,7 @@ from typing import Any
 
 from hpctool.errors import InputError
 from hpctool.log import Entry
-from hpctool.search import decide, propose, samplers
+from hpctool.search import decide, pbt, propose, samplers
 from hpctool.search.journal import Journal, State, fold
 from hpctool.search.space import name_of
 from hpctool.search.spec import Spec, read_spec
@@ -59,6 +59,10 @@ def _check_proposal(found: Verified, spec: Spec, state: State, entry: Entry, can
     number, params = int(body["t"]), body["params"]
     if body["why"] == "design":
         point = spec.design[number] if number < len(spec.design) else None
+    elif body["why"] == "generation":
+        child = pbt.next_child(state)
+        same = child is not None and (child.number, child.parent.number) == (number, body["parent"])
+        point = child.point if child is not None and same else None
     elif entry.number != body["seen"] + 1:
         found.different.append(f"trial {number}: entry {entry.number} was made from {body['seen']} entries")
         return

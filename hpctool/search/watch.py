@@ -94,6 +94,9 @@ class Watch:
                 self.verdict = "lost"
             elif state.stopped or decide.why_enough(state, time.time()):
                 self.verdict = "paused"
+            elif spec.schedule == "pbt":
+                # Its successor goes on, as a run of its own.
+                self.verdict = "paused"
             elif spec.rule == "stop":
                 self.to = rung + 1
                 self.verdict = "" if decide.survives(state, trial, rung) else "stopped"

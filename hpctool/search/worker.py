@@ -25,7 +25,7 @@ from hpctool.launch.plan import Planned
 from hpctool.launch.result import current_story, first_error
 from hpctool.rundir import OVER as RUN_OVER
 from hpctool.rundir import RunDir
-from hpctool.search import decide, ledger
+from hpctool.search import decide, ledger, pbt
 from hpctool.search.decide import Decision
 from hpctool.search.journal import Journal, State, Trial
 from hpctool.search.spec import read_spec
@@ -135,13 +135,13 @@ class Worker:
         assert decision.point is not None
         problem, planned = "", None
         try:
-            planned = plan_trial(self.spec, decision.point)
+            planned = plan_trial(self.spec, decision.point, pbt.origin_of(state, decision.parent))
         except HpctoolError as error:
             problem = str(error)
         body = {
             **{"t": decision.trial, "params": decision.point, "run": planned.run_id if planned else "?"},
             **{"slot": self.slot, "why": decision.why, "seen": state.last, "to": decision.to},
-            **{"expected_s": decision.expected_s, "at_s": round(time.time(), 3)},
+            **{"expected_s": decision.expected_s, "at_s": round(time.time(), 3), "parent": decision.parent},
         }
         # A point of the design that is this slot's own is nobody else's: a thousand workers begin at once.
         own = decision.why == "design" and decision.trial == self.slot
@@ -164,7 +164,8 @@ class Worker:
         """The run of a trial; made, where that is not there yet: who proposed it may have been killed at once."""
         rundir = RunDir(self.runs / trial.run)
         if not rundir.run_json.exists():
-            planned = planned or plan_trial(self.spec, trial.point)
+            origin = pbt.origin_of(self.journal.state, trial.parent)
+            planned = planned or plan_trial(self.spec, trial.point, origin)
             rundir = open_trial(self.runs, self.spec, trial.number, planned, self.rundir.code())
         return rundir
 

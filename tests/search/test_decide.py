@@ -13,6 +13,7 @@ from hpctool.errors import NewerFormat
 from hpctool.log import Entry
 from hpctool.search import decide, propose
 from hpctool.search.journal import State, fold
+from hpctool.search.pbt import child_of
 from hpctool.search.shown import shown
 from hpctool.search.space import Axis, Space
 from hpctool.search.spec import Prior, Spec
@@ -79,6 +80,23 @@ def test_when_all_trials_are_made_the_best_one_is_trained_to_its_end() -> None:
     assert (story.next().why, story.next().trial) == ("promote", 1)
     story.claim(1, 2, to=1, why="promote").paused(1, 0.3, rung=1)
     assert (story.next().trial, story.next().to) == (1, 2)
+
+
+def test_the_worst_of_a_population_go_on_from_the_best_and_the_youngest_first() -> None:
+    pbt = {"population": 4, "interval": 1, "quantile": 0.25, "factors": [0.5], "resample": 0.0}
+    story = Story(schedule="pbt", pbt=pbt, max_trials=None, design=[{"x": 0.1 * n, "kind": "a"} for n in range(4)])
+    for number in range(4):
+        assert (story.next().why, story.next().trial) == ("design", number)
+        story.propose(number, x=0.1 * number)
+        if number < 3:
+            story.paused(number, value=number / 10)
+    # The last member still runs; the worst of three has nobody to follow yet, since a quarter of three is nobody.
+    assert (story.next(1).trial, story.next(1).parent, story.next(1).to) == (4, 0, 1)
+    story.paused(3, value=0.9)
+    worst = child_of(story.state, story.state.trials[3])
+    assert (worst.number, worst.parent.number, worst.point) == (7, 0, {"x": 0.0, "kind": "a"})
+    kept = child_of(story.state, story.state.trials[1])
+    assert (kept.number, kept.parent.number, kept.point["x"]) == (5, 1, 0.1)
 
 
 def test_nan_is_the_worst_value_and_never_the_best_trial() -> None:
