@@ -80,8 +80,9 @@ class Ours:
         return False
 
 
-def quality(tables: dict[str, Any], seeds: int, peers: Path) -> dict[str, dict[str, list[list[float]]]]:
+def quality(path: Path, seeds: int, peers: Path) -> dict[str, dict[str, list[list[float]]]]:
     """Regrets by method, table and seed."""
+    tables = json.loads(path.read_text())
     found: dict[str, dict[str, list[list[float]]]] = {}
     for name, sampler in (("hpctool asha (tpe)", "tpe"), ("hpctool asha (random)", "random")):
         found[name] = {
@@ -89,7 +90,7 @@ def quality(tables: dict[str, Any], seeds: int, peers: Path) -> dict[str, dict[s
             for key, table in tables.items()
         }
     for name, title in (("optuna", "optuna as shipped"), ("syne-tune", "syne-tune asha")):
-        command = [str(peers / "bin/python"), "search_peers.py", name, str(HERE / "search_tables.json"), str(seeds)]
+        command = [str(peers / "bin/python"), "search_peers.py", name, str(path), str(seeds)]
         done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True)
         found[title] = json.loads(done.stdout)
     return found
@@ -154,9 +155,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--peers", type=Path, default=Path(tempfile.gettempdir()) / "hpctool-bench-search")
+    parser.add_argument("--tables", type=Path, help="where the tables are kept; made there if they are not")
     told = parser.parse_args()
-    tables = json.loads((HERE / "search_tables.json").read_text())
-    found = quality(tables, told.seeds, peers_in(told.peers))
+    with tempfile.TemporaryDirectory() as folder:
+        path = told.tables or Path(folder) / "tables.json"
+        if not path.exists():
+            # Some six minutes of CPU; --tables keeps them for the next time.
+            subprocess.run([sys.executable, HERE / "search_tables.py", path], check=True)
+        tables = json.loads(path.read_text())
+        found = quality(path, told.seeds, peers_in(told.peers))
     print(f"median regret over {told.seeds} seeds, 8 asynchronous workers, at 10 / 20 / 30 whole trainings")
     for name, by_table in found.items():
         cells = []

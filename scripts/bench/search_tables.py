@@ -1,5 +1,6 @@
-"""Two tables of really trained curves, to search in without training: python scripts/bench/search_tables.py FILE
+"""Tables of curves to search in without training: python scripts/bench/search_tables.py FILE [TABLE …]
 
+hartmann  the published function MF-Hartmann-6 on a grid of 4,096 points, with a strong bias at low fidelity and noise
 digits    multi-layer perceptrons on scikit-learn's digits, 324 configurations, validation log loss after 1 to 27 epochs
 boosting  gradient boosted trees on its diabetes data, 384 configurations, validation error after 8 to 216 trees
 
@@ -18,6 +19,29 @@ from typing import Any
 import numpy as np
 
 NUM_STEPS = 27
+
+
+def hartmann() -> dict[str, Any]:
+    """Hartmann's function in six dimensions, whose weights shift with fidelity (Kandasamy et al. 2017, bias 0.5)."""
+    alpha = np.array([1.0, 1.2, 3.0, 3.2])
+    a = np.array(
+        [[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14], [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]]
+    )
+    p = 1e-4 * np.array(
+        [
+            [1312, 1696, 5569, 124, 8283, 5886],
+            [2329, 4135, 8307, 3736, 1004, 9991],
+            [2348, 1451, 3522, 2883, 3047, 6650],
+            [4047, 8828, 8732, 5743, 1091, 381],
+        ]
+    )
+    axis = (np.arange(4) + 0.5) / 4
+    x = np.stack(np.meshgrid(*[axis] * 6, indexing="ij"), axis=-1).reshape(-1, 1, 6)
+    weights = np.exp(-np.sum(a * (x - p) ** 2, axis=-1))
+    z = np.arange(1, NUM_STEPS + 1) / NUM_STEPS
+    clean = -weights @ (alpha[:, None] - 0.5 * (1 - z))
+    noise = np.random.default_rng(0).normal(0, 0.1, clean.shape) * (1 - z)
+    return {"axes": {f"x{number}": 4 for number in range(6)}, "curves": np.round(clean + noise, 4).tolist()}
 
 
 def digits() -> dict[str, Any]:
@@ -80,5 +104,6 @@ def boosting() -> dict[str, Any]:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    tables = {"digits": digits(), "boosting": boosting()}
+    makers = {"hartmann": hartmann, "digits": digits, "boosting": boosting}
+    tables = {name: makers[name]() for name in sys.argv[2:] or makers}
     Path(sys.argv[1]).write_text(json.dumps(tables, separators=(",", ":")) + "\n")
