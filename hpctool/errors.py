@@ -15,6 +15,7 @@ HpctoolError                          exit code 1
 │   ├── WorldError                    ranks that cannot find each other or do not agree
 │   ├── DesyncError                   ranks that are no longer alike in what they train
 │   ├── HangError                     ranks that have not got any further for too long
+│   ├── NodeError                     nodes that fail the check before a job begins
 │   ├── ProgramError                  somebody's own program ended with an error
 │   ├── SubmitError                   the scheduler refused
 │   ├── SchedulerError                the scheduler cannot be asked, or does not answer
@@ -199,6 +200,18 @@ class HangError(OperationError):
     """Ranks that have not got any further for too long."""
 
 
+class NodeError(OperationError):
+    """Nodes that fail the check before a job begins; `nodes` says by name what is wrong with each."""
+
+    def __init__(self, nodes: dict[str, str]) -> None:
+        self.nodes = nodes
+        text = listing((f"{node} ({problem})" for node, problem in nodes.items()), 4)
+        super().__init__(
+            f"{'A node fails' if len(nodes) == 1 else 'Nodes fail'} the start check: {text}. Try it elsewhere, or tell "
+            "your site's support; cluster.start_check=false leaves the check out."
+        )
+
+
 class ProgramError(OperationError):
     """Somebody's own program ended with an error; `words` are the last that it said."""
 
@@ -240,12 +253,15 @@ class Stopped(HpctoolError):
 
     exit_code = EXIT_CONTINUE
 
-    def __init__(self, cause: str, step: int, saved: bool = False) -> None:
+    def __init__(self, cause: str, step: int, saved: bool = False, note: str = "") -> None:
         self.cause = cause
         self.step = step
         #: work was saved that `step` does not count: somebody's own program says so
         self.saved = saved
-        super().__init__(f"Stopped at step {step} ({cause}); it continues there when it is started again.")
+        #: what the ledger says beside the cause: why nothing new was saved
+        self.note = note
+        why = f"{cause}; {note}" if note else cause
+        super().__init__(f"Stopped at step {step} ({why}); it continues there when it is started again.")
 
 
 def to_record(error: Exception) -> dict[str, Any]:

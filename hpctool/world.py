@@ -272,6 +272,15 @@ def make_world(kind: str = "auto", *, timeout_s: float = 600.0) -> World:
     raise WorldError(f"There is no world '{kind}'; there is auto, torch, mpi and single.")
 
 
+def lost_peers(error: Exception, rank: int) -> WorldError | None:
+    """What an error of torch's collectives means where a peer is gone; None where it is another error."""
+    of_torch = any(kind.__module__.startswith("torch") and "Dist" in kind.__name__ for kind in type(error).__mro__)
+    text = str(error)
+    if of_torch or (isinstance(error, RuntimeError) and ("gloo" in text or "NCCL" in text)):
+        return WorldError(f"Rank {rank} lost its peers: {text.splitlines()[0]}")
+    return None
+
+
 def _attempted(action: Callable[[], Any]) -> tuple[dict[str, Any], Exception | None]:
     """What the other ranks are told of an action, and its error if it failed; a result that is not JSON is one."""
     try:

@@ -47,6 +47,7 @@ EXAMPLES: list[HpctoolError] = [
     WorldError("Rank 1 lost its peers."),
     errors.DesyncError(8, {"lr": [0.1, 0.1, 0.2]}, "lr is 0.2 on rank 2", "a clock"),
     errors.HangError("Rank 2 has not got further than step 7."),
+    errors.NodeError({"n3": "its clock is 400 s behind that of the others"}),
     errors.ProgramError("train.py", "ended with exit code 3", "Traceback …\nSystemExit: there is no such file."),
     SubmitError("submit.sh", "invalid account."),
     errors.SchedulerError(["squeue", "--me"], "no answer within 60 s"),

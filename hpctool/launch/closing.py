@@ -17,12 +17,13 @@ from hpctool.errors import (
     EXIT_INTERRUPTED,
     HangError,
     HpctoolError,
+    NodeError,
     ProgramError,
     Stopped,
     WorldError,
 )
-from hpctool.launch import alert, endings, signals
-from hpctool.launch.result import first_error, rank_errors, write_ended
+from hpctool.launch import alert, endings, signals, stacks
+from hpctool.launch.result import first_error, is_alive, rank_errors, write_ended
 from hpctool.launch.slurm import inside
 from hpctool.rundir import RunDir, now
 from hpctool.world import World
@@ -49,7 +50,8 @@ def stopped(rundir: RunDir, where: str, is_main: bool, stop: Stopped) -> int:
         return _stopped_in_slurm(rundir, stop) if is_main else EXIT_DONE
     code = EXIT_INTERRUPTED if by_hand else EXIT_CONTINUE
     if is_main:
-        end(rundir, "cancelled" if by_hand else "requeued", stop.cause, stop.step, code, saved=stop.saved)
+        state = "cancelled" if by_hand else "requeued"
+        end(rundir, state, _noted(stop.cause, stop), stop.step, code, saved=stop.saved)
     return code
 
 
@@ -61,11 +63,15 @@ def _stopped_in_slurm(rundir: RunDir, stop: Stopped) -> int:
         return _over(rundir, "cancelled", "cancelled in Slurm", stop.step)
     if found.cause == "timeout" and (over := endings.too_many_timeouts(rundir, stop)):
         return _over(rundir, "failed", over, stop.step)
-    end(rundir, "requeued", found.cause, stop.step, EXIT_CONTINUE, saved=stop.saved)
+    end(rundir, "requeued", _noted(found.cause, stop), stop.step, EXIT_CONTINUE, saved=stop.saved)
     time.sleep(_OTHERS_LEAVE_S)
     if found.ask == "plain":
         inside.try_requeue()
     return EXIT_CONTINUE
+
+
+def _noted(cause: str, stop: Stopped) -> str:
+    return f"{cause}; {stop.note}" if stop.note else cause
 
 
 def last_moment(rundir: RunDir, found: inside.Stop) -> None:
@@ -122,7 +128,29 @@ def failed(rundir: RunDir, where: str, world: World, error: Exception) -> int:
     if lost_peers:
         time.sleep(_PEERS_ERROR_S)
     cause = first_error(rundir, rundir.attempt) or f"{type(error).__name__}: {error}"
+    if lost_peers and (gone := _gone(rundir)):
+        cause = gone
     return _over(rundir, "failed", cause, rundir.story().step, code)
+
+
+def unfit(rundir: RunDir, where: str, world: World, error: NodeError) -> int:
+    """Nodes have failed the start check: under Slurm the job comes back without them, within its budget."""
+    if not inside.is_job(where):
+        return failed(rundir, where, world, error)
+    print(f"hpctool: {error}", file=sys.stderr, flush=True)
+    if not world.is_main:
+        return EXIT_DONE
+    write_error(rundir, world, error)
+    cfg, story = config.load(rundir.config_yaml), rundir.story()
+    text = "; ".join(f"{node}: {problem}" for node, problem in error.nodes.items())
+    verdict = endings.after_failure(story, f"start check: {text}", int(cfg.cluster.max_failures))
+    rundir.ledger.append({"kind": "unfit", "attempt": rundir.attempt, "nodes": error.nodes, "time": now()})
+    step = endings.committed_step(story)
+    if verdict.state == "failed":
+        return _over(rundir, "failed", verdict.cause, step)
+    end(rundir, "requeued", verdict.cause, step, EXIT_CONTINUE, failure=True)
+    inside.requeue_without(endings.unfit_nodes(rundir.story()), cfg.cluster.get("exclude"))
+    return EXIT_CONTINUE
 
 
 def hung(rundir: RunDir, cause: str, rank: int, error: HangError, doing: str) -> int:
@@ -146,6 +174,18 @@ def recorded_code(rundir: RunDir) -> int | None:
     """The exit code of this attempt if some rank has already written down its end."""
     ended = [body for body in rundir.story().of_kind("ended") if body["attempt"] == rundir.attempt]
     return int(ended[-1].get("exit_code") or EXIT_DONE) if ended else None
+
+
+def _gone(rundir: RunDir) -> str:
+    """Of ranks that have only lost their peers: who went without a word, as far as this host can see."""
+    errors = rank_errors(rundir, rundir.attempt)
+    if any(error["type"] != "WorldError" for error in errors):
+        return ""
+    silent = {one.rank: one for one in stacks.rank_processes(rundir, rundir.attempt) if one.is_here}
+    for rank in sorted(silent.keys() - {error["rank"] for error in errors}):
+        if not is_alive(vars(silent[rank])):
+            return f"rank {rank}: its process {silent[rank].pid} ended without a word, as by SIGKILL"
+    return ""
 
 
 def _wait_for_verdict(rundir: RunDir) -> None:

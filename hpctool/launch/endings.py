@@ -133,6 +133,11 @@ def _task_said(story: Story, before: Story, attempt: int) -> dict[str, Any]:
     return {}
 
 
+def unfit_nodes(story: Story) -> list[str]:
+    """The nodes that have failed a start check of this run, which it shall not run on again."""
+    return sorted({node for body in story.of_kind("unfit") for node in body["nodes"]})
+
+
 def committed_step(story: Story) -> int:
     """The step that the next attempt would continue from; a job that works off other runs says it in `progress`."""
     done = [*story.checkpoints, *story.of_kind("progress")]

@@ -68,6 +68,9 @@ class Guard(threading.Thread):
                 asked_s = time.monotonic()
                 with contextlib.suppress(SchedulerError, LookupError, ValueError):
                     stop = inside.look()
+                    if stop.deadline_s is not None:
+                        # For the job, which may choose what there is still time for.
+                        signals.know_deadline(stop.deadline_s - MARGIN_S - time.time())
             if stop is None or stop.deadline_s is None or time.time() < stop.deadline_s - MARGIN_S:
                 continue
             with contextlib.suppress(SchedulerError, LookupError, ValueError):

@@ -75,6 +75,8 @@ class Cluster:
     max_timeouts: int = MISSING
     hang: Hang = MISSING
     alert: Alert = MISSING
+    #: before a job begins, each node shows that it writes, computes, reaches the others and has the time of day
+    start_check: bool = MISSING
     #: one partition, or several (`a,b`) of which the first that has room takes the job
     partition: str | None = MISSING
     #: the account that pays, where the site keeps accounts

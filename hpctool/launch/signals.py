@@ -7,7 +7,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 
 # SIGUSR2 is Slurm's and submitit's word for "your time is nearly over"; SIGTERM is preemption, cancel or shutdown.
@@ -17,6 +17,9 @@ _CAUSES = {signal.SIGUSR2: "timeout", signal.SIGTERM: "preempted", signal.SIGINT
 STACKS = int(signal.SIGRTMIN) + 5
 
 _noted: list[tuple[str, float]] = []
+#: how long after a signal the process is killed, by cause, where that is known beforehand
+_grace_s: dict[str, float] = {}
+_deadline_s: float | None = None
 _owner_pid = 0
 _wakeup: tuple[int, int] | None = None
 _has_boundaries = True
@@ -73,6 +76,27 @@ def expect(boundaries: bool) -> None:
     """Say whether the work that begins now asks for stops itself; where it does not, the first Ctrl-C ends it."""
     global _has_boundaries
     _has_boundaries = boundaries
+
+
+def grace(seconds: Mapping[str, float]) -> None:
+    """Say how long after a signal this process will be killed, in seconds by cause, as far as that is known."""
+    global _deadline_s
+    _grace_s.clear()
+    _grace_s.update(seconds)
+    _deadline_s = None
+
+
+def know_deadline(seconds: float) -> None:
+    """Whoever could ask has found out that the kill comes in so many seconds."""
+    global _deadline_s
+    _deadline_s = time.monotonic() + seconds
+
+
+def seconds_left() -> float | None:
+    """How long until this process, which was told to stop, is killed; None while nobody knows."""
+    known = [noted_s + _grace_s[cause] for cause, noted_s in _noted if cause in _grace_s]
+    ends_s = _deadline_s if _deadline_s is not None else min(known, default=None)
+    return None if ends_s is None else max(0.0, ends_s - time.monotonic())
 
 
 def ignore() -> None:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from hpctool import config, files
 from hpctool.errors import EXIT_DONE, InputError, OperationError
 from hpctool.launch import chain, inline, limits, local, snapshot
+from hpctool.launch.endings import unfit_nodes
 from hpctool.launch.result import current_story, is_alive
 from hpctool.launch.slurm import check
 from hpctool.launch.slurm import script as slurm
@@ -43,6 +44,9 @@ def start(rundir: RunDir, cfg: DictConfig, say: Say) -> int:
     (rundir.path / "logs").mkdir(exist_ok=True)
     dependency = chain.Parents(rundir.path.parent).dependency(rundir.record().get("after"))
     options = [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"] if dependency else []
+    if unfit := unfit_nodes(rundir.story()):
+        options.append(f"--exclude={','.join(filter(None, [cfg.cluster.exclude, *unfit]))}")
+        say(f"Without {', '.join(unfit)}: a start check failed there.")
     job_id = slurm.submit_script(rundir.submit_script, *options)
     mark_submitted(rundir, "slurm", job_id)
     say(f"Slurm job {job_id}{f', after {dependency}' if dependency else ''}. hpctool runs show {rundir.id}")

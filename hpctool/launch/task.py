@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hpctool import files, rendezvous
-from hpctool.errors import EXIT_FAILED, FencedError, Stopped, WorldError
-from hpctool.launch import cells, closing, moments, output, signals, snapshot, stacks
+from hpctool import config, files, rendezvous
+from hpctool.errors import EXIT_FAILED, FencedError, NodeError, OperationError, Stopped, WorldError
+from hpctool.launch import cells, closing, gres, moments, output, signals, snapshot, stacks, startcheck
 from hpctool.launch.guard import Guard
 from hpctool.launch.hardware import hardware
 from hpctool.launch.job import load_job
@@ -24,7 +24,7 @@ from hpctool.launch.slurm import inside
 from hpctool.launch.sockets import SocketWorld
 from hpctool.place import Place, place_from_environment
 from hpctool.rundir import RunDir
-from hpctool.world import MpiWorld, TorchWorld, World
+from hpctool.world import MpiWorld, TorchWorld, World, lost_peers
 
 
 def main(arguments: list[str]) -> int:
@@ -108,6 +108,7 @@ def _work(rundir: RunDir, where: str, world: World, guard: Guard) -> int:
     outcome: dict[str, Any] = {}
     try:
         with guard:
+            _check_start(rundir, where, world)
             why_not = _settled(rundir, world)
             if not why_not:
                 outcome = load_job(rundir.record()["job"]).run(rundir, world)
@@ -122,13 +123,27 @@ def _work(rundir: RunDir, where: str, world: World, guard: Guard) -> int:
     except FencedError as error:
         print(f"hpctool: {error}", file=sys.stderr, flush=True)
         return EXIT_FAILED
+    except NodeError as error:
+        return closing.unfit(rundir, where, world, error)
     except KeyboardInterrupt:
         return closing.stopped(rundir, where, world.is_main, Stopped("interrupted", rundir.story().step))
+    except SystemExit as left:
+        # Somebody's model or data said so; whatever its code, this rank has not done its work.
+        told = f"Something that the job called has left the program: sys.exit({left.code!r})."
+        return closing.failed(rundir, where, world, OperationError(told))
     except Exception as error:
-        return closing.failed(rundir, where, world, error)
+        return closing.failed(rundir, where, world, lost_peers(error, world.rank) or error)
     if why_not:
         return closing.dropped(rundir, world.is_main, why_not)
     return closing.completed(rundir, world, outcome)
+
+
+def _check_start(rundir: RunDir, where: str, world: World) -> None:
+    """Unless the config leaves it out, and for one rank at a terminal, which sees for itself. Raises NodeError."""
+    cfg = config.load(rundir.config_yaml)
+    # Runs of earlier versions have no such key.
+    if (cfg.get("cluster") or {}).get("start_check", False) and (world.size > 1 or where != "inline"):
+        startcheck.check(rundir, world, gres.count_gpus(gres.of_a_node(cfg.resources)))
 
 
 def _settled(rundir: RunDir, world: World) -> str:
@@ -144,6 +159,7 @@ def _guard(rundir: RunDir, where: str, is_main: bool) -> Guard:
     """Start the thread that acts on a stop where the job cannot; at a terminal Ctrl-C is enough."""
     stops = getattr(load_job(rundir.record()["job"]), "STOPS", False)
     signals.expect(boundaries=stops)
+    signals.grace(_grace_s(rundir, where))
     in_slurm = inside.is_job(where)
     alone = stops or (where == "inline" and not in_slurm)
     leave = None if alone else partial(closing.leave, rundir, where, is_main)
@@ -151,6 +167,15 @@ def _guard(rundir: RunDir, where: str, is_main: bool) -> Guard:
     guard = Guard(leave, last_moment)
     guard.start()
     return guard
+
+
+def _grace_s(rundir: RunDir, where: str) -> dict[str, float]:
+    """How long after each signal the kill comes, as the config says; Slurm is asked besides (guard.py)."""
+    cluster = config.load(rundir.config_yaml).get("cluster") or {}
+    delay_s, kill_s = float(cluster.get("signal_delay_s") or 0), float(cluster.get("kill_wait_s") or 0)
+    if where == "local":
+        return {"timeout": delay_s + kill_s, "preempted": kill_s}
+    return {"timeout": delay_s} if where == "slurm" else {}
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from hpctool.launch import moments, signals
 from hpctool.launch.watchdog import Watchdog, watching
 from hpctool.rundir import RunDir
 from hpctool.track.metrics import MetricWriter
-from hpctool.train import continued, parallel, params, seeds, summary
+from hpctool.train import continued, parallel, params, seeds, stopping, summary
 from hpctool.train.agreement import Agreement, Position, Wishes
 from hpctool.train.batches import Batches
 from hpctool.train.best import Best
@@ -103,7 +103,7 @@ class Trainer:
         """Take steps until the budget is reached. Raises Stopped, OperationError."""
         if self.is_over and self.step == self.validated:
             return
-        with parallel.peers(self.world), closing(self.batches):
+        with closing(self.batches):
             self.warm_up()
             self.progress.begin()
             if self.is_fork:
@@ -235,11 +235,13 @@ class Trainer:
         return Position(self.step, self.consumed, self.learner.parts[0].optimizer.param_groups[0]["lr"])
 
     def save_and_stop(self, writer: MetricWriter) -> None:
-        """Commit a checkpoint and raise Stopped. Collective: all ranks have agreed on it."""
-        self.save(writer, is_last=True)
+        """Commit a checkpoint, if there is time for one, and raise Stopped. Collective: all ranks have agreed on it."""
+        stop = stopping.decide(self.rundir, self.world, self.checkpoints)
+        self.say(stop.words)
+        if stop.kept is None:
+            self.save(writer, is_last=True)
         self.agreement.finish()
-        cause = next(cause for cause in self.world.gather(signals.stop_cause()) if cause)
-        raise Stopped(cause, self.step)
+        raise Stopped(stop.cause, self.step if stop.kept is None else stop.kept, note=stop.note)
 
     def roll_back(self, writer: MetricWriter) -> None:
         """Go back to the newest checkpoint by steps, and on with the samples behind this batch. Collective.

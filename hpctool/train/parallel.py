@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from hpctool.checkpoint.streams import random_state, set_random_state
-from hpctool.errors import InputError, WorldError
+from hpctool.errors import InputError
 from hpctool.world import TorchWorld, World
 
 
@@ -46,15 +45,3 @@ def without_trace(model: nn.Module) -> Iterator[None]:
             value.copy_(before[name])
     model.zero_grad(set_to_none=True)
     set_random_state(streams)
-
-
-@contextmanager
-def peers(world: World) -> Iterator[None]:
-    """Say it as a WorldError where torch's own collectives in this block lose a rank."""
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text:
-            raise WorldError(f"Rank {world.rank} lost its peers: {text.splitlines()[0]}") from error
-        raise

@@ -82,11 +82,12 @@ def rank_server() -> Iterator[subprocess.Popen[str]]:
 def attempt(rank_server: subprocess.Popen[str]) -> Attempt:
     """Run one attempt of a run with real ranks over gloo; the ranks' exit codes."""
 
-    def run(rundir: RunDir, num_ranks: int, **environ: str) -> list[int]:
+    def run(rundir: RunDir, num_ranks: int, where: str = "local", **environ: str) -> list[int]:
         assert rank_server.stdin is not None
         assert rank_server.stdout is not None
         projects = [str(PROJECT), *(str(folder) for folder in EXAMPLES.iterdir() if folder.is_dir())]
-        order = {"run": str(rundir.path), "num_ranks": num_ranks, "path": projects, "environ": environ}
+        order: dict[str, Any] = {"run": str(rundir.path), "where": where, "num_ranks": num_ranks}
+        order |= {"path": projects, "environ": environ}
         print(json.dumps(order), file=rank_server.stdin, flush=True)
         codes: list[int] = json.loads(rank_server.stdout.readline())
         return codes

@@ -1,7 +1,7 @@
 """Starts the ranks of tests: this process imports torch once and forks every rank, so an attempt costs what it does.
 
-One line of JSON on stdin is one attempt: {"run": folder, "num_ranks": 3, "path": [...], "environ": {...}}; the answer,
-on stdout, is the list of the ranks' exit codes (negative for a signal) once all have ended.
+One line of JSON on stdin is one attempt: {"run": folder, "where": "local", "num_ranks": 3, "path": [...], "environ":
+{...}}; the answer, on stdout, is the list of the ranks' exit codes (negative for a signal) once all have ended.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 import torch._dynamo  # noqa: F401 - what the first optimizer would import
 
 import hpctool.train.loop  # noqa: F401
-from hpctool.launch import moments, task
+from hpctool.launch import moments, signals, task
+from hpctool.place import place_from_environment
 from hpctool.rendezvous import RENDEZVOUS
+from hpctool.rundir import RunDir
 
 
 def start(order: dict[str, Any], rank: int, number: int) -> int:
@@ -25,18 +27,19 @@ def start(order: dict[str, Any], rank: int, number: int) -> int:
     pid = os.fork()
     if pid:
         return pid
-    run, size = Path(order["run"]), str(order["num_ranks"])
-    output = os.open(run / f"output-{number}-{rank}", os.O_WRONLY | os.O_CREAT)
+    run, size = RunDir(Path(order["run"])), str(order["num_ranks"])
+    output = os.open(run.path / f"output-{number}-{rank}", os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(output, stream)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
-    os.environ.update({RENDEZVOUS: str(run / f"meet-{number}.json"), **order["environ"]})
+    os.environ.update({RENDEZVOUS: str(run.path / f"meet-{number}.json"), **order["environ"]})
     sys.path[:0] = order["path"]
     if where := order["environ"].get("KILL"):
         kill_at(*map(int, where.split()))
     code = 70
     try:
-        code = task.main([order["run"]])
+        signals.install()
+        code = task.run_attempt(run, order["where"], place_from_environment())
     finally:
         os._exit(code)
 

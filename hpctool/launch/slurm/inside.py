@@ -18,6 +18,7 @@ import contextlib
 import functools
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpctool.errors import SchedulerError
@@ -27,6 +28,8 @@ from hpctool.launch.slurm import ask
 EARLY_S = 60.0
 #: Asked from a job that is being stopped: it must not wait for a controller that does not answer.
 ASK_S = 8.0
+#: within the seconds that a requeued job has until it is killed (KillWait)
+_EXCLUDE_TRIES = 6
 #: A lost node is Slurm's to find out (SlurmdTimeout, 300 s by default); who goes before that makes a failure of what
 #: would have been requeued.
 VERDICT_S = 420.0
@@ -120,6 +123,24 @@ def requeue(how: str) -> None:
     """
     words = ["incomplete"] if how == "incomplete" else []
     ask.call("scontrol", "requeue", *words, slurm_job_id(), timeout_s=ASK_S)
+
+
+def requeue_without(nodes: Sequence[str], excluded: str | None) -> None:
+    """Ask for the requeue, and while the job ends for it, that these nodes be left out beside those `excluded`.
+
+    An ordinary user may change that of a job which waits, and a requeued one does from the moment it is granted. Where
+    Slurm refuses, the script asks for the requeue once more, and the check fails again if the node comes again.
+    """
+    with contextlib.suppress(SchedulerError):
+        requeue("incomplete")
+    everything = ",".join(filter(None, [excluded, *nodes]))
+    for _ in range(_EXCLUDE_TRIES):
+        try:
+            ask.call("scontrol", "update", f"JobId={slurm_job_id()}", f"ExcNodeList={everything}", timeout_s=ASK_S)
+        except SchedulerError:
+            time.sleep(0.5)
+        else:
+            return
 
 
 def try_requeue() -> None:
