@@ -55,6 +55,12 @@ def run_attempt(rundir: RunDir, where: str, place: Place, world: World | None = 
     try:
         world = world or join(ranks_of(rundir), place, rundir.path / "logs", meeting)
         rundir.attempt = int(world.broadcast(rundir.attempt))
+        # Before anything else is written: a node may not be able to.
+        _check_start(rundir, where, world)
+    except NodeError as error:
+        guard.dismiss()
+        with world or World():
+            return closing.unfit(rundir, where, world or World(), error)
     except WorldError as error:
         guard.dismiss()
         print(f"hpctool: {error}", file=sys.stderr, flush=True)
@@ -108,7 +114,6 @@ def _work(rundir: RunDir, where: str, world: World, guard: Guard) -> int:
     outcome: dict[str, Any] = {}
     try:
         with guard:
-            _check_start(rundir, where, world)
             why_not = _settled(rundir, world)
             if not why_not:
                 outcome = load_job(rundir.record()["job"]).run(rundir, world)
@@ -123,8 +128,6 @@ def _work(rundir: RunDir, where: str, world: World, guard: Guard) -> int:
     except FencedError as error:
         print(f"hpctool: {error}", file=sys.stderr, flush=True)
         return EXIT_FAILED
-    except NodeError as error:
-        return closing.unfit(rundir, where, world, error)
     except KeyboardInterrupt:
         return closing.stopped(rundir, where, world.is_main, Stopped("interrupted", rundir.story().step))
     except SystemExit as left:

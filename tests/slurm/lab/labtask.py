@@ -17,7 +17,7 @@ from hpctool.train.task import Batch, Classify, Sums
 class Slow(Classify):
     """Classify, with `step_s` of sleep in each pass and `eval_s` in each evaluated batch.
 
-    `fault` (kill, raise, memory, evaluate) happens once for each line that the file `faults` still holds, on rank
+    `fault` (kill, raise, hang, memory, evaluate) happens once for each line that the file `faults` still holds, on rank
     `rank`, in the pass number `at` of an attempt.
     """
 
@@ -66,6 +66,9 @@ class Slow(Classify):
 
     def do_raise(self) -> None:
         raise ValueError("the label of row 7 is a banana")
+
+    def do_hang(self) -> None:
+        time.sleep(600)
 
     def do_memory(self) -> None:
         blocks = []
