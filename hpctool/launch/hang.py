@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import faulthandler
 import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from hpctool.errors import EXIT_CONTINUE, HangError, listing
-from hpctool.launch import closing, signals, stacks
+from hpctool.launch import closing, stacks
 from hpctool.launch.watchdog import Beat, Watchdog, read_beat
 from hpctool.rundir import RunDir
 
@@ -23,7 +23,9 @@ _INNERMOST = re.compile(r"[Tt]hread 0x[^\n]*\n  File \"([^\"]+)\", line (\d+) in
 def end_attempt(me: Watchdog, size: int) -> None:
     """End this process because its rank has stood still for too long; returns where it goes on after all."""
     began = me.here().marks
-    os.kill(os.getpid(), signals.STACKS)
+    # Not by the signal: this thread holds the interpreter's lock, so no stack changes while it is written down.
+    with contextlib.suppress(OSError), open(me.rundir.stacks(me.rank), "a", encoding="utf-8") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
     beats, silent = _gathered(me, size)
     if me.is_dismissed or me.here().marks != began:
         return

@@ -74,7 +74,8 @@ def answering(rundir: RunDir, rank: int) -> Iterator[None]:
     """Write down which process this rank is, and let it answer to `signals.STACKS`."""
     facts = {**own_process(), "node": os.environ.get("SLURMD_NODENAME", "")}
     facts["slurm_job"] = os.environ.get("SLURM_JOB_ID", "")
-    with open(rundir.stacks(rank), "w", encoding="utf-8") as file:
+    # Appended to: a rank that stands still adds its own (hang.py).
+    with open(rundir.stacks(rank), "a", encoding="utf-8") as file:
         faulthandler.register(signals.STACKS, file=file, all_threads=True)
         # Last, as whoever reads it may ask at once.
         file.write(json.dumps(facts) + "\n")
