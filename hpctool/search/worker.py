@@ -31,7 +31,7 @@ from hpctool.search.journal import Journal, State, Trial
 from hpctool.search.spec import read_spec
 from hpctool.search.trials import open_trial, plan_trial
 from hpctool.search.watch import PAUSED, Watch, claim_body, never_measured
-from hpctool.track.metrics import from_json, read_metrics
+from hpctool.track.metrics import from_json, read_metrics, to_json
 from hpctool.track.telling import METRIC
 from hpctool.world import World
 
@@ -181,8 +181,9 @@ class Worker:
         found = (result.get("metrics") or {}).get(self.spec.metric)
         points = read_metrics(rundir).get(self.spec.metric, [])
         for rung, step in enumerate(self.spec.rungs):
-            if value := next((one for at, one in points if at == step), None):
-                self.journal.add("rung", **watch.fact(step, 0.0), rung=rung, value=value)
+            there = next((one for at, one in points if at == step), None)
+            if there is not None and rung not in trial.values:
+                self.journal.add("rung", **watch.fact(step, 0.0), rung=rung, value=to_json(there))
         value = from_json(found) if found is not None else points[-1][1] if points else None
         if value is None:
             watch.end("failed", never_measured(self.spec.metric, set(result.get("metrics") or {})), 0, used_s=0.0)
