@@ -81,7 +81,7 @@ def test_answers_that_come_later_are_appended_later(queue: Queue, folders: Folde
     apply(queue, folders.datasets, "some", "v2")
     say(queue, range(3, 6))
     say(queue, range(1), shift=1)
-    with pytest.raises(InputError, match="has a tag or branch 'v2' already"):
+    with pytest.raises(InputError, match="has a tag 'v2' already"):
         apply(queue, folders.datasets, "more", "v2")
     assert tip(folders).num_rows == 103
     done = apply(queue, folders.datasets, "more", "v3")
