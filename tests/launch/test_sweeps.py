@@ -244,7 +244,7 @@ def test_the_same_of_a_single_run(desk: Desk) -> None:
     desk.slurm.clear("die")
     again = desk.ask("args=[0]", multirun=False)
     assert (again.submitted, len(again.reused)) == ([], 1)
-    assert desk.slurm.tasks == ["101_0"]
+    assert desk.slurm.tasks == ["101"]
 
 
 def test_an_sbatch_that_was_not_answered_in_time_may_have_been_heard(desk: Desk) -> None:

@@ -27,7 +27,11 @@ if [ $left = 0 ]; then echo "sbatch: error: Slurm is tired today" >&2; exit 1; f
 echo $((left - 1)) > {folder}/refuse_after
 job=$(($(cat {folder}/last 2> /dev/null || echo 100) + 1))
 echo $job > {folder}/last
-for ((i = 0; i < count; i++)); do echo "$job $i $script" >> {folder}/jobs; done
+if grep -q '^#SBATCH --array' "$script"; then
+    for ((i = 0; i < count; i++)); do echo "$job ${{job}}_$i $script" >> {folder}/jobs; done
+else
+    echo "$job $job $script" >> {folder}/jobs
+fi
 [ -e {folder}/die ] && kill -9 $PPID
 if [ -e {folder}/deaf ]; then cat {folder}/deaf >&2; exit 1; fi
 echo "Submitted batch job $job"
@@ -62,7 +66,7 @@ class ToySlurm:
         folder.mkdir()
         (folder / "jobs").touch()
         assert queue._FIELDS == ("%i", "%T", "%l", "%M", "%S", "%N", "%r")
-        line = "${job}_$task|PENDING|1:00:00|0:00|N/A||None"
+        line = "$task|PENDING|1:00:00|0:00|N/A||None"
         for name, text in (("sbatch", _SBATCH), ("squeue", _SQUEUE), ("scancel", _SCANCEL), ("scontrol", _SCONTROL)):
             (folder / name).write_text(text.format(folder=folder, line=line))
             (folder / name).chmod(0o755)
@@ -90,12 +94,12 @@ class ToySlurm:
     @property
     def tasks(self) -> list[str]:
         """What is in the queue."""
-        return ["_".join(line.split()[:2]) for line in (self.folder / "jobs").read_text().splitlines()]
+        return [line.split()[1] for line in (self.folder / "jobs").read_text().splitlines()]
 
     def ends(self, *tasks: str) -> None:
         """These tasks (`101_3`) or whole arrays (`101`) leave the queue."""
         lines = (self.folder / "jobs").read_text().splitlines()
-        left = [line for line in lines if not {"_".join(line.split()[:2]), line.split()[0]} & set(tasks)]
+        left = [line for line in lines if not set(line.split()[:2]) & set(tasks)]
         (self.folder / "jobs").write_text("".join(f"{line}\n" for line in left))
 
     def forget(self) -> None:
