@@ -80,6 +80,7 @@ def said(ask: Callable[[], object]) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
@@ -148,11 +149,13 @@ def test_every_wrong_override_is_one_sentence(
     assert said(lambda: config.resolved(config.typed(compose(conf, override).cfg, Mine))) == sentence
 
 
+@pytest.mark.slow
 def test_a_typo_is_compared_with_the_keys_of_what_else_was_chosen(conf: Path) -> None:
     sentence = said(lambda: compose(conf, "+tt_net=large", "tt_net.heihgt=3"))
     assert sentence == "Config 'tt_net.heihgt': there is no such key. Did you mean tt_net.height?"
 
 
+@pytest.mark.slow
 def test_two_wrong_overrides_are_answered_one_at_a_time(conf: Path) -> None:
     assert "Config 'lrr'" in said(lambda: compose(conf, "lrr=1", "sed=1"))
 
@@ -176,6 +179,7 @@ def test_a_users_file_that_is_not_yaml_is_named_with_its_line(conf: Path, text: 
     assert said(lambda: compose(conf, "+tt_net=bad")) == f"{conf}/tt_net/{sentence}"
 
 
+@pytest.mark.slow
 def test_a_users_file_that_asks_for_what_is_not_there_says_what(conf: Path) -> None:
     write(conf / "tt_net" / "bad.yaml", "defaults: [/tt_net: smal]\n")
     assert "called 'smal'; there is: " in said(lambda: compose(conf, "+tt_net=bad"))
@@ -281,6 +285,7 @@ def test_a_runs_config_that_cannot_be_read_is_named(tmp_path: Path, text: str) -
     assert str(path) in said(lambda: config.load(path))
 
 
+@pytest.mark.slow
 def test_the_choices_of_a_group() -> None:
     assert config.group_choices("cluster") == ["inline", "local", "slurm"]
     assert config.group_choices("nosuch") == []

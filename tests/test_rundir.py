@@ -143,6 +143,7 @@ def test_a_folder_that_was_left_half_made_is_made_whole(tmp_path: Path) -> None:
     assert list_run_ids(tmp_path) == ["train-01234567"]
 
 
+@pytest.mark.slow
 def test_many_that_ask_for_the_same_run_get_the_same_one(tmp_path: Path, spawn: Spawn) -> None:
     code = """
 import sys; from pathlib import Path; from hpctool.rundir import create_run

@@ -50,6 +50,7 @@ def test_a_save_is_of_its_moment_and_counts_when_it_is_committed(run: RunDir) ->
     assert restored(run) == (2, 2.0)
 
 
+@pytest.mark.slow
 def test_the_last_save_waits_for_the_one_under_way(run: RunDir) -> None:
     saver, held = Checkpointer(run, World()), Held()
     saver.async_save({"w": np.ones(3)}, 1, before_commit=held)

@@ -38,6 +38,7 @@ def test_a_single_slow_save_among_many_is_not_expected_and_old_ones_are_forgotte
     assert expected_s([60.0] * 20 + [1.0] * 20) == 1.0
 
 
+@pytest.mark.slow
 def test_an_attempt_knows_how_long_the_saves_of_those_before_took(run: RunDir) -> None:
     saver = Checkpointer(run, World())
     assert saver.expected_save_s is None

@@ -194,6 +194,7 @@ def test_killed_at_any_moment_nothing_acknowledged_is_lost(run: RunDir, spawn: S
     assert names(run) == sorted(made.path.name for made in committed(run)[-2:])
 
 
+@pytest.mark.slow
 def test_the_room_works_without_torch() -> None:
     code = "import sys, hpctool.checkpoint; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

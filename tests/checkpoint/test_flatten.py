@@ -59,6 +59,7 @@ def unambiguous(state: Any) -> bool:
     return not isinstance(state, list | tuple) or all(map(unambiguous, state))
 
 
+@pytest.mark.slow
 @given(states.filter(unambiguous))
 def test_every_state_comes_back_as_it_was(state: Any) -> None:
     flat = flatten(state)
@@ -96,6 +97,7 @@ def test_paths_are_unique_whatever_the_keys_are() -> None:
     assert sorted(flatten(state).tensors) == ["a/b/c", "a/b~1c", "a~01b/c", "a~1b/c"]
 
 
+@pytest.mark.slow
 def test_a_module_and_its_optimizer_are_states() -> None:
     model = torch.nn.Linear(2, 3)
     optimizer = torch.optim.AdamW(model.parameters())

@@ -31,6 +31,7 @@ def test_the_last_k_the_best_and_every_nth_stay(run: RunDir, begin: Begin) -> No
     assert names(run) == [f"step-{step:08d}.a2" for step in (8, 10, 11)]
 
 
+@pytest.mark.slow
 def test_what_is_pinned_stays_until_it_is_let_go(run: RunDir) -> None:
     saver = Checkpointer(run, World())
     first = saver.save({}, 1)

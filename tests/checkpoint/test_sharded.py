@@ -92,6 +92,7 @@ def _halves(box: Box, dim: int, at: int) -> list[Box]:
     return [part(0, at), part(at, box.shape[dim] - at)]
 
 
+@pytest.mark.slow
 @given(cuts())
 def test_parts_cut_in_any_way_make_the_whole(
     tmp_path_factory: pytest.TempPathFactory, cut: tuple[tuple[int, ...], list[Box]]

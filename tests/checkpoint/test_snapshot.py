@@ -21,6 +21,7 @@ def write(folder: Path, taken: snapshot.Snapshot) -> None:
         (folder / name).write_bytes(content)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(), st.integers(0, 1000)), st.integers(1, 5))
 def test_shares_hold_every_name_once_and_differ_by_one_tensor_at_most(sizes: dict[str, int], num_ranks: int) -> None:
     shares = snapshot.split(sizes, num_ranks)

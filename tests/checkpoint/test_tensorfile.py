@@ -32,6 +32,7 @@ def read(path: Path, specs: dict[str, Spec]) -> dict[str, Any]:
         return {name: files.tensor(path.name, name, spec) for name, spec in specs.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (7,), (2, 3, 5)])
 def test_every_torch_dtype_and_shape_comes_back_to_the_bit(

@@ -198,6 +198,7 @@ def hpctool(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=dict(os.environ))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -212,6 +213,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(root: Path, arguments: list[s
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_dataset_is_exit_code_1(root: Path) -> None:
     next((root / "datasets" / "tiny" / "objects").rglob("*.h5")).unlink()
     done = hpctool("data", "verify", "tiny", "--root", root, "--json")
@@ -235,6 +237,7 @@ def test_merge_shows_both_sides_of_a_conflict(ask: Ask, tell: Callable[..., str]
     assert [row["label"] for row in ask("show", "tiny", "--rows", "all") if row["uid"] == uid] == ["dog"]
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_and_write_over_nothing(tell: Callable[..., str], tmp_path: Path) -> None:
     tell("diff", "tiny@v1", "tiny", "--plot", tmp_path / "changes.png")
     tell("stats", "tiny", "--plot", tmp_path / "stats.svg")

@@ -57,6 +57,7 @@ def fill_in(table: Path, answers: Path, rows: int, shift: int = 0) -> None:
             writer.writerow([item["item"], (truth + shift) % 10])
 
 
+@pytest.mark.slow
 def test_the_whole_way_through_csv(run: Run, tmp_path: Path) -> None:
     table, answers = tmp_path / "items.csv", tmp_path / "answers.csv"
     asked = ("queue", "digits@0001", "--source", "worn", "--uncertain", "8", "--audit", "4")
@@ -80,6 +81,7 @@ def test_the_whole_way_through_csv(run: Run, tmp_path: Path) -> None:
     assert (again["num_rows"], again["num_there"]) == (0, 10)
 
 
+@pytest.mark.slow
 def test_status_lists_reviews_and_shows_one(run: Run, tmp_path: Path) -> None:
     assert "There is no review in" in done(run("status"))
     table, answers = tmp_path / "items.csv", tmp_path / "answers.csv"

@@ -201,6 +201,7 @@ def whole_circle(root: Path) -> tuple[Sample, Sample, Bundle]:
     return prepare, train, make_bundle(root, train.rundir, commit)
 
 
+@pytest.mark.slow
 def test_a_model_is_traced_to_the_run_the_data_and_the_run_that_made_the_data(root: Path) -> None:
     prepare, train, bundle = whole_circle(root)
     aliases.promote(root / "models", bundle, "production", check=lambda path: None)
@@ -226,6 +227,7 @@ def test_a_dataset_is_traced_to_the_run_that_made_it(root: Path) -> None:
     assert node["made_from"][0]["name"] == prepare.id
 
 
+@pytest.mark.slow
 def test_a_model_outlives_its_run(root: Path) -> None:
     _, train, _ = whole_circle(root)
     train.rundir.run_json.unlink()
@@ -235,12 +237,14 @@ def test_a_model_outlives_its_run(root: Path) -> None:
     assert "Its folder is not in" in run["problems"][0]
 
 
+@pytest.mark.slow
 def test_a_config_that_was_edited_after_the_export_is_said(root: Path) -> None:
     _, train, _ = whole_circle(root)
     train.rundir.config_yaml.write_text(train.rundir.config_yaml.read_text() + "seed2: 1\n")
     assert "config.yaml is not the one" in data("lineage", "digits@0001")["made_from"][0]["problems"][0]
 
 
+@pytest.mark.slow
 def test_a_damaged_commit_is_said_in_the_tree(root: Path) -> None:
     _, train, _ = whole_circle(root)
     for path in (root / "datasets" / "digits" / "commits").glob("*/*.json"):
@@ -249,6 +253,7 @@ def test_a_damaged_commit_is_said_in_the_tree(root: Path) -> None:
     assert "do not fit its checksum" in call("lineage", train.id).stdout
 
 
+@pytest.mark.slow
 def test_a_name_that_nothing_has_is_refused_with_what_there_is(root: Path) -> None:
     whole_circle(root)
     with pytest.raises(UnknownName, match="digits"):
@@ -257,6 +262,7 @@ def test_a_name_that_nothing_has_is_refused_with_what_there_is(root: Path) -> No
         call("lineage", "trian")
 
 
+@pytest.mark.slow
 def test_the_list_imports_no_torch(root: Path) -> None:
     three_runs(root)
     code = (

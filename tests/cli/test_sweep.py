@@ -36,6 +36,7 @@ def half_way(root: Path, slurm: StandIns, count: int) -> Cells:
     return sweep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 20, 2000])
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_status_fits_into_a_terminal(

@@ -35,6 +35,7 @@ def rows_by_split(version: Version, column: str = "x") -> dict[str, set[float]]:
 # -- splits
 
 
+@pytest.mark.slow
 def test_no_group_stands_in_two_splits_and_new_rows_of_a_group_join_it(prepare_arrays: Run, datasets: Path) -> None:
     prepare_arrays("source.group=writer", "data.split_by=group", **arrays())
     version = open_version(datasets, "tiny")
@@ -50,6 +51,7 @@ def test_no_group_stands_in_two_splits_and_new_rows_of_a_group_join_it(prepare_a
     assert verify(version.store, deep=True).damaged == []
 
 
+@pytest.mark.slow
 def test_stratified_splits_have_each_class_in_parts_and_grow_without_moving_a_row(
     prepare_arrays: Run, datasets: Path
 ) -> None:
@@ -64,6 +66,7 @@ def test_stratified_splits_have_each_class_in_parts_and_grow_without_moving_a_ro
     assert [sum(value % 3 == label for value in after["test"]) for label in range(3)] == [40, 40, 40]
 
 
+@pytest.mark.slow
 def test_given_splits_come_from_a_column_a_folder_or_a_csv(
     prepare_arrays: Run, prepare_with: Run, datasets: Path, tmp_path: Path
 ) -> None:
@@ -118,6 +121,7 @@ def twins() -> dict[str, Array]:
     return {"x": np.array([5, 6, 7, 5, 6], np.float32), "label": np.array([0, 1, 2, 0, 2])}
 
 
+@pytest.mark.slow
 def test_twins_are_named_with_what_contradicts(prepare_arrays: Run) -> None:
     notes = prepare_arrays("data.shuffle=false", **twins()).notes
     pairs = "(tiny.npz#0 = tiny.npz#3; tiny.npz#1 = tiny.npz#4)"
@@ -137,6 +141,7 @@ def test_twins_can_be_dropped_so_that_the_first_stays(prepare_arrays: Run, datas
     assert version.contents.stats["duplicates"] == {"repeated": 0, "leaked": 0}
 
 
+@pytest.mark.slow
 def test_twins_can_be_refused_and_nothing_is_written(prepare_arrays: Run, datasets: Path) -> None:
     first = prepare_arrays(**arrays(9))
     before = sorted(datasets.rglob("*"))
@@ -149,6 +154,7 @@ def test_twins_can_be_refused_and_nothing_is_written(prepare_arrays: Run, datase
 # -- numbers, order, packing
 
 
+@pytest.mark.slow
 def test_nan_is_refused_unless_it_is_allowed_and_then_the_schema_says_so(prepare_arrays: Run, datasets: Path) -> None:
     holes = {"x": np.array([[1, 2], [3, np.nan]], np.float32), "label": np.array([0, 1])}
     with pytest.raises(SourceError, match=r"tiny.npz: row 1: column 'x' holds NaN or infinity; data.allow_nan=true"):
@@ -164,11 +170,13 @@ def test_nan_is_refused_unless_it_is_allowed_and_then_the_schema_says_so(prepare
         append(whole.store, "main", {"x": holes["x"]}, ["a", "b"], np.array([0, 1]), [ME] * 2, "")
 
 
+@pytest.mark.slow
 def test_rows_stay_in_order_where_that_is_asked_for(prepare_arrays: Run, datasets: Path) -> None:
     prepare_arrays("data.shuffle=false", "data.row_group_rows=50", "source.columns=[x]", **arrays())
     assert open_version(datasets, "tiny").read("x").tolist() == list(range(300))
 
 
+@pytest.mark.slow
 def test_columns_are_packed_where_that_saves_enough_and_it_is_said(prepare_arrays: Run, datasets: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (200, 500), np.uint8)
     smooth = np.arange(100_000, dtype=np.int32).reshape(200, 500)
@@ -186,6 +194,7 @@ def test_columns_are_packed_where_that_saves_enough_and_it_is_said(prepare_array
     assert verify(version.store, deep=True).damaged == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", ["resize", "crop", "pad"])
 def test_images_of_other_sizes_are_brought_to_one_by_the_rule_that_is_chosen(
     prepare_with: Run, datasets: Path, tmp_path: Path, fit: str
@@ -207,6 +216,7 @@ def test_images_of_other_sizes_are_brought_to_one_by_the_rule_that_is_chosen(
 # -- onto what is there
 
 
+@pytest.mark.slow
 def test_a_source_comes_onto_a_branch_by_its_schema_and_rule_and_only_once(prepare_arrays: Run, datasets: Path) -> None:
     prepare_arrays("source.columns=[x]", "data.compression=auto", **arrays(300))
     before = open_version(datasets, "tiny")
@@ -230,6 +240,7 @@ def test_a_source_comes_onto_a_branch_by_its_schema_and_rule_and_only_once(prepa
         prepare_arrays("source.columns=[x]", **arrays(9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "overrides", "problem"),
     [
@@ -259,6 +270,7 @@ def test_what_does_not_fit_onto_a_branch_is_refused_with_both_sides_and_nothing_
     assert sorted(datasets.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_rows_that_the_branch_has_already_are_said_or_left_out_when_they_come_again_under_other_keys(
     prepare_arrays: Run, datasets: Path
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from hpctool.data.diff import diff
 from hpctool.data.labels import relabel
@@ -30,6 +31,7 @@ def test_labels_are_told_from_and_to(tiny: Version, datasets: Path) -> None:
     assert told["relabelled"][2] == {"uid": uids[2], "from": "1", "to": ""}
 
 
+@pytest.mark.slow
 def test_rows_and_columns_are_told_though_another_seed_orders_them_otherwise(
     prepare_arrays: Callable[..., Prepared], datasets: Path
 ) -> None:
@@ -49,6 +51,7 @@ def test_rows_and_columns_are_told_though_another_seed_orders_them_otherwise(
     assert found.relabelled == []
 
 
+@pytest.mark.slow
 def test_a_row_with_other_features_is_told(prepare_arrays: Callable[..., Prepared], datasets: Path) -> None:
     x = np.arange(4)
     prepare_arrays("source.label=null", "data.name=tiny@a", x=x)

@@ -114,6 +114,7 @@ def test_what_cannot_be_changed_is_refused_and_changes_nothing(tiny: Version) ->
     assert tiny.store.resolve("main") == tiny.commit
 
 
+@pytest.mark.slow
 def test_a_dataset_without_labels_says_how_to_get_them(prepare_arrays: Callable[..., Prepared], datasets: Path) -> None:
     prepare_arrays("source.label=null", x=np.arange(5))
     version = open_version(datasets, "tiny")
@@ -130,6 +131,7 @@ def fixes(tmp_path: Path) -> Path:
     return tmp_path / "fixes.csv"
 
 
+@pytest.mark.slow
 def test_fixes_name_classes_by_name_or_index_and_may_say_who_and_why(
     prepare_arrays: Callable[..., Prepared], datasets: Path, fixes: Path
 ) -> None:

@@ -197,6 +197,7 @@ def test_a_relabel_that_comes_second_is_merged_or_names_both_sides(tiny: Version
         relabel(tiny.store, "main", [(uids[0], 2, "bob", "", "")], "late", base=tiny.commit)
 
 
+@pytest.mark.slow
 def test_a_prepare_on_one_side_is_refused(datasets: Path, prepare_arrays: Any, tmp_path: Path) -> None:
     prepare_arrays()
     tiny = open_version(datasets, "tiny")

@@ -86,12 +86,14 @@ def test_a_chunk_that_is_not_what_was_packed_is_an_error_that_names_the_object(t
         read_array(layout, stored, "x")
 
 
+@pytest.mark.slow
 def test_a_chunk_never_unpacks_to_more_than_it_should() -> None:
     bomb = zlib.compress(bytes(100 << 20))
     with pytest.raises(ValueError, match="unpacks to other than 80 bytes"):
         unpack(bomb, "deflate", np.dtype(np.int64), 10)
 
 
+@pytest.mark.slow
 def test_the_same_arrays_make_the_same_bytes_at_another_time_in_another_process(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np; from pathlib import Path; from hpctool.data.layout import Layout\n"

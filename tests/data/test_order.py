@@ -31,6 +31,7 @@ def test_sizes_at_the_edges_are_permutations(num_rows: int) -> None:
     assert np.array_equal(np.sort(Order(num_rows, 3).rows(5, 0, num_rows)), np.arange(num_rows))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     num_rows=st.integers(1, 120),
@@ -67,6 +68,7 @@ def test_ranks_and_workers_share_out_what_one_alone_would_see(
     assert sorted(seen[:num_rows]) == sorted(seen[num_rows : 2 * num_rows]) == list(range(num_rows))
 
 
+@pytest.mark.slow
 @given(cuts=st.lists(st.integers(0, 500), max_size=8), window=st.sampled_from([0, 60]))
 def test_an_epoch_may_be_read_in_any_pieces(cuts: list[int], window: int) -> None:
     order = Order(500, 1, window)
@@ -85,6 +87,7 @@ def test_the_order_is_the_same_for_ever() -> None:
     assert Order(10, 0, window=3).rows(1, 0, 10).tolist() == [6, 3, 2, 7, 5, 9, 0, 8, 4, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_rows", [2, 3, 4])
 def test_every_permutation_of_a_few_rows_is_equally_likely(num_rows: int) -> None:
     drawn = Counter(tuple(Order(num_rows, seed).rows(0, 0, num_rows).tolist()) for seed in range(2400))

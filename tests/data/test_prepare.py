@@ -52,6 +52,7 @@ def manifest_of(datasets: Path, ref: str) -> str:
     return version.store.commit_of(version.commit).manifest
 
 
+@pytest.mark.slow
 def test_digits_are_what_scikit_learn_ships(prepare_with: Run, datasets: Path) -> None:
     from sklearn.datasets import load_digits
 
@@ -69,6 +70,7 @@ def test_digits_are_what_scikit_learn_ships(prepare_with: Run, datasets: Path) -
     assert np.abs(np.corrcoef(places, np.arange(1797))[0, 1]) < 0.1
 
 
+@pytest.mark.slow
 def test_preparing_again_changes_nothing_and_says_so(
     prepare_arrays: Run, datasets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +82,7 @@ def test_preparing_again_changes_nothing_and_says_so(
     assert sorted(path for path in datasets.rglob("*")) == files
 
 
+@pytest.mark.slow
 def test_what_was_prepared_and_then_relabelled_is_still_there(prepare_arrays: Run, datasets: Path) -> None:
     first = prepare_arrays()
     version = open_version(datasets, "tiny")
@@ -91,6 +94,7 @@ def test_what_was_prepared_and_then_relabelled_is_still_there(prepare_arrays: Ru
     assert open_version(datasets, "tiny").commit == fixed.id
 
 
+@pytest.mark.slow
 def test_a_grown_source_is_a_new_version_in_which_old_rows_stay_in_their_splits(
     prepare_arrays: Run, datasets: Path
 ) -> None:
@@ -104,6 +108,7 @@ def test_a_grown_source_is_a_new_version_in_which_old_rows_stay_in_their_splits(
     assert [splits[row] for row in rows] == a.split_of_rows()
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_order_of_the_same_rows(prepare_arrays: Run, datasets: Path) -> None:
     prepare_arrays()
     prepare_arrays("data.name=tiny@other", "seed=1")
@@ -112,6 +117,7 @@ def test_another_seed_is_another_order_of_the_same_rows(prepare_arrays: Run, dat
     assert sorted(a.uids()) == sorted(b.uids())
 
 
+@pytest.mark.slow
 def test_a_tag_of_another_version_is_refused_and_the_branch_stays(prepare_arrays: Run, datasets: Path) -> None:
     first = prepare_arrays("data.tag=v1")
     with pytest.raises(InputError, match="which holds other data, and never moves"):
@@ -121,6 +127,7 @@ def test_a_tag_of_another_version_is_refused_and_the_branch_stays(prepare_arrays
     assert open_version(datasets, "tiny").commit == first.commit
 
 
+@pytest.mark.slow
 def test_rows_that_stand_in_two_splits_are_said(prepare_arrays: Run) -> None:
     x = np.arange(200) % 100
     notes = prepare_arrays(x=x, label=np.zeros(200, int)).notes
@@ -163,11 +170,13 @@ def test_names_that_cannot_be_are_refused(prepare_arrays: Run, datasets: Path, n
     assert not datasets.exists()
 
 
+@pytest.mark.slow
 def test_row_groups_are_no_bigger_than_asked(prepare_arrays: Run, datasets: Path) -> None:
     prepare_arrays("data.row_group_mb=1", x=np.zeros((5, 100_000), np.float32), label=np.arange(5))
     assert [group.num_rows for group in open_version(datasets, "tiny").contents.row_groups] == [2, 2, 1]
 
 
+@pytest.mark.slow
 def test_asked_to_stop_it_stops_and_goes_on_from_what_is_written(prepare_arrays: Run, datasets: Path) -> None:
     try:
         signals.request_stop("preempted")

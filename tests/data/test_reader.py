@@ -52,6 +52,7 @@ def test_rows_come_in_the_order_asked_for_and_as_often(tiny: Version, way: dict[
     assert found["label"].dtype == np.int64
 
 
+@pytest.mark.slow
 @every_way
 def test_one_row_group_and_no_rows(
     prepare_arrays: Callable[..., Prepared], datasets: Path, way: dict[str, Any]
@@ -64,6 +65,7 @@ def test_one_row_group_and_no_rows(
     assert nothing["image"].shape == (0, 4, 4, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row_bytes", [1, 3, 3072, 5000])
 def test_rows_of_any_size_lie_side_by_side(
     prepare_arrays: Callable[..., Prepared], datasets: Path, row_bytes: int
@@ -238,6 +240,7 @@ def test_where_nothing_more_can_be_mapped_it_is_read_by_pread(tiny: Version, mon
     assert np.array_equal(found_by.gather(np.arange(40))["image"], whole)
 
 
+@pytest.mark.slow
 def test_a_mapped_file_that_is_cut_off_kills_with_a_word(
     prepare_arrays: Callable[..., Prepared], datasets: Path, spawn: Spawn
 ) -> None:

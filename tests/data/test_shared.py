@@ -77,6 +77,7 @@ def shared(readable_folder: Path, tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 @as_root
 def test_two_of_a_group_write_whatever_their_umask_and_a_third_only_reads(
     shared: Path, capfd: pytest.CaptureFixture[str]
@@ -131,6 +132,7 @@ def test_two_of_a_group_write_whatever_their_umask_and_a_third_only_reads(
     assert len({path.stat().st_uid for path in store.layout.addressed()}) == 2
 
 
+@pytest.mark.slow
 @as_root
 def test_gc_of_one_and_commits_of_another_who_cannot_touch_each_others_files(shared: Path) -> None:
     datasets = shared / "datasets"

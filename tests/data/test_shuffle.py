@@ -33,6 +33,7 @@ def by_class(version: Version) -> np.ndarray:
     return np.argsort(version.read("label"), kind="stable")
 
 
+@pytest.mark.slow
 def test_permuted_rows_are_as_good_within_a_window(version: Version) -> None:
     found = shuffle_quality(version, np.arange(NUM_ROWS), "label", Order(NUM_ROWS, 0, 1024), 64)
     assert found is not None
@@ -42,6 +43,7 @@ def test_permuted_rows_are_as_good_within_a_window(version: Version) -> None:
     assert "as good as a full shuffle" in str(found)
 
 
+@pytest.mark.slow
 def test_many_small_blocks_mix_better_than_few_and_one_class_at_a_time_is_seen(
     version: Version, by_class: np.ndarray
 ) -> None:
@@ -59,6 +61,7 @@ def test_many_small_blocks_mix_better_than_few_and_one_class_at_a_time_is_seen(
     assert "raise data.window" in str(one_long_run)
 
 
+@pytest.mark.slow
 def test_without_classes_there_is_no_number(prepare_arrays: Callable[..., Prepared], datasets: Path) -> None:
     prepare_arrays("source.label=null", image=np.zeros((40, 4), np.uint8))
     version = open_version(datasets, "tiny")

@@ -121,6 +121,7 @@ def test_an_image_of_another_kind_is_named_with_the_way_out(bring: Bring, photos
     assert "more than 8 bits" in refused(bring, datasets, *folder(photos))
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_there_or_empty_is_refused(bring: Bring, tmp_path: Path, datasets: Path) -> None:
     assert "there is no such folder" in refused(bring, datasets, *folder(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
@@ -198,6 +199,7 @@ def test_numbers_are_classes_in_order_of_number(prepare_arrays: Run, datasets: P
     assert sorted(version.read("label").tolist()) == [-1, 0, 1, 1]
 
 
+@pytest.mark.slow
 def test_numbers_under_given_names_are_indices(prepare_arrays: Run, datasets: Path) -> None:
     prepare_arrays("source.classes=[cat,dog]", x=np.arange(3), label=np.array([1, 0, 1]))
     version = open_version(datasets, "tiny")
@@ -230,6 +232,7 @@ def test_arrays_that_do_not_fit_are_refused(
     assert not datasets.exists() or not list(datasets.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("content", "problem"), [(b"", "cannot be read"), (b"PK nonsense", "cannot be read")])
 def test_a_file_that_is_no_archive_is_refused(
     bring: Bring, tmp_path: Path, datasets: Path, content: bytes, problem: str
@@ -312,6 +315,7 @@ def test_a_reader_that_does_not_work_is_refused(
 # -- any
 
 
+@pytest.mark.slow
 def test_a_key_of_the_source_that_does_not_fit_is_named_in_full(bring: Bring, table: Path) -> None:
     with pytest.raises(ConfigError, match=r"source\.size"):
         bring(*csv(table), "+source.size=big")

@@ -71,6 +71,7 @@ def table(folder: Path, columns: dict[str, Any], name: str = "t.parquet", row_gr
     return ["source=parquet", f"source.path={folder / name}"]
 
 
+@pytest.mark.slow
 def test_a_parquet_table_is_the_same_dataset_as_its_csv(bring: Bring, tmp_path: Path) -> None:
     columns = {"a": [1.5, 2, 3], "b": [1, 2, 3], "label": ["x", None, "y"], "id": ["k1", "k2", "k3"]}
     version = bring(*table(tmp_path, columns, row_group_size=2), "source.key=id")
@@ -80,6 +81,7 @@ def test_a_parquet_table_is_the_same_dataset_as_its_csv(bring: Bring, tmp_path: 
     assert other.store.commit_of(other.commit).manifest == version.store.commit_of(version.commit).manifest
 
 
+@pytest.mark.slow
 def test_parquet_brings_lists_texts_and_images(bring: Bring, tmp_path: Path) -> None:
     columns = {
         "tokens": pa.array([[1, 2], [], [3, 4, 5]], pa.list_(pa.int32())),
@@ -133,6 +135,7 @@ def hdf5(path: Path, *more: str) -> list[str]:
     return ["source=hdf5", f"source.path={path}", *more]
 
 
+@pytest.mark.slow
 def test_hdf5_comes_in_by_paths_chunked_packed_and_through_inner_links(bring: Bring, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("images/left", data=np.arange(120, dtype=np.uint8).reshape(10, 3, 4), chunks=(3, 3, 4))
@@ -179,6 +182,7 @@ def harm(path: Path, how: str) -> None:
             file.create_dataset("x", data=[file["label"].ref] * 4, dtype=h5py.ref_dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "problem"),
     [
@@ -199,6 +203,7 @@ def test_an_hdf5_file_that_would_read_other_files_or_fill_the_memory_is_refused(
     assert problem in refused(bring, datasets, *hdf5(tmp_path / "a.h5", "source.columns=[x]"))
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_hdf5_and_lengths_that_differ_are_refused(
     bring: Bring, datasets: Path, tmp_path: Path
 ) -> None:
@@ -241,6 +246,7 @@ def web(path: Path, *more: str) -> list[str]:
     return ["source=webdataset", f"source.path={path}", *more]
 
 
+@pytest.mark.slow
 def test_tars_come_in_grouped_by_key_decoded_or_as_they_are(bring: Bring, datasets: Path, tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     for shard in range(2):
@@ -283,6 +289,7 @@ def test_a_tar_with_a_hostile_name_or_a_member_out_of_place_is_refused(
     assert problem in refused(bring, datasets, *web(tmp_path / "a.tar", "source.columns=[png,vec.npy]"))
 
 
+@pytest.mark.slow
 def test_a_tar_with_a_link_one_cut_off_and_keys_of_two_tars_alike_are_refused(
     bring: Bring, datasets: Path, tmp_path: Path
 ) -> None:
@@ -324,6 +331,7 @@ def saved(folder: Path, tables: dict[str, pa.Table], features: dict[str, Any]) -
                 writer.write_table(found, max_chunksize=2)
 
 
+@pytest.mark.slow
 def test_a_saved_hugging_face_dict_has_its_splits_classes_and_images(
     bring: Bring, datasets: Path, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def test_what_was_staged_is_read_from_there(tiny: Version, node: Path) -> None:
         assert np.array_equal(found["image"], whole)
 
 
+@pytest.mark.slow
 def test_only_the_columns_and_row_groups_of_the_splits_are_copied(
     prepare_arrays: Callable[..., Prepared], datasets: Path, node: Path
 ) -> None:
@@ -205,6 +206,7 @@ def test_old_stages_go_unless_somebody_reads_from_them(tiny: Version, node: Path
     assert copies(node) == []
 
 
+@pytest.mark.slow
 def test_a_killed_copier_leaves_nothing_that_could_be_taken_for_a_copy(tiny: Version, node: Path, spawn: Spawn) -> None:
     code = """
 import sys, time

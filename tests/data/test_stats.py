@@ -12,6 +12,7 @@ from hpctool.data.manifest import Column
 from hpctool.data.stats import Moments, duplicates, group_moments, label_counts, merge_moments
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(st.floats(-1e6, 1e6), max_size=20), min_size=1, max_size=6))
 def test_merged_moments_are_those_of_everything(groups: list[list[float]]) -> None:
     merged = Moments()

@@ -51,6 +51,7 @@ def draft(version: Version, message: str = "again") -> Draft:
     return Draft(version.store.commit_of(version.commit).manifest, message, {"kind": "test"})
 
 
+@pytest.mark.slow
 def test_a_commit_follows_the_tip_it_was_decided_from(tiny: Version) -> None:
     made = tiny.store.commit("main", lambda tip: draft(tiny))
     assert made.parents == [tiny.commit]
@@ -122,6 +123,7 @@ def test_a_dataset_that_is_not_there_is_told_from_those_that_are(tiny: Version, 
     assert list_datasets(datasets / "nowhere") == []
 
 
+@pytest.mark.slow
 def test_everything_works_without_hard_links(
     prepare_arrays: Callable[..., Prepared], datasets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_a_dataset_that_may_only_be_read_is_used_without_and_says_so_once(
     assert "cannot be written (Permission denied)" in said
 
 
+@pytest.mark.slow
 def test_samples_that_a_rollback_passed_over_were_not_seen(tiny: Version, tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", tiny.commit, "running")
     # Step 5 failed, whose samples begin at 32: back to step 2, and on with those at 40; then seven steps in all.

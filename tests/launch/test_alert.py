@@ -47,6 +47,7 @@ def chat() -> Iterator[tuple[str, list[bytes]]]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_webhook_hears_of_the_endings_that_were_asked_for(tmp_path: Path, chat: tuple[str, list[bytes]]) -> None:
     url, heard = chat
     run = a_run(tmp_path, webhook=url)

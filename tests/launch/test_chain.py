@@ -40,6 +40,7 @@ def waits(desk: Desk) -> str:
     return " ".join(desk.slurm.calls("sbatch")[-1].split()[:-1])
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_the_run_before_it(desk: Desk) -> None:
     parent = single(desk, "args=[1]")
     child = after(desk, parent.id[:8], "args=[2]")
@@ -61,6 +62,7 @@ def test_what_has_completed_is_not_waited_for_and_changes_nothing_about_who_a_ru
     assert waits(desk) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("state", "words"), [("failed", "failed"), ("cancelled", "was cancelled")])
 def test_after_a_run_that_did_not_complete_nothing_is_submitted(desk: Desk, state: str, words: str) -> None:
     parent = single(desk, "args=[1]")
@@ -70,6 +72,7 @@ def test_after_a_run_that_did_not_complete_nothing_is_submitted(desk: Desk, stat
     assert len(list(desk.runs.glob("run-*"))) == 1
 
 
+@pytest.mark.slow
 def test_what_nobody_knows_and_what_slurm_does_not_run_cannot_be_waited_for(desk: Desk) -> None:
     parent = single(desk, "args=[1]")
     with pytest.raises(UnknownName, match=r"no run or sweep 'nothing'"):
@@ -81,6 +84,7 @@ def test_what_nobody_knows_and_what_slurm_does_not_run_cannot_be_waited_for(desk
         after(desk, parent.id, "args=[2]")
 
 
+@pytest.mark.slow
 def test_a_sweep_after_a_run_waits_as_a_whole(desk: Desk) -> None:
     parent = single(desk, "args=[1]")
     child = after(desk, parent.id, "args=[2],[3]", multirun=True)
@@ -88,6 +92,7 @@ def test_a_sweep_after_a_run_waits_as_a_whole(desk: Desk) -> None:
     assert [cell["after"]["id"] for cell in desk.sweep(child).body["cells"]] == [parent.id] * 2
 
 
+@pytest.mark.slow
 def test_of_two_sweeps_of_the_same_size_each_cell_waits_for_its_own(desk: Desk) -> None:
     parent = desk.ask("args=[1],[2],[3],[4]")
     desk.begin(parent, 1, "101_1", "completed")
@@ -104,12 +109,14 @@ def test_of_two_sweeps_of_the_same_size_each_cell_waits_for_its_own(desk: Desk) 
     assert listed["cells"] == [0, None, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_another_size_waits_for_all_of_its_parent(desk: Desk) -> None:
     parent = desk.ask("args=[1],[2],[3]")
     after(desk, parent.sweep, "args=[5],[6]", multirun=True)
     assert waits(desk) == "--dependency=afterok:101 --kill-on-invalid-dep=yes"
 
 
+@pytest.mark.slow
 def test_of_an_array_whose_failed_cell_runs_elsewhere_the_other_tasks_are_waited_for(desk: Desk) -> None:
     parent = desk.ask("args=[1],[2],[3]")
     desk.begin(parent, 1, "101_1", "failed")
@@ -119,6 +126,7 @@ def test_of_an_array_whose_failed_cell_runs_elsewhere_the_other_tasks_are_waited
     assert waits(desk) == "--dependency=afterok:101_0:101_2:102_0 --kill-on-invalid-dep=yes"
 
 
+@pytest.mark.slow
 def test_where_tasks_claim_cells_the_whole_array_is_waited_for_and_the_job_looks_itself(desk: Desk) -> None:
     desk.slurm.set("max_array", 2)
     parent = desk.ask("args=[1],[2],[3]")
@@ -158,6 +166,7 @@ def test_what_was_dropped_with_its_parent_says_so_and_comes_back_with_it(desk: D
     assert calls[1:] == ["--dependency=afterok:104", "--dependency=afterok:105"]
 
 
+@pytest.mark.slow
 def test_a_run_after_a_cell_that_was_dropped_says_so_too(desk: Desk) -> None:
     first = desk.ask("args=[1],[2]")
     second = after(desk, first.sweep, "args=[3],[4]", multirun=True)
@@ -171,6 +180,7 @@ def test_a_run_after_a_cell_that_was_dropped_says_so_too(desk: Desk) -> None:
     assert known.why_not({"kind": "run", "id": last.runs[0]}) == ""
 
 
+@pytest.mark.slow
 def test_what_its_user_has_cancelled_does_not_come_back(desk: Desk) -> None:
     parent = desk.ask("args=[1],[2]")
     child = after(desk, parent.sweep, "args=[3],[4]", multirun=True)

@@ -13,6 +13,7 @@ def expanded(*overrides: str) -> list[list[str]]:
     return [cell.overrides for cell in grid.expand("train", overrides).cells()]
 
 
+@pytest.mark.slow
 def test_lists_ranges_choices_and_globs_expand_with_the_last_varying_fastest() -> None:
     assert expanded("model=mlp,cnn", "seed=range(0,2)") == [
         ["model=mlp", "seed=0"],
@@ -24,6 +25,7 @@ def test_lists_ranges_choices_and_globs_expand_with_the_last_varying_fastest() -
     assert [cell[0] for cell in expanded("model=glob(*)")] == ["model=cnn", "model=mlp", "model=transformer"]
 
 
+@pytest.mark.slow
 def test_cells_of_the_same_group_choices_share_one_composed_config() -> None:
     whole = grid.expand("train", ["model=mlp,cnn", "optim.lr=1e-3,0.01", "+task.sizes=[1,2],[3]", "seed=3"])
     assert whole.varied == ["model", "optim.lr", "+task.sizes"]
@@ -53,6 +55,7 @@ def test_values_that_depend_on_others_are_composed(overrides: list[str]) -> None
     assert all(axis.values is None for axis in axes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "word"),
     [
@@ -72,6 +75,7 @@ def test_a_bad_sweep_is_refused_in_one_sentence(override: str, word: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_absurd_size_is_refused_before_it_is_composed() -> None:
     with pytest.raises(InputError, match="1,000,000 cells"):
         grid.expand("train", ["seed=range(1000000)"])
@@ -83,6 +87,7 @@ def test_several_values_without_m_say_that_m_is_missing() -> None:
     grid.refuse_sweep(["seed=1", "+x=[1,2]"])
 
 
+@pytest.mark.slow
 def test_a_users_folder_takes_part(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("_target_: mine.Net\n")

@@ -55,6 +55,7 @@ def told(process: subprocess.Popen[str]) -> float:
     return time.monotonic()
 
 
+@pytest.mark.slow
 def test_a_job_without_boundaries_is_ended_though_its_main_thread_hears_nothing(spawn: Spawn) -> None:
     process = spawn(JOB, "leave")
     told(process)
@@ -62,6 +63,7 @@ def test_a_job_without_boundaries_is_ended_though_its_main_thread_hears_nothing(
     assert process.returncode == 75
 
 
+@pytest.mark.slow
 def test_a_job_that_could_not_save_is_requeued_shortly_before_the_kill(spawn: Spawn, tmp_path: Path) -> None:
     process = spawn(JOB, "moment", env=scontrol(tmp_path, deadline_in_s=5))
     began_s = told(process)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from hpctool.launch.hardware import hardware
 
 
@@ -11,6 +13,7 @@ def test_this_machine_has_a_processor_with_a_name() -> None:
     assert found["num_cpus"] >= 1
 
 
+@pytest.mark.slow
 def test_gpus_are_named_by_the_driver_and_missing_files_are_no_error(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Thing  9000 @ 2GHz\n")
     for slot in ("0000:01:00.0", "0000:02:00.0"):

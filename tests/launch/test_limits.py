@@ -47,6 +47,7 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         limits.time_limit_s(text)
 
 
+@pytest.mark.slow
 def test_what_ships_passes() -> None:
     limits.check(composed())
 

@@ -33,6 +33,7 @@ def listening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> socket.socket:
     return server
 
 
+@pytest.mark.slow
 def test_a_rank_waits_at_a_moment_until_it_is_let_go(listening: socket.socket) -> None:
     command = [sys.executable, "-c", RANK]
     environ = {**os.environ, moments.CHAOS: "chaos", "RANK": "1", "WORLD_SIZE": "3"}

@@ -92,6 +92,7 @@ def test_cells_that_are_the_same_run_are_one_cell(root: Path) -> None:
     assert [cell.plain["optim"]["lr"] for cell in plan.cells] == [1e-3, 2e-3]
 
 
+@pytest.mark.slow
 def test_what_is_no_part_of_a_run_makes_two_runs_when_a_sweep_varies_it(root: Path) -> None:
     assert len({cell.run_id for cell in planned(root, "resources.nodes=1,2").cells}) == 2
     assert len({cell.run_id for cell in planned(root, "++resources.nodes=1,2").cells}) == 2

@@ -60,6 +60,7 @@ def test_params_become_words_or_variables(here: Path, params_as: str, words: lis
     assert values == (as_variables if params_as == "environment" else dict.fromkeys(values))
 
 
+@pytest.mark.slow
 def test_a_rank_finds_what_torchrun_would_have_given_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = of_script(here, "", "seed=3", "num_threads=2")
     run.attempt = 2
@@ -74,6 +75,7 @@ def test_a_rank_finds_what_torchrun_would_have_given_it(here: Path, monkeypatch:
     assert "TORCHELASTIC_USE_AGENT_STORE" not in environ
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("visible", "local_rank"), [("", "3"), ("0", "0"), ("2,3", "1"), ("0,1,2,3", "3")])
 def test_local_rank_is_a_device_that_the_rank_sees(
     here: Path, monkeypatch: pytest.MonkeyPatch, visible: str, local_rank: str

@@ -15,6 +15,7 @@ from tests.launch.programs import submitted, write
 # -- what is refused before anything is written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
@@ -51,6 +52,7 @@ def test_what_cannot_be_started_is_refused(here: Path, overrides: list[str], tex
     assert not (here / "runs").exists()
 
 
+@pytest.mark.slow
 def test_an_installed_program_needs_no_path(here: Path) -> None:
     run = submitted("script=hostname")
     assert program.command(run, config.load(run.config_yaml), {}) == ["hostname"]

@@ -51,6 +51,7 @@ def all_noted(run: RunDir, count: int, text: str = "ready") -> None:
     until(lambda: sum(t == text for _, _, t in notes(run)) >= count)
 
 
+@pytest.mark.slow
 def test_each_rank_knows_its_place_and_all_meet_at_a_point_of_this_attempt(make_run: MakeRun, start: Starter) -> None:
     keys = "['WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'OMP_NUM_THREADS', 'HPCTOOL_RENDEZVOUS']"
     run = make_run(f"note(' '.join(os.environ[key] for key in {keys}))")
@@ -83,6 +84,7 @@ def test_when_a_rank_is_killed_the_others_are_told_and_it_is_named(make_run: Mak
     assert time.monotonic() - began == pytest.approx(ranks.GRACE_S, abs=1.0)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_comes_before_those_that_fell_with_it(make_run: MakeRun, start: Starter) -> None:
     run = make_run("sys.exit(1) if rank == 0 else os.kill(os.getpid(), signal.SIGKILL)")
     attempt = start(run, 2)
@@ -90,6 +92,7 @@ def test_a_killed_rank_comes_before_those_that_fell_with_it(make_run: MakeRun, s
     assert finish(attempt).first_rank == 1
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_listen_is_killed_in_the_end(make_run: MakeRun, start: Starter) -> None:
     run = make_run("signal.signal(signal.SIGTERM, signal.SIG_IGN); note('ready'); time.sleep(60)")
     attempt = start(run, 2)
@@ -122,6 +125,7 @@ def test_what_a_rank_leaves_behind_ends_with_it(make_run: MakeRun, start: Starte
     until(lambda: not process_start(left), timeout_s=2.0)
 
 
+@pytest.mark.slow
 def test_ended_ranks_are_no_zombies(make_run: MakeRun, start: Starter) -> None:
     attempt = start(make_run("pass"), 2)
     finish(attempt)

@@ -33,12 +33,14 @@ def names(runs: Path, code: snapshot.Code) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_without_git_the_code_files_are_copied_and_results_are_not(project: Path) -> None:
     code = snapshot.take(project / "runs", project)
     assert names(project / "runs", code) == {"pkg/__init__.py"}
     assert (code.commit, code.patch) == ("", "")
 
 
+@pytest.mark.slow
 def test_with_git_untracked_files_count_and_ignored_ones_do_not(project: Path) -> None:
     (project / ".gitignore").write_text("runs/\nsecret.py\n")
     git(project, "init")
@@ -54,6 +56,7 @@ def test_with_git_untracked_files_count_and_ignored_ones_do_not(project: Path) -
     assert code.dirty
 
 
+@pytest.mark.slow
 def test_equal_code_shares_one_copy_and_a_changed_line_makes_another(project: Path) -> None:
     first = snapshot.take(project / "runs", project)
     assert snapshot.take(project / "runs", project).snapshot == first.snapshot
@@ -61,6 +64,7 @@ def test_equal_code_shares_one_copy_and_a_changed_line_makes_another(project: Pa
     assert snapshot.take(project / "runs", project).snapshot != first.snapshot
 
 
+@pytest.mark.slow
 def test_a_job_imports_the_snapshot_even_where_it_stands_in_the_edited_checkout(project: Path) -> None:
     code = snapshot.take(project / "runs", project)
     (project / "pkg" / "__init__.py").write_text("VALUE = 2\n")
@@ -105,6 +109,7 @@ def test_the_environment_is_one_line_a_package() -> None:
     assert any(line.startswith("numpy==") for line in lines)
 
 
+@pytest.mark.slow
 def test_an_environment_that_changed_since_the_submission_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,7 @@ def test_a_rank_that_dies_is_noticed_at_once_by_all_others(tmp_path: Path) -> No
         assert "lost its peers" in answer["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_nobody_joins_says_for_whom_it_waited(tmp_path: Path, rank: int) -> None:
     place = Place(rank=rank, size=2, local_rank=rank, local_size=2)
@@ -74,6 +75,7 @@ def test_a_rank_that_nobody_joins_says_for_whom_it_waited(tmp_path: Path, rank: 
         SocketWorld(place, tmp_path / "meet.json", timeout_s=0.6)
 
 
+@pytest.mark.slow
 def test_an_earlier_meeting_at_the_same_file_is_seen_through(tmp_path: Path) -> None:
     files.write_json(tmp_path / "meet.json", {"host": "127.0.0.1", "port": 9, "word": "x" * 32})
     began = time.monotonic()

@@ -52,6 +52,7 @@ def run(tmp_path: Path) -> RunDir:
     return Sample(tmp_path / "runs").begin().rundir
 
 
+@pytest.mark.slow
 def test_a_rank_tells_where_it_is_and_runs_on(run: RunDir, spawn: Spawn) -> None:
     process = start(spawn, run, 3)
     (one,) = rank_processes(run, 1)
@@ -63,12 +64,14 @@ def test_a_rank_tells_where_it_is_and_runs_on(run: RunDir, spawn: Spawn) -> None
     assert process.poll() is None
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_in_c_code_answers_all_the_same(run: RunDir, spawn: Spawn) -> None:
     start(spawn, run, 0, "import re; re.match('(a+)+$', 'a' * 64 + 'b')")
     (told,) = ask(rank_processes(run, 1))
     assert "in dreaming" in told.text
 
 
+@pytest.mark.slow
 def test_all_threads_are_told(run: RunDir, spawn: Spawn) -> None:
     start(spawn, run, 0, "import threading; threading.Thread(target=lambda: time.sleep(60)).start(); time.sleep(60)")
     time.sleep(0.2)
@@ -76,6 +79,7 @@ def test_all_threads_are_told(run: RunDir, spawn: Spawn) -> None:
     assert told.text.count("most recent call first") == 2
 
 
+@pytest.mark.slow
 def test_a_dead_rank_and_one_that_is_stopped_are_said(run: RunDir, spawn: Spawn) -> None:
     dead, stopped = start(spawn, run, 0), start(spawn, run, 1)
     dead.kill()
@@ -99,6 +103,7 @@ def test_a_number_that_now_belongs_to_somebody_else_is_never_signalled(run: RunD
     assert innocent.poll() is None
 
 
+@pytest.mark.slow
 def test_data_workers_ignore_the_question(run: RunDir, spawn: Spawn) -> None:
     code = "pid = os.fork() or (time.sleep(60), os._exit(0)); print(pid, flush=True); time.sleep(60)"
     process = start(spawn, run, 0, code)
@@ -111,6 +116,7 @@ def test_data_workers_ignore_the_question(run: RunDir, spawn: Spawn) -> None:
     os.kill(worker, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_programs_that_a_rank_starts_ignore_it_too_before_and_after_the_work(run: RunDir, spawn: Spawn) -> None:
     code = "from hpctool.launch import signals; import time; signals.install(); print(1, flush=True); time.sleep(60)"
     process = spawn(code)

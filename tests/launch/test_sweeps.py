@@ -76,6 +76,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_slurm: ToySlurm) -
     return Desk(folder, toy_slurm)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_one_array_and_its_cells_wait_in_it(desk: Desk) -> None:
     answer = desk.ask("args=[1],[2],[3]")
     assert answer.slurm_job_ids == ["101"]
@@ -88,6 +89,7 @@ def test_a_sweep_is_one_array_and_its_cells_wait_in_it(desk: Desk) -> None:
     assert not list(desk.runs.glob("run-*"))
 
 
+@pytest.mark.slow
 def test_what_is_queued_running_or_done_is_not_submitted_again(desk: Desk) -> None:
     answer = desk.ask("args=[0],[1],[2],[3],[4]")
     desk.begin(answer, 0, "101_0", "completed")
@@ -105,6 +107,7 @@ def test_what_is_queued_running_or_done_is_not_submitted_again(desk: Desk) -> No
     assert not desk.ask("args=[0],[1],[2],[3],[4]").submitted
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_in_one_sweep_is_not_queued_for_another(desk: Desk) -> None:
     desk.ask("args=[0],[1]")
     second = desk.ask("args=[1],[2]")
@@ -117,6 +120,7 @@ def test_a_run_that_waits_in_one_sweep_is_not_queued_for_another(desk: Desk) -> 
     assert "queued already, as a cell of sweep" in desk.said[-1]
 
 
+@pytest.mark.slow
 def test_while_slurm_does_not_answer_nothing_is_submitted_twice(desk: Desk) -> None:
     answer = desk.ask("args=[0],[1]")
     desk.slurm.set("silent")
@@ -127,6 +131,7 @@ def test_while_slurm_does_not_answer_nothing_is_submitted_twice(desk: Desk) -> N
     assert desk.states(answer) == ["queued", "queued"]
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_array_is_gone_can_be_resumed_from_its_folder_alone(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +151,7 @@ def test_a_sweep_whose_array_is_gone_can_be_resumed_from_its_folder_alone(
     assert "nothing to submit" in desk.said[-1]
 
 
+@pytest.mark.slow
 def test_resume_takes_the_code_as_it_was_submitted_or_as_it_is_now(desk: Desk) -> None:
     answer = desk.ask("args=[0],[1]")
     desk.begin(answer, 0, "101_0", "failed")
@@ -162,6 +168,7 @@ def test_resume_takes_the_code_as_it_was_submitted_or_as_it_is_now(desk: Desk) -
     assert cells.open_cell(desk.runs, answer.sweep, 1).record()["code"]["snapshot"] == now
 
 
+@pytest.mark.slow
 def test_retry_starts_the_failed_cells_only(desk: Desk) -> None:
     answer = desk.ask("args=[0],[1],[2]")
     rundir = desk.begin(answer, 1, "101_1", "failed")
@@ -173,6 +180,7 @@ def test_retry_starts_the_failed_cells_only(desk: Desk) -> None:
     assert not rundir.result_json.exists()
 
 
+@pytest.mark.slow
 def test_cancel_takes_the_array_away_and_says_who_did_it(desk: Desk) -> None:
     answer = desk.ask("args=[0],[1],[2]")
     desk.begin(answer, 0, "101_0", "completed")
@@ -190,6 +198,7 @@ def test_cancel_takes_the_array_away_and_says_who_did_it(desk: Desk) -> None:
     assert desk.states(answer) == ["completed", "stopping", "queued"]
 
 
+@pytest.mark.slow
 def test_a_single_cell_that_waits_can_be_cancelled(desk: Desk) -> None:
     answer = desk.ask("args=[0],[1],[2]")
     assert sweeps.cancel_cell(desk.sweep(answer), desk.runs, 1) is not None
@@ -202,6 +211,7 @@ def test_a_single_cell_that_waits_can_be_cancelled(desk: Desk) -> None:
         sweeps.cancel_cell(desk.sweep(answer), desk.runs, 1)
 
 
+@pytest.mark.slow
 def test_a_cell_in_a_job_of_several_is_told_alone(desk: Desk) -> None:
     desk.slurm.set("max_array", 2)
     answer = desk.ask("args=[0],[1],[2]")
@@ -215,6 +225,7 @@ def test_a_cell_in_a_job_of_several_is_told_alone(desk: Desk) -> None:
     assert desk.states(answer) == ["stopping", "queued", "cancelled"]
 
 
+@pytest.mark.slow
 def test_a_refusal_after_some_arrays_says_what_is_queued(desk: Desk) -> None:
     desk.slurm.set("refuse_after", 1)
     with pytest.raises(SubmitError, match="Slurm is tired") as caught:
@@ -227,6 +238,7 @@ def test_a_refusal_after_some_arrays_says_what_is_queued(desk: Desk) -> None:
     assert len(desk.slurm.tasks) == 6
 
 
+@pytest.mark.slow
 def test_a_submitter_that_died_before_it_knew_has_submitted_all_the_same(desk: Desk) -> None:
     desk.slurm.set("die")
     command = [sys.executable, "-m", "hpctool.cli.main", "run", "-m", "script=work.sh", "cluster=slurm", "args=[0],[1]"]
@@ -237,6 +249,7 @@ def test_a_submitter_that_died_before_it_knew_has_submitted_all_the_same(desk: D
     assert desk.slurm.tasks == ["101_0", "101_1"]
 
 
+@pytest.mark.slow
 def test_the_same_of_a_single_run(desk: Desk) -> None:
     desk.slurm.set("die")
     command = [sys.executable, "-m", "hpctool.cli.main", "run", "script=work.sh", "cluster=slurm", "args=[0]"]
@@ -247,6 +260,7 @@ def test_the_same_of_a_single_run(desk: Desk) -> None:
     assert desk.slurm.tasks == ["101"]
 
 
+@pytest.mark.slow
 def test_an_sbatch_that_was_not_answered_in_time_may_have_been_heard(desk: Desk) -> None:
     desk.slurm.set("deaf", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
     with pytest.raises(SubmitError, match="timed out"):
@@ -256,6 +270,7 @@ def test_an_sbatch_that_was_not_answered_in_time_may_have_been_heard(desk: Desk)
     assert not desk.ask("args=[0],[1]").submitted
 
 
+@pytest.mark.slow
 def test_a_submission_that_slurm_does_not_know_is_made_anew_unless_somebody_is_at_it(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +288,7 @@ def test_a_submission_that_slurm_does_not_know_is_made_anew_unless_somebody_is_a
         desk.ask("args=[0],[1]")
 
 
+@pytest.mark.slow
 def test_without_slurm_nothing_is_written(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(desk.folder))
     with pytest.raises(InputError, match="no sbatch"):

@@ -69,6 +69,7 @@ def test_a_cell_of_a_sweep_is_what_it_would_have_been_alone(root: Path, override
     check_against_alone([f"paths.root={root}", *data, *overrides])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", SWEEPS, ids=" ".join)
 def test_what_is_resolved_later_stays_as_it_is_written(root: Path, overrides: list[str]) -> None:
     data = [] if overrides[0].startswith("data.name") else ["data.name=stripes"]
@@ -118,6 +119,7 @@ def test_any_overrides_give_the_same_quickly_and_alone(root: Path, trial: int) -
             continue  # not everything goes together
 
 
+@pytest.mark.slow
 def test_a_stage_runs_once_for_all_values_of_keys_that_it_does_not_look_at(root: Path) -> None:
     ran = []
 

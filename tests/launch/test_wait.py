@@ -24,6 +24,7 @@ def watched(sweep: Cells) -> Watched:
     return one
 
 
+@pytest.mark.slow
 def test_each_change_of_state_is_a_line_and_the_end_is_the_end_of_waiting(tmp_path: Path) -> None:
     run = Sample(tmp_path / "runs").submit().begin()
     said: list[str] = []
@@ -71,6 +72,7 @@ def test_only_what_may_have_changed_is_looked_at_again(slurm: StandIns, tmp_path
     assert one.stories[sweep.run_id(0)].state == "completed"
 
 
+@pytest.mark.slow
 def test_five_watchers_for_some_time_ask_slurm_a_few_times(
     slurm: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +88,7 @@ def test_five_watchers_for_some_time_ask_slurm_a_few_times(
     assert 2 <= len(slurm.calls()) <= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 20, 2000])
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_live_table_fits_and_never_cuts_a_number(slurm: StandIns, tmp_path: Path, count: int, width: int) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hpctool.monitor.accuracy import estimate_accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_rows", [30, 1000])
 @pytest.mark.parametrize("sharpness", [1.0, 8.0])
 def test_the_interval_covers_the_accuracy_of_calibrated_answers(num_rows: int, sharpness: float) -> None:

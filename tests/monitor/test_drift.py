@@ -115,6 +115,7 @@ def test_a_few_rows_never_alarm(digits: Digits) -> None:
     assert compare(reference, digits.rows(contrast(images))).alarm
 
 
+@pytest.mark.slow
 def test_a_million_rows_do_not_make_a_trifle_an_alarm() -> None:
     rng = np.random.default_rng(0)
     reference, now = table(rng, 100_000), table(rng, 200_000)

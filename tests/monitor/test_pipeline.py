@@ -51,6 +51,7 @@ def look(tmp_path: Path, ask: Ask, *overrides: str) -> dict[str, Any]:
     return monitor_job(rundir, cast(MonitorConfig, OmegaConf.to_object(cfg)))
 
 
+@pytest.mark.slow
 def test_clean_rows_do_not_alarm_and_worn_ones_do(
     tmp_path: Path, digits: Digits, publish_bundle: Publish, serve: Serve, ask: Ask, capfd: Any
 ) -> None:
@@ -76,6 +77,7 @@ def test_clean_rows_do_not_alarm_and_worn_ones_do(
     assert drift["sources"] == {"worn": 200}
 
 
+@pytest.mark.slow
 def test_the_same_question_is_the_same_run_until_there_are_new_rows(
     tmp_path: Path, digits: Digits, publish_bundle: Publish, serve: Serve, ask: Ask
 ) -> None:
@@ -94,6 +96,7 @@ def test_the_same_question_is_the_same_run_until_there_are_new_rows(
     assert pinned["metrics"]["monitor/num_rows"] == 100
 
 
+@pytest.mark.slow
 def test_the_newest_rows_are_chosen_to_the_row(
     tmp_path: Path, digits: Digits, publish_bundle: Publish, serve: Serve, ask: Ask
 ) -> None:
@@ -107,6 +110,7 @@ def test_the_newest_rows_are_chosen_to_the_row(
     assert look(tmp_path, ask, "monitor.last_rows=1000")["metrics"]["monitor/num_rows"] == 250
 
 
+@pytest.mark.slow
 def test_a_few_rows_are_said_and_not_alarmed(
     tmp_path: Path, digits: Digits, publish_bundle: Publish, serve: Serve, ask: Ask
 ) -> None:
@@ -120,6 +124,7 @@ def test_a_few_rows_are_said_and_not_alarmed(
     )
 
 
+@pytest.mark.slow
 def test_rows_of_a_damaged_segment_are_counted_as_lost(
     tmp_path: Path, digits: Digits, publish_bundle: Publish, serve: Serve, ask: Ask
 ) -> None:
@@ -137,6 +142,7 @@ def test_rows_of_a_damaged_segment_are_counted_as_lost(
     assert found["outputs"]["sentences"][-1].startswith("30 predictions of this journal cannot be read")
 
 
+@pytest.mark.slow
 def test_an_alarm_fails_the_job_only_if_that_was_asked_for(
     tmp_path: Path, digits: Digits, publish_bundle: Publish, serve: Serve, ask: Ask
 ) -> None:
@@ -147,6 +153,7 @@ def test_an_alarm_fails_the_job_only_if_that_was_asked_for(
     assert (tmp_path / "run" / "artifacts" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_journal_that_is_empty_or_of_nobody_is_refused_before_anything_is_written(
     tmp_path: Path, publish_bundle: Publish, ask: Ask
 ) -> None:
@@ -160,6 +167,7 @@ def test_a_journal_that_is_empty_or_of_nobody_is_refused_before_anything_is_writ
         ask()
 
 
+@pytest.mark.slow
 def test_a_window_without_rows_says_what_there_is(
     tmp_path: Path, digits: Digits, publish_bundle: Publish, serve: Serve, ask: Ask
 ) -> None:

@@ -53,6 +53,7 @@ def test_p_values_are_those_of_scipy_and_exact_where_counts_are_small() -> None:
     assert samples.p_value(np.array([[30, 3], [0, 0]])) == 1
 
 
+@pytest.mark.slow
 def test_p_values_of_samples_without_drift_are_evenly_spread() -> None:
     rng = np.random.default_rng(0)
     p = [samples.p_value(np.stack([rng.multinomial(n, [0.1] * 10) for n in (165, 400)])) for _ in range(1000)]

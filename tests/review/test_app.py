@@ -35,6 +35,7 @@ def fact(queue: Queue, client_id: str = "1", **values: Any) -> dict[str, Any]:
     return {"item": queue.items[0].prediction, "label": 3, "who": "ann", "client": client_id} | values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", [None, "", "b-token", "ä"])
 def test_without_the_token_nothing_is_seen(queue: Queue, url: str, token: str | None) -> None:
     with httpx.Client(base_url=url, params=None if token is None else {"token": token}) as stranger:
@@ -47,6 +48,7 @@ def test_without_the_token_nothing_is_seen(queue: Queue, url: str, token: str | 
     assert queue.answers() == {}
 
 
+@pytest.mark.slow
 def test_the_token_in_the_url_becomes_a_cookie_that_scripts_cannot_read(queue: Queue, url: str) -> None:
     with httpx.Client(base_url=url) as browser:
         reply = browser.get("/", params={"token": TOKEN})
@@ -60,6 +62,7 @@ def test_the_token_in_the_url_becomes_a_cookie_that_scripts_cannot_read(queue: Q
     assert reply.headers["referrer-policy"] == "no-referrer"
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_from_elsewhere(client: httpx.Client) -> None:
     for path in ("/", "/page.css", "/page.js"):
         text = client.get(path).text
@@ -69,6 +72,7 @@ def test_the_page_loads_nothing_from_elsewhere(client: httpx.Client) -> None:
         assert "url(" not in text
 
 
+@pytest.mark.slow
 def test_the_queue_is_told_without_its_reasons(client: httpx.Client, queue: Queue) -> None:
     queue.answer(queue.items[1].prediction, 4, "ann", "7")
     queue.answer(queue.items[1].prediction, 5, "bob", "8")
@@ -82,6 +86,7 @@ def test_the_queue_is_told_without_its_reasons(client: httpx.Client, queue: Queu
     assert client.get("/queue", params={"who": "import"}).status_code == 400
 
 
+@pytest.mark.slow
 def test_an_image_is_what_the_model_saw(client: httpx.Client, queue: Queue) -> None:
     reply = client.get("/image/2.png")
     assert reply.headers["content-type"] == "image/png"
@@ -89,6 +94,7 @@ def test_an_image_is_what_the_model_saw(client: httpx.Client, queue: Queue) -> N
     assert client.get("/image/999.png").status_code == 404
 
 
+@pytest.mark.slow
 def test_an_answer_is_on_disk_when_the_server_says_saved(client: httpx.Client, queue: Queue) -> None:
     assert client.post("/answers", json=fact(queue)).json() == {"saved": "1"}
     assert Queue(queue.path).answers()[queue.items[0].prediction]["ann"].label == 3
@@ -101,6 +107,7 @@ def test_an_answer_is_on_disk_when_the_server_says_saved(client: httpx.Client, q
     assert [(a.item, a.label) for a in queue.history("ann")] == [(queue.items[1].prediction, None)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -121,12 +128,14 @@ def test_what_is_no_answer_is_refused_with_the_reason(
     assert queue.answers() == {}
 
 
+@pytest.mark.slow
 def test_what_is_no_json_is_refused(client: httpx.Client) -> None:
     for body in ("{", "[]", "3", "{}", '"x"'):
         assert client.post("/answers", content=body).status_code == 400
     assert client.post("/answers", content=b"x" * 20_000).status_code == 413
 
 
+@pytest.mark.slow
 def test_an_answer_that_cannot_be_written_is_not_called_saved(client: httpx.Client, queue: Queue) -> None:
     (queue.path / "answers").write_text("a file where the log should be")
     reply = client.post("/answers", json=fact(queue))

@@ -36,6 +36,7 @@ def test_the_uncertain_are_the_most_uncertain_of_those_that_the_audit_left(
     assert all(c.inclusion_probability == 5 / 160 for c in chosen if c.reason == "audit")
 
 
+@pytest.mark.slow
 def test_the_audit_takes_every_row_with_the_same_probability(predictions: Predictions) -> None:
     counts = Counter(
         c.row

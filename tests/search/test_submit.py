@@ -17,6 +17,7 @@ from tests.search.conftest import Ask, request
 ASSETS = Path(__file__).parent.parent / "assets" / "search_v1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "why"),
     [
@@ -56,6 +57,7 @@ def test_a_search_without_m_is_told_so(toy_job: None) -> None:
         submit.submit(request("search=random", "x=0.1,0.2"), False, say=print)
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_said_with_what_there_is_without_it(
     toy_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

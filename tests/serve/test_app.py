@@ -27,6 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     running.kill()
 
 
+@pytest.mark.slow
 def test_an_answer_is_that_of_the_bundle(server: Running) -> None:
     x = images(40)
     answer = server.ask(x, id="mine")
@@ -106,6 +107,7 @@ def test_a_body_beyond_the_limit_is_refused_before_it_has_come(server: Running) 
         assert "raise serve.max_body_mb" in reply
 
 
+@pytest.mark.slow
 def test_good_and_bad_requests_at_once_do_not_touch_each_other(server: Running) -> None:
     loaded = load_verified(server.root / "models" / "digits" / "0001")
     wrong: list[Any] = []

@@ -90,6 +90,7 @@ def test_the_job_runs_on_two_ranks_and_writes_what_one_writes(scored: Path) -> N
     assert sorted(journal(scored).read().ids) == ids
 
 
+@pytest.mark.slow
 def test_scored_again_it_finds_what_is_there(scored: Path) -> None:
     first = run(scored)
     again = run(scored, name="score-4567cdef")
@@ -100,6 +101,7 @@ def test_scored_again_it_finds_what_is_there(scored: Path) -> None:
     assert run(scored, "score.segment_rows=7")["metrics"]["score/num_new"] == 0
 
 
+@pytest.mark.slow
 def test_another_model_split_or_source_is_scored_by_itself(scored: Path) -> None:
     run(scored)
     publish_model(scored / "models", seed=2)
@@ -110,6 +112,7 @@ def test_another_model_split_or_source_is_scored_by_itself(scored: Path) -> None
     assert len(journal(scored).read(model="digits@0002")) == 50
 
 
+@pytest.mark.slow
 def test_a_damaged_segment_is_scored_again_and_only_that(scored: Path) -> None:
     run(scored)
     before = journal(scored).read()
@@ -125,6 +128,7 @@ def test_a_damaged_segment_is_scored_again_and_only_that(scored: Path) -> None:
     assert after.lost_rows == 0
 
 
+@pytest.mark.slow
 def test_told_to_stop_it_says_where_it_is_and_goes_on_there(scored: Path) -> None:
     class Stopping(World):
         """The signal comes while the rows are handed out."""
@@ -143,6 +147,7 @@ def test_told_to_stop_it_says_where_it_is_and_goes_on_there(scored: Path) -> Non
     assert run(scored)["metrics"]["score/num_new"] == 50
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said_before_anything_starts(scored: Path) -> None:
     publish_model(scored / "models", seed=1, name="wide", shape=(5, 4, 1))
     with pytest.raises(ConfigError, match=r"takes a column 'image' of uint8 \[5, 4, 1\]; in tiny@main it is uint8"):

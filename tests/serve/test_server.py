@@ -210,6 +210,7 @@ def test_a_time_limit_brings_it_back_and_a_cancel_ends_it(project: Path) -> None
     assert not endpoint.exists()
 
 
+@pytest.mark.slow
 def test_a_busy_port_is_exit_code_2_and_one_sentence(project: Path) -> None:
     with serving.listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
@@ -225,6 +226,7 @@ def test_an_address_that_is_not_ours_is_said() -> None:
         serving.listen("203.0.113.1", 0)
 
 
+@pytest.mark.slow
 def test_a_token_of_ones_own_must_be_private(project: Path) -> None:
     rundir = RunDir(project / "run", attempt=1)
     rundir.path.mkdir()
@@ -247,6 +249,7 @@ def test_a_token_of_ones_own_must_be_private(project: Path) -> None:
     assert serving.read_token(rundir, typed(project, "serve.auth=none")) == ("", "")
 
 
+@pytest.mark.slow
 def test_a_model_without_a_version_is_pinned_and_an_alias_is_followed(project: Path) -> None:
     cfg = composed(project)
     (note,) = resolve_serve(cfg).notes

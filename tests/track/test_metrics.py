@@ -189,6 +189,7 @@ def test_a_full_disk_loses_no_line_and_leaves_no_torn_one(tmp_path: Path) -> Non
     assert read_metrics(run)["train/loss"] == [(1, 0.5), (2, 0.25)]
 
 
+@pytest.mark.slow
 def test_what_was_flushed_survives_kill_9(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     code = (

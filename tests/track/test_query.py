@@ -36,6 +36,7 @@ def ids(query: str) -> str:
     return " ".join(one.id[-4:] for one in choose(ROWS, query))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("query", "chosen"),
     [

@@ -140,6 +140,7 @@ def test_a_key_of_the_configuration_is_a_column(tmp_path: Path) -> None:
     assert rows[0].value("model.width") == 8
 
 
+@pytest.mark.slow
 def test_a_thousand_finished_runs_are_listed_in_a_second_and_few_files_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,7 @@ def test_a_folder_that_cannot_be_written_costs_the_event_files_and_not_the_train
     assert run.metrics(1).exists()
 
 
+@pytest.mark.slow
 def test_writing_imports_neither_torch_nor_tensorflow() -> None:
     code = "import sys, hpctool.track.tensorboard; print({'torch', 'tensorflow'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -25,6 +25,7 @@ def names(count: int, accumulate: int = 2) -> list[tuple[int, int]]:
     return [(24 * step, number) for step in range(count) for number in range(accumulate)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_batch_depends_on_its_name_alone(samples: Samples, num_workers: int) -> None:
     batches = Batches(samples, 24, 2, rank=1, size=3, num_workers=num_workers)

@@ -67,6 +67,7 @@ def test_a_run_that_goes_on_beyond_its_budget_is_the_longer_run_to_the_bit(make_
     assert [step for step, _ in read_metrics(second)["val/accuracy"]] == [12, 16]
 
 
+@pytest.mark.slow
 def test_a_fork_has_its_own_settings_and_says_which(make_run: MakeRun, train_here: TrainHere) -> None:
     parent = make_run(*CONSTANT)
     train_here(parent)
@@ -83,6 +84,7 @@ def test_a_fork_has_its_own_settings_and_says_which(make_run: MakeRun, train_her
     assert {fork.id, again.id, parent.id} == {run.id for run in (fork, again, parent)}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_gone_on_from_is_refused_before_it_runs(make_run: MakeRun, train_here: TrainHere) -> None:
     parent = make_run(*CONSTANT)
     with pytest.raises(InputError, match="it has no checkpoint to go on from; it is queued"):
@@ -103,6 +105,7 @@ def task_code(rundir: RunDir) -> int:
     return task.run_attempt(rundir, "inline", Place())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused_with_the_first_tensors_that_differ(
     make_run: MakeRun, train_here: TrainHere
 ) -> None:
@@ -114,6 +117,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_first_tensors_that_di
     assert not other.story().checkpoints
 
 
+@pytest.mark.slow
 def test_a_config_that_changed_since_the_checkpoint_is_refused_with_the_difference(
     make_run: MakeRun, train_here: TrainHere
 ) -> None:

@@ -50,6 +50,7 @@ def test_the_report_counts_labelled_rows_only() -> None:
     assert report["nll"] == pytest.approx(-(4 * np.log(confidence) + 2 * np.log((1 - confidence) / 2)) / 6)
 
 
+@pytest.mark.slow
 def test_the_artifacts_hold_every_number_and_a_picture(tmp_path: Path) -> None:
     said = predicted()
     report = measure(said, num_bins=15)
@@ -68,6 +69,7 @@ def test_the_artifacts_hold_every_number_and_a_picture(tmp_path: Path) -> None:
         assert (rows["confidence"] > 0.5).all()
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_on_rows_it_has_not_seen(make_run: MakeRun, trained: RunDir, root: Path) -> None:
     run = make_run(f"run={trained.id[:9]}", job="evaluate")
     result = evaluate(run, World())
@@ -97,6 +99,7 @@ def test_ranks_share_the_rows_and_find_the_same(make_run: MakeRun, trained: RunD
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_task_of_ones_own_is_measured_by_its_own_metrics(make_run: MakeRun, train_here: TrainHere) -> None:
     task = ["task._target_=usersown.Autoencode", "model=plain", "model.size_out=16", "loop.max_steps=3"]
     run = make_run(*task)
@@ -105,6 +108,7 @@ def test_a_task_of_ones_own_is_measured_by_its_own_metrics(make_run: MakeRun, tr
     assert set(result["metrics"]) == {"test/error"}
 
 
+@pytest.mark.slow
 def test_only_training_runs_are_evaluated(make_run: MakeRun, trained: RunDir) -> None:
     run = make_run(f"run={trained.id}", job="evaluate")
     with pytest.raises(InputError, match="a run of 'evaluate'"):

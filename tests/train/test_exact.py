@@ -65,6 +65,7 @@ def test_the_number_of_workers_changes_no_bits(make_run: MakeRun, train_here: Tr
     assert len({train_here(run)["param_digest"] for run in runs}) == 1
 
 
+@pytest.mark.slow
 def test_the_scale_of_fp16_shrinks_where_gradients_overflow_and_is_kept(
     make_run: MakeRun, train_here: TrainHere
 ) -> None:
@@ -99,6 +100,7 @@ def bare_loop(run: RunDir, root: Any, num_steps: int) -> dict[str, torch.Tensor]
     return average
 
 
+@pytest.mark.slow
 def test_accumulation_clipping_and_average_are_those_of_a_bare_loop(
     make_run: MakeRun, train_here: TrainHere, root: Any
 ) -> None:
@@ -113,6 +115,7 @@ def test_accumulation_clipping_and_average_are_those_of_a_bare_loop(
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_run_that_gets_no_better_ends_before_its_budget_and_stays_ended(
     make_run: MakeRun, train_here: TrainHere
 ) -> None:
@@ -128,6 +131,7 @@ def test_a_run_that_gets_no_better_ends_before_its_budget_and_stays_ended(
     assert (again["step"], again["param_digest"]) == (result["step"], result["param_digest"])
 
 
+@pytest.mark.slow
 def test_what_the_model_consists_of_is_written_down(make_run: MakeRun, train_here: TrainHere) -> None:
     run = make_run(SHORT, "model=transformer", "loop.max_steps=1")
     train_here(run)
@@ -138,6 +142,7 @@ def test_what_the_model_consists_of_is_written_down(make_run: MakeRun, train_her
     assert sum(int(row[2].replace(",", "")) for row in rows) == num_params
 
 
+@pytest.mark.slow
 def test_what_is_frozen_stays_as_it_is(make_run: MakeRun, train_here: TrainHere) -> None:
     states = []
     for max_steps in (1, 4):
@@ -148,6 +153,7 @@ def test_what_is_frozen_stays_as_it_is(make_run: MakeRun, train_here: TrainHere)
     assert not torch.equal(states[0]["3.weight"], states[1]["3.weight"])
 
 
+@pytest.mark.slow
 def test_loss_and_metrics_of_ones_own_by_their_names(make_run: MakeRun, train_here: TrainHere) -> None:
     loss = "+task.loss={_target_: torch.nn.MultiMarginLoss}"
     metrics = "+task.metrics={top2: {_target_: hpctool.train.task.top_k, _partial_: true, k: 2}}"

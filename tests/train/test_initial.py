@@ -29,6 +29,7 @@ def values(make_run: MakeRun) -> dict[str, torch.Tensor]:
     return {name: torch.full_like(value, 0.25) for name, value in model.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["plain.pt", "wrapped.pth", "ddp.ckpt", "weights.safetensors"])
 def test_a_file_of_weights_is_what_the_run_begins_with(
     make_run: MakeRun, train_here: TrainHere, tmp_path: Path, values: dict[str, torch.Tensor], form: str
@@ -45,6 +46,7 @@ def test_a_file_of_weights_is_what_the_run_begins_with(
     assert {one["kind"]: one["name"] for one in run.record()["inputs"]}["weights"] == form
 
 
+@pytest.mark.slow
 def test_another_run_s_result_is_what_the_run_begins_with(make_run: MakeRun, train_here: TrainHere) -> None:
     first = make_run("loop={max_steps: 4, global_batch_size: 24, eval_every_steps: 4}", "name=first")
     with pytest.raises(InputError, match="not completed"):
@@ -63,6 +65,7 @@ class Runs:
         return os.system, ("touch was-run",)
 
 
+@pytest.mark.slow
 def test_nothing_in_a_file_of_weights_is_run(
     make_run: MakeRun, train_here: TrainHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +78,7 @@ def test_nothing_in_a_file_of_weights_is_run(
     assert not (tmp_path / "was-run").exists()
 
 
+@pytest.mark.slow
 def test_weights_of_another_model_are_refused_with_the_first_that_differ(
     make_run: MakeRun, train_here: TrainHere, tmp_path: Path, values: dict[str, torch.Tensor]
 ) -> None:
@@ -87,6 +91,7 @@ def test_weights_of_another_model_are_refused_with_the_first_that_differ(
     assert run.story().checkpoints == []
 
 
+@pytest.mark.slow
 def test_a_file_that_has_changed_since_is_refused(
     make_run: MakeRun, train_here: TrainHere, tmp_path: Path, values: dict[str, torch.Tensor]
 ) -> None:
@@ -107,6 +112,7 @@ def test_what_holds_no_state_dict_is_said(found: Any, problem: str) -> None:
         unwrapped(Path("weights.pt"), found)
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_refused_before_anything_is_submitted(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no file"):
         make_run(*STILL, f"init_from={tmp_path}/none.pt")

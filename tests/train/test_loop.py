@@ -25,12 +25,14 @@ TrainHere = Callable[[RunDir], dict[str, Any]]
 SHORT = "loop={max_steps: 10, global_batch_size: 24, eval_every_steps: 5}"
 
 
+@pytest.mark.slow
 def test_it_learns(make_run: MakeRun, train_here: TrainHere) -> None:
     result = train_here(make_run("loop.max_epochs=12"))
     assert result["metrics"]["val/accuracy"] > 0.9
     assert result["metrics"]["train/loss"] < 0.3
 
 
+@pytest.mark.slow
 def test_the_result_says_what_was_trained_on_what(make_run: MakeRun, train_here: TrainHere) -> None:
     run = make_run(SHORT, "track.every_steps=5")
     result = train_here(run)
@@ -45,6 +47,7 @@ def test_the_result_says_what_was_trained_on_what(make_run: MakeRun, train_here:
     assert {"train/lr", "train/grad_norm", "train/samples_per_s", "epoch"} < set(curves)
 
 
+@pytest.mark.slow
 def test_load_params_gives_the_model_that_the_result_is_of(make_run: MakeRun, train_here: TrainHere) -> None:
     run = make_run(SHORT, "model=cnn", "model.channels=[4,8]")
     result = train_here(run)
@@ -53,6 +56,7 @@ def test_load_params_gives_the_model_that_the_result_is_of(make_run: MakeRun, tr
     assert param_digest(model.state_dict()) == result["param_digest"]
 
 
+@pytest.mark.slow
 def test_load_params_needs_a_checkpoint(make_run: MakeRun) -> None:
     with pytest.raises(InputError, match="no checkpoint yet"):
         load_params(make_run(SHORT))
@@ -67,6 +71,7 @@ def test_the_seed_alone_decides(make_run: MakeRun, train_here: TrainHere) -> Non
     assert digests[0] == digests[1] != digests[2]
 
 
+@pytest.mark.slow
 def test_the_average_of_the_parameters_is_the_result_where_asked(make_run: MakeRun, train_here: TrainHere) -> None:
     run = make_run(SHORT, "loop.ema=0.9")
     result = train_here(run)
@@ -76,6 +81,7 @@ def test_the_average_of_the_parameters_is_the_result_where_asked(make_run: MakeR
     assert param_digest(raw) != result["param_digest"]
 
 
+@pytest.mark.slow
 def test_keep_best_makes_the_best_step_the_result(make_run: MakeRun, train_here: TrainHere) -> None:
     # A learning rate that destroys what the first steps have reached.
     wild = ["optim=sgd", "optim.lr=20", "schedule.kind=constant", "schedule.warmup_fraction=1"]
@@ -91,6 +97,7 @@ def test_keep_best_makes_the_best_step_the_result(make_run: MakeRun, train_here:
     assert param_digest(model.state_dict()) == result["param_digest"]
 
 
+@pytest.mark.slow
 def test_checkpoints_are_due_by_minutes_too(make_run: MakeRun, train_here: TrainHere) -> None:
     run = make_run(SHORT, "loop.checkpoint_every_min=1e-9")
     train_here(run)
@@ -98,6 +105,7 @@ def test_checkpoints_are_due_by_minutes_too(make_run: MakeRun, train_here: Train
     assert [c["step"] for c in run.story().checkpoints] == [2, 3, 4, 5, 6, 7, 8, 9, 10]
 
 
+@pytest.mark.slow
 def test_a_stop_saves_and_says_where(make_run: MakeRun, train_here: TrainHere) -> None:
     run = make_run(SHORT)
     signals.request_stop("timeout")
@@ -124,6 +132,7 @@ class StopsWhileValidating(Classify):
         return super().evaluate(model, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_steps", [10, 5], ids=["in the middle", "at the end"])
 def test_a_stop_during_a_validation_saves_at_once_and_validates_first_when_it_goes_on(
     make_run: MakeRun, train_here: TrainHere, max_steps: int
@@ -145,6 +154,7 @@ def test_a_stop_during_a_validation_saves_at_once_and_validates_first_when_it_go
     assert read_metrics(run)["val/accuracy"] == read_metrics(undisturbed)["val/accuracy"]
 
 
+@pytest.mark.slow
 def test_what_is_not_like_when_it_was_saved_is_said(
     make_run: MakeRun, train_here: TrainHere, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +167,7 @@ def test_what_is_not_like_when_it_was_saved_is_said(
     assert "num_threads was 1 and is 2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_config_of_an_older_hpctool_is_read_with_todays_defaults(make_run: MakeRun, train_here: TrainHere) -> None:
     run = make_run(SHORT)
     digest = train_here(run)["param_digest"]
@@ -165,6 +176,7 @@ def test_a_config_of_an_older_hpctool_is_read_with_todays_defaults(make_run: Mak
     assert param_digest(load_params(run)[0].state_dict()) == digest
 
 
+@pytest.mark.slow
 def test_data_that_was_damaged_meanwhile_is_refused(
     make_run: MakeRun, train_here: TrainHere, root: Path, tmp_path: Path
 ) -> None:
@@ -177,6 +189,7 @@ def test_data_that_was_damaged_meanwhile_is_refused(
         train_here(run)
 
 
+@pytest.mark.slow
 def test_a_validation_that_is_not_finite_does_not_break_the_result(
     make_run: MakeRun, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +201,7 @@ def test_a_validation_that_is_not_finite_does_not_break_the_result(
     assert math.isnan(read_metrics(run)["val/loss"][0][1])
 
 
+@pytest.mark.slow
 def test_gradients_that_are_not_finite_are_named(
     make_run: MakeRun, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,11 +212,13 @@ def test_gradients_that_are_not_finite_are_named(
     assert not run.story().checkpoints
 
 
+@pytest.mark.slow
 def test_a_users_model_and_optimizer_train_by_their_names(make_run: MakeRun, train_here: TrainHere) -> None:
     result = train_here(make_run("model=plain", "optim=sign", "loop.max_epochs=10"))
     assert result["metrics"]["val/accuracy"] > 0.8
 
 
+@pytest.mark.slow
 def test_a_users_task_opens_the_whole_step(make_run: MakeRun, train_here: TrainHere) -> None:
     task = ["task._target_=usersown.Autoencode", "loop.best_metric=val/error", "loop.best_mode=min"]
     run = make_run("model=plain", "model.size_out=16", *task, "loop.max_epochs=4")
@@ -211,6 +227,7 @@ def test_a_users_task_opens_the_whole_step(make_run: MakeRun, train_here: TrainH
     assert metrics["best/error"] <= metrics["val/error"] < read_metrics(run)["train/error"][0][1]
 
 
+@pytest.mark.slow
 def test_accumulation_takes_the_same_step_as_one_large_batch(make_run: MakeRun, train_here: TrainHere) -> None:
     loop = "loop={max_steps: 3, global_batch_size: 24}"
     found = []

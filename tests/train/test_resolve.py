@@ -19,6 +19,7 @@ from tests.train.conftest import MakeRun
 SHIFT = ("augment={_target_: hpctool.train.augment.RandomShift, pixels: 1}",)
 
 
+@pytest.mark.slow
 def test_the_dataset_is_pinned_and_says_what_the_model_needs(make_run: MakeRun) -> None:
     run = make_run("model=cnn")
     cfg, inputs = config.load(run.config_yaml), run.record()["inputs"]
@@ -34,6 +35,7 @@ def test_images_are_seen_channels_first(stored: tuple[int, ...], seen: list[int]
     assert input_shape(stored) == seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "budget"),
     [([], (None, 30)), (["loop.max_steps=5"], (5, None)), (["loop.max_epochs=2"], (None, 2))],
@@ -45,6 +47,7 @@ def test_one_budget_is_enough_and_none_means_the_default(
     assert (loop.max_steps, loop.max_epochs) == budget
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "error", "words"),
     [
@@ -93,6 +96,7 @@ def test_bad_input_is_said_in_one_sentence_and_nothing_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_split_without_rows_is_refused(make_run: MakeRun, root: Path) -> None:
     base = ["data.name=stripes", f"paths.root={root}"]
     with pytest.raises(ConfigError, match="no split 'production'"):
@@ -125,6 +129,7 @@ def sweep(runs: Path, name: str, ids: list[str]) -> None:
     write_json(runs / "sweeps" / name / "sweep.json", body)
 
 
+@pytest.mark.slow
 def test_of_a_sweep_the_best_completed_run_is_taken(make_run: MakeRun, tmp_path: Path) -> None:
     good = completed(make_run, "good", {"val/accuracy": 0.9, "val/loss": 0.5})
     better = completed(make_run, "better", {"val/accuracy": 0.8, "val/loss": 0.3})
@@ -136,12 +141,14 @@ def test_of_a_sweep_the_best_completed_run_is_taken(make_run: MakeRun, tmp_path:
     assert best_of_sweep(tmp_path / "runs", "sweep-12", "val/loss", "min")[0].id == better
 
 
+@pytest.mark.slow
 def test_a_sweep_without_the_metric_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
     sweep(tmp_path / "runs", "sweep-1234abcd", [completed(make_run, "one", {"val/loss": 0.5})])
     with pytest.raises(InputError, match="'val/f1'"):
         chosen_run(tmp_path / "runs", "sweep-1234abcd", "val/f1", "max")
 
 
+@pytest.mark.slow
 def test_a_run_is_found_by_its_beginning_and_a_typo_shows_what_there_is(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("name=alpha")
     assert chosen_run(tmp_path / "runs", "alph", "val/accuracy", "max")[0].id == run.id
@@ -156,6 +163,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_damaged_data_is_refused_before_submission(make_run: MakeRun, root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "datasets", tmp_path / "datasets")
     path = open_version(tmp_path / "datasets", "stripes").contents.row_groups[0].objects[0].id

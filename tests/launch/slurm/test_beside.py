@@ -70,6 +70,7 @@ def stand_in_srun(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> P
 # -- stacks
 
 
+@pytest.mark.slow
 def test_ranks_here_are_asked_directly_and_those_that_have_not_begun_are_said(tmp_path: Path, spawn: Spawn) -> None:
     run = sample(tmp_path, world_size=3)
     for rank in (0, 2):
@@ -82,6 +83,7 @@ def test_ranks_here_are_asked_directly_and_those_that_have_not_begun_are_said(tm
     assert only.rank == 2
 
 
+@pytest.mark.slow
 def test_ranks_elsewhere_are_asked_through_one_srun_for_all_nodes(
     tmp_path: Path, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +148,7 @@ def call(run: RunDir, rank: int, *command: str) -> subprocess.CompletedProcess[s
     return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.slow
 def test_a_command_beside_a_rank_has_its_folder_and_environment_and_is_no_rank(tmp_path: Path, spawn: Spawn) -> None:
     run = sample(tmp_path, world_size=2)
     (tmp_path / "work").mkdir()
@@ -163,6 +166,7 @@ def test_a_command_beside_a_rank_has_its_folder_and_environment_and_is_no_rank(t
     assert call(run, 1, "sh", "-c", "exit 7").returncode == 7
 
 
+@pytest.mark.slow
 def test_a_shell_without_a_terminal_is_refused(tmp_path: Path, spawn: Spawn) -> None:
     run = sample(tmp_path)
     start(spawn, run, 0)

@@ -54,6 +54,7 @@ def saved(runs: Path, *saves_s: float, causes: tuple[str, ...] = ()) -> None:
 # -- how jobs are stopped
 
 
+@pytest.mark.slow
 def test_grace_is_compared_with_how_long_saves_took(toy_site: ToySite, cfg: DictConfig, tmp_path: Path) -> None:
     found = about(doctor.examine(cfg), "Preemption in partition batch")
     assert found.level == "NOTE"

@@ -19,6 +19,7 @@ def asked(*overrides: str) -> DictConfig:
     return cfg
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "whole", "share"),
     [

@@ -75,6 +75,7 @@ def test_a_time_that_slurm_does_not_know_is_none() -> None:
 # -- sharing
 
 
+@pytest.mark.slow
 def test_many_shells_at_once_ask_once(slurm: StandIns, spawn: Spawn) -> None:
     slurm.says(RUNNING)
     slurm.takes(0.5)
@@ -170,6 +171,7 @@ def test_a_controller_that_is_down_leaves_the_old_answer_with_its_age(slurm: Sta
     assert len(slurm.calls()) == 2, "while it is down it is left in peace"
 
 
+@pytest.mark.slow
 def test_it_is_asked_more_and_more_rarely_while_it_does_not_answer(slurm: StandIns) -> None:
     slurm.fails("slurm_load_jobs error: Socket timed out on send/recv operation")
     pauses = []
@@ -182,6 +184,7 @@ def test_it_is_asked_more_and_more_rarely_while_it_does_not_answer(slurm: StandI
     assert age(slurm, tried_s=0)["pause_s"] == 10
 
 
+@pytest.mark.slow
 def test_a_slow_controller_is_asked_less_often(slurm: StandIns, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPCTOOL_SQUEUE_EVERY_S", "0.1")
     slurm.says(RUNNING)
