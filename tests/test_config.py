@@ -57,6 +57,7 @@ def test_a_config_is_composed_from_ours_and_the_users_files(conf: Path) -> None:
     assert "hydra" not in composed.cfg
 
 
+@pytest.mark.slow
 def test_types_convert_what_loses_nothing_and_values_survive_a_file(conf: Path, tmp_path: Path) -> None:
     cfg = config.resolved(config.typed(compose(conf, "lr=1", "deep=yes", "label=7").cfg, Mine))
     assert (cfg.lr, cfg.deep, cfg.label) == (1.0, True, "7")
@@ -67,6 +68,7 @@ def test_types_convert_what_loses_nothing_and_values_survive_a_file(conf: Path, 
     assert "$" not in config.to_yaml(cfg)
 
 
+@pytest.mark.slow
 def test_the_root_of_all_paths_can_be_moved(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPCTOOL_ROOT", "/scratch/ada")
     assert config.resolved(config.typed(compose(conf).cfg, Mine)).paths.datasets == "/scratch/ada/datasets"
@@ -198,6 +200,7 @@ def test_a_users_file_that_would_never_be_read_is_refused(conf: Path, name: str)
     assert sentence.startswith(f"{path} has the name of one of hpctool's own files and would not be read. Rename it")
 
 
+@pytest.mark.slow
 def test_a_primary_of_ones_own_stands_on_ours(conf: Path) -> None:
     write(
         conf / "mytrain.yaml",
@@ -230,6 +233,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
     return go
 
 
+@pytest.mark.slow
 def test_an_installed_package_brings_its_choices(install: Callable[[str, str], Path]) -> None:
     write(install("tt_ext", "") / "model" / "theirs.yaml", "_target_: tt_ext.Net\n")
     assert config.compose("train", ["model=theirs"]).cfg.model["_target_"] == "tt_ext.Net"
@@ -254,6 +258,7 @@ def test_a_package_that_shadows_ours_is_an_error_at_once(install: Callable[[str,
 # -- the small tools
 
 
+@pytest.mark.slow
 def test_a_value_can_be_pinned_in_a_closed_config(conf: Path) -> None:
     cfg = config.typed(compose(conf).cfg, Mine)
     config.set_value(cfg, "label", "cats")

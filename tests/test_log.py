@@ -173,6 +173,7 @@ def test_a_process_out_of_files_does_not_take_entries_for_broken(
         Log(tmp_path).entries()
 
 
+@pytest.mark.slow
 def test_reading_waits_for_a_file_that_was_listed_and_is_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "entry"
     honest, refusals = Path.read_bytes, [errno.ENOENT, errno.ESTALE]
@@ -187,6 +188,7 @@ def test_reading_waits_for_a_file_that_was_listed_and_is_late(tmp_path: Path, mo
     assert _read_patiently(path) == b"here"
 
 
+@pytest.mark.slow
 def test_reading_does_not_wait_for_ever(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(FileNotFoundError):

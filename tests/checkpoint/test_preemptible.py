@@ -70,6 +70,7 @@ def test_what_is_registered_goes_on_where_it_was(here: Path) -> None:
     assert torch.equal(torch.rand(2, generator=second["torch_rng"]), torch.rand(2, generator=first["torch_rng"]))
 
 
+@pytest.mark.slow
 def test_what_the_program_draws_between_two_loops_does_not_disturb_the_second(here: Path) -> None:
     def run(stop: int) -> list[float]:
         np.random.seed(0)
@@ -162,6 +163,7 @@ def test_a_loop_in_another_thread_is_refused(here: Path) -> None:
     assert "main thread" in caught[0]
 
 
+@pytest.mark.slow
 def test_checkpoints_come_by_minutes_too(here: Path) -> None:
     work = job(every_min=0.02 / 60)
     work.register(notes={})

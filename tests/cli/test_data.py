@@ -222,6 +222,7 @@ def test_a_damaged_dataset_is_exit_code_1(root: Path) -> None:
     assert "Dataset 'tiny' is damaged; files that are not what was written: 1." in done.stderr
 
 
+@pytest.mark.slow
 def test_merge_shows_both_sides_of_a_conflict(ask: Ask, tell: Callable[..., str], root: Path, tmp_path: Path) -> None:
     # v2 took this row's label away; the branch `other` is still at v1.
     (uid,) = [row["uid"] for row in ask("show", "tiny", "--rows", "all") if row["label"] is None]

@@ -219,6 +219,7 @@ def test_a_model_is_traced_to_the_run_the_data_and_the_run_that_made_the_data(ro
         assert words in text
 
 
+@pytest.mark.slow
 def test_a_dataset_is_traced_to_the_run_that_made_it(root: Path) -> None:
     prepare, _, _ = whole_circle(root)
     node = data("lineage", "digits@main")

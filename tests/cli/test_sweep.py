@@ -70,6 +70,7 @@ def test_the_status_says_what_people_ask(root: Path, slurm: StandIns) -> None:
     assert len(call("status", SWEEP, "--cells").stdout.splitlines()) > 2000
 
 
+@pytest.mark.slow
 def test_programs_get_every_cell(root: Path, slurm: StandIns) -> None:
     half_way(root, slurm, 50)
     found = data("status", SWEEP)
@@ -96,6 +97,7 @@ def test_where_there_are_none_it_says_so(root: Path) -> None:
     assert "There are no sweeps in" in answer.stderr
 
 
+@pytest.mark.slow
 def test_a_report_tells_what_each_value_came_to(root: Path, slurm: StandIns) -> None:
     half_way(root, slurm, 20)
     lines = call("report", SWEEP).stdout.splitlines()
@@ -106,6 +108,7 @@ def test_a_report_tells_what_each_value_came_to(root: Path, slurm: StandIns) -> 
     assert found["hours"]["gpu_hours"] == pytest.approx(2 * 300 / 3600, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_controller_that_is_down_is_one_sentence_and_no_failure(root: Path, slurm: StandIns) -> None:
     half_way(root, slurm, 20)
     slurm.fails("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")

@@ -141,6 +141,7 @@ def test_a_key_that_is_there_already_is_refused(tiny: Version) -> None:
         add(tiny, slice(2, 5))
 
 
+@pytest.mark.slow
 def test_two_who_append_at_once_both_succeed_and_the_same_rows_come_once(tiny: Version, datasets: Path) -> None:
     """The loser of the race for the branch goes on from the winner's commit."""
     failed: list[HpctoolError] = []

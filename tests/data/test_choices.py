@@ -93,6 +93,7 @@ def test_given_splits_come_from_a_column_a_folder_or_a_csv(
     assert set(list_datasets(datasets)) == {"tiny", "listed", "photos"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
@@ -129,6 +130,7 @@ def test_twins_are_named_with_what_contradicts(prepare_arrays: Run) -> None:
     assert notes[1] == "1 of these have another label than the first of their kind."
 
 
+@pytest.mark.slow
 def test_twins_can_be_dropped_so_that_the_first_stays(prepare_arrays: Run, datasets: Path) -> None:
     prepared = prepare_arrays("data.duplicates=drop", "data.row_group_rows=2", **twins())
     version = open_version(datasets, "tiny")

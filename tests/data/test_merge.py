@@ -88,6 +88,7 @@ def recounted(version: Version) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_appends_mix_with_appends_and_labels_and_no_row_moves(other: Version) -> None:
     add(other, "main", 0, 2)
     add(other, "other", 2, 6)
@@ -125,6 +126,7 @@ def test_a_branch_that_is_behind_goes_forward_and_one_that_is_ahead_stays(other:
     assert (again.how, other.store.head("main").last()) == ("unchanged", 2)
 
 
+@pytest.mark.slow
 def test_a_row_that_both_labelled_otherwise_is_a_conflict_with_both_sides(other: Version) -> None:
     for row in range(5):
         set_label(other, "main", row, (other.read("label")[row] + 1) % 4, "ann")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hpctool.data.order import Order
 
 
+@pytest.mark.slow
 @given(
     num_rows=st.integers(0, 700),
     seed=st.integers(0, 2**63),

@@ -135,12 +135,14 @@ def test_rows_that_stand_in_two_splits_are_said(prepare_arrays: Run) -> None:
     assert "stand in more than one split" in notes[1]
 
 
+@pytest.mark.slow
 def test_keys_that_stand_twice_are_refused_and_nothing_is_made(prepare_arrays: Run, datasets: Path) -> None:
     with pytest.raises(SourceError, match="the key 'b' stands more than once"):
         prepare_arrays("source.key=key", key=np.array(["a", "b", "b"]), x=np.arange(3), label=np.arange(3))
     assert list_datasets(datasets) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["uid", "content", "label"])
 def test_a_feature_cannot_take_a_name_of_ours(prepare_arrays: Run, datasets: Path, name: str) -> None:
     with pytest.raises(SourceError, match=f"a feature cannot be called '{name}'"):
@@ -154,6 +156,7 @@ def test_an_empty_source_is_refused(prepare_arrays: Run, datasets: Path) -> None
     assert not datasets.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override", ["data.splits.train=2", "data.row_group_rows=0", "data.row_group_mb=0", "data.row_group_rows=many"]
 )
@@ -163,6 +166,7 @@ def test_values_that_cannot_be_are_refused_by_their_key(prepare_arrays: Run, dat
     assert not datasets.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["../up", "a b", "tiny@", "tiny@deadbeef"])
 def test_names_that_cannot_be_are_refused(prepare_arrays: Run, datasets: Path, name: str) -> None:
     with pytest.raises(InputError):

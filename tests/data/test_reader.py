@@ -38,6 +38,7 @@ def letters() -> Version:
     return open_version(LETTERS, "letters")
 
 
+@pytest.mark.slow
 @every_way
 def test_rows_come_in_the_order_asked_for_and_as_often(tiny: Version, way: dict[str, Any]) -> None:
     rows = np.random.default_rng(0).integers(0, 40, 100)

@@ -29,6 +29,7 @@ def copied(tiny: Version, tmp_path: Path) -> tuple[Version, Path]:
     return Version(tiny.store, "main", commit.id), tmp_path / "second"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [flip, cut, Path.unlink])
 def test_all_that_is_damaged_is_mended(copied: tuple[Version, Path], harm: Callable[[Path], None]) -> None:
     version, second = copied

@@ -61,6 +61,7 @@ def folder(root: Path) -> list[str]:
     return ["source=imagefolder", f"source.path={root}"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_has_a_class_for_each_subfolder(bring: Bring, photos: Path) -> None:
     version = bring(*folder(photos))
     assert version.classes == ["cat", "dog"]
@@ -70,6 +71,7 @@ def test_a_folder_of_images_has_a_class_for_each_subfolder(bring: Bring, photos:
     assert by_key(version, "image", keys)[:, 0, 0, 0].tolist() == [0, 10, 20]
 
 
+@pytest.mark.slow
 def test_images_beside_the_classes_have_no_label_and_other_files_are_left_out(
     prepare_with: Run, photos: Path, datasets: Path
 ) -> None:
@@ -81,12 +83,14 @@ def test_images_beside_the_classes_have_no_label_and_other_files_are_left_out(
     assert by_key(open_version(datasets, "rows"), "label", ["who.png", "dog/a.png"]).tolist() == [-1, 1]
 
 
+@pytest.mark.slow
 def test_grey_images_have_one_channel(bring: Bring, photos: Path) -> None:
     for path in photos.rglob("*.[pP]*"):
         Image.open(path).convert("L").save(path)
     assert bring(*folder(photos)).columns["image"].shape == (6, 5, 1)
 
 
+@pytest.mark.slow
 def test_images_are_resized_and_converted_when_that_is_asked_for(bring: Bring, photos: Path) -> None:
     Image.fromarray(np.full((9, 9), 77, np.uint8)).save(photos / "dog" / "grey.png")
     version = bring(*folder(photos), "source.size=[4,4]", "source.channels=3")
@@ -94,6 +98,7 @@ def test_images_are_resized_and_converted_when_that_is_asked_for(bring: Bring, p
     assert (by_key(version, "image", ["dog/grey.png"]) == 77).all()
 
 
+@pytest.mark.slow
 def test_a_photo_stands_upright_as_its_camera_said(bring: Bring, tmp_path: Path) -> None:
     (tmp_path / "p" / "cat").mkdir(parents=True)
     exif = Image.Exif()
@@ -114,6 +119,7 @@ def test_an_image_of_another_size_is_named_with_the_way_out(bring: Bring, photos
     assert "source.size=[6,5]" in text
 
 
+@pytest.mark.slow
 def test_an_image_of_another_kind_is_named_with_the_way_out(bring: Bring, photos: Path, datasets: Path) -> None:
     Image.fromarray(np.zeros((6, 5), np.uint8)).save(photos / "dog" / "b.png")
     assert "dog/b.png: it has 1 channel(s) where the first image has 3" in refused(bring, datasets, *folder(photos))
@@ -128,6 +134,7 @@ def test_a_folder_that_is_not_there_or_empty_is_refused(bring: Bring, tmp_path: 
     assert "it holds no image" in refused(bring, datasets, *folder(tmp_path / "empty"))
 
 
+@pytest.mark.slow
 def test_a_class_that_was_not_named_is_refused(bring: Bring, photos: Path, datasets: Path) -> None:
     text = refused(bring, datasets, *folder(photos), "source.classes=[cat,bird]")
     assert "dog/a.png: label 'dog' is none of the classes cat, bird" in text
@@ -147,6 +154,7 @@ def csv(path: Path, *more: str) -> list[str]:
     return ["source=csv", f"source.path={path}", "source.label=quality", "source.key=id", *more]
 
 
+@pytest.mark.slow
 def test_a_table_becomes_one_column_of_numbers_with_names(bring: Bring, table: Path) -> None:
     version = bring(*csv(table))
     x = version.columns["x"]
@@ -156,12 +164,14 @@ def test_a_table_becomes_one_column_of_numbers_with_names(bring: Bring, table: P
     assert by_key(version, "label", ["w1", "w2", "w3"]).tolist() == [1, 0, -1]
 
 
+@pytest.mark.slow
 def test_columns_can_be_chosen_and_rows_named_by_their_number(bring: Bring, table: Path) -> None:
     version = bring("source=csv", f"source.path={table}", "source.label=null", "source.columns=[sugar]")
     assert "label" not in version.columns
     assert by_key(version, "x", ["wine.csv#0", "wine.csv#2"]).tolist() == [[2], [6]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
@@ -179,11 +189,13 @@ def test_a_wrong_cell_is_named_by_line_and_column(
     assert f"{table}, {problem}" in refused(bring, datasets, *csv(table))
 
 
+@pytest.mark.slow
 def test_a_label_outside_the_classes_is_named_by_line(bring: Bring, table: Path, datasets: Path) -> None:
     text = refused(bring, datasets, *csv(table, "source.classes=[good]"))
     assert f"{table}, line 3: label 'bad' is none of the classes good" in text
 
 
+@pytest.mark.slow
 def test_a_column_that_is_not_there_is_told_from_those_that_are(bring: Bring, table: Path, datasets: Path) -> None:
     text = refused(bring, datasets, "source=csv", f"source.path={table}", "source.label=qualty")
     assert "called 'qualty'; there is: id, acid, sugar, quality. Did you mean quality?" in text
@@ -192,6 +204,7 @@ def test_a_column_that_is_not_there_is_told_from_those_that_are(bring: Bring, ta
 # -- arrays
 
 
+@pytest.mark.slow
 def test_numbers_are_classes_in_order_of_number(prepare_arrays: Run, datasets: Path) -> None:
     prepare_arrays(x=np.arange(4), label=np.array([10, 9, -1, 10]))
     version = open_version(datasets, "tiny")
@@ -207,6 +220,7 @@ def test_numbers_under_given_names_are_indices(prepare_arrays: Run, datasets: Pa
     assert by_key(version, "label", [f"tiny.npz#{i}" for i in range(3)]).tolist() == [1, 0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arrays", "problem"),
     [
@@ -278,6 +292,7 @@ def own(name: str, *more: str) -> list[str]:
     return ["source=own", f"source._target_=myreaders.{name}", *more]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("readers")
 def test_a_reader_of_ones_own_brings_any_columns(bring: Bring) -> None:
     version = bring(*own("Scans", "+source.count=5"))
@@ -288,6 +303,7 @@ def test_a_reader_of_ones_own_brings_any_columns(bring: Bring) -> None:
     assert by_key(version, "label", keys).tolist() == [-1, 1, -1, 1, -1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("readers")
 @pytest.mark.parametrize(
     ("source", "kind", "problem"),

@@ -102,6 +102,7 @@ def test_parquet_brings_lists_texts_and_images(bring: Bring, tmp_path: Path) -> 
     assert listed(by_key(version, "label", keys)) == [1, 0, -1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("columns", "problem"),
     [
@@ -120,6 +121,7 @@ def test_a_parquet_file_that_does_not_fit_is_refused(
     assert problem in refused(bring, datasets, *table(tmp_path, columns))
 
 
+@pytest.mark.slow
 def test_files_with_other_columns_than_the_first_show_both_sides(bring: Bring, datasets: Path, tmp_path: Path) -> None:
     table(tmp_path, {"a": pa.array([[1.0, 2]], pa.list_(pa.float32(), 2)), "label": [1]}, "1.parquet")
     table(tmp_path, {"a": pa.array([[1.0, 2, 3]], pa.list_(pa.float32(), 3)), "label": [1]}, "2.parquet")
@@ -269,6 +271,7 @@ def test_tars_come_in_grouped_by_key_decoded_or_as_they_are(bring: Bring, datase
     assert np.asarray(by_key(cropped, "image", keys))[:, 0, 0, 0].tolist() == list(range(12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("members", "problem"),
     [

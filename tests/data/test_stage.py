@@ -122,6 +122,7 @@ def test_without_room_the_dataset_itself_is_read(tiny: Version, node: Path, monk
     assert copies(node) == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_meanwhile_is_only_said(
     prepare_arrays: Callable[..., Prepared], datasets: Path, node: Path, small_files: int
 ) -> None:

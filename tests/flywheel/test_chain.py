@@ -51,6 +51,7 @@ def test_the_loop_on_slurm_is_a_chain_that_is_submitted_whole_and_only_once(
     assert len(toy_slurm.calls("sbatch")) == 6
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_the_chain_says_what_would_be_typed_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def test_each_shape_is_an_array_with_its_share(sweep: Sweep, plain: dict[str, An
     assert "#SBATCH --cpus-per-task=4" in scripts[1]
 
 
+@pytest.mark.slow
 def test_more_shapes_than_may_run_at_once_stand_behind_each_other(
     sweep: Sweep, plain: dict[str, Any], toy_slurm: ToySlurm
 ) -> None:
@@ -137,6 +138,7 @@ def test_no_more_cells_share_an_allocation_than_may_run_at_once(
     assert "for slot in 0 1 2; do" in Path(toy_slurm.calls("sbatch")[-1]).read_text()
 
 
+@pytest.mark.slow
 def test_what_runs_already_counts(sweep: Sweep, plain: dict[str, Any], toy_slurm: ToySlurm) -> None:
     submit(sweep, [plain] * 3, max_parallel=4)
     submit(sweep, [plain] * 5, max_parallel=4)

@@ -103,6 +103,7 @@ def ask(submission: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     return lambda *told: claims.main([str(submission), *map(str, told)])
 
 
+@pytest.mark.slow
 def test_the_exit_code_says_why_there_is_no_cell(
     submission: Path, ask: Ask, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,6 +87,7 @@ def said_alone(overrides: list[str]) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_cells_that_are_the_same_run_are_one_cell(root: Path) -> None:
     plan = planned(root, "optim.lr=1e-3,0.001,2e-3")
     assert [cell.plain["optim"]["lr"] for cell in plan.cells] == [1e-3, 2e-3]

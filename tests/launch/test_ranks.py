@@ -66,6 +66,7 @@ def test_each_rank_knows_its_place_and_all_meet_at_a_point_of_this_attempt(make_
     assert len(meetings) == 2
 
 
+@pytest.mark.slow
 def test_what_a_rank_says_before_it_has_a_log_is_kept_and_its_input_is_empty(make_run: MakeRun, start: Starter) -> None:
     run = make_run("print('read', repr(sys.stdin.read())); print('and', rank, file=sys.stderr)")
     finish(start(run, 2))
@@ -118,6 +119,7 @@ def test_the_time_limit_comes_with_a_warning(make_run: MakeRun, start: Starter) 
     assert told == {"USR2": pytest.approx(1.3, abs=0.3), "TERM": pytest.approx(2.0, abs=0.3)}
 
 
+@pytest.mark.slow
 def test_what_a_rank_leaves_behind_ends_with_it(make_run: MakeRun, start: Starter) -> None:
     run = make_run("note(str(subprocess.Popen(['sleep', '60']).pid)); os._exit(0)")
     assert finish(start(run)) == Outcome((0,))
@@ -138,6 +140,7 @@ def test_a_program_that_is_not_there_is_said_and_leaves_nothing(make_run: MakeRu
         Attempt(run, 2, FOREVER, os.environ, ["/no/such/python"])
 
 
+@pytest.mark.slow
 def test_orphans_are_found_by_their_mark_alone_and_with_their_children(tmp_path: Path) -> None:
     mark = os.urandom(8).hex()
     code = "import subprocess, time; print(subprocess.Popen(['sleep', '60'], start_new_session=True).pid, flush=True)"

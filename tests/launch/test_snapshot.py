@@ -82,6 +82,7 @@ def test_a_job_imports_the_snapshot_even_where_it_stands_in_the_edited_checkout(
     assert jobs.startswith(str(project / "runs" / ".code"))
 
 
+@pytest.mark.slow
 def test_all_that_the_package_ships_is_in_the_copy(project: Path) -> None:
     copy = project / "runs" / ".code" / snapshot.take(project / "runs", project).snapshot / "site"
     for package in ("hpctool", "hpctool.conf", "hpctool.jobs"):
@@ -103,6 +104,7 @@ def test_a_working_folder_with_too_many_files_is_not_copied_and_says_so(
     assert str(project) in extra["PYTHONPATH"].split(os.pathsep)
 
 
+@pytest.mark.slow
 def test_the_environment_is_one_line_a_package() -> None:
     lines = snapshot.installed_packages().splitlines()
     assert lines[0].startswith("# Python 3.")

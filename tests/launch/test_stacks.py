@@ -91,6 +91,7 @@ def test_a_dead_rank_and_one_that_is_stopped_are_said(run: RunDir, spawn: Spawn)
     assert (first.text, second.text) == ("", "")
 
 
+@pytest.mark.slow
 def test_a_number_that_now_belongs_to_somebody_else_is_never_signalled(run: RunDir, spawn: Spawn) -> None:
     rank = start(spawn, run, 0)
     innocent = spawn("import time; print('here', flush=True); time.sleep(60)")

@@ -135,6 +135,7 @@ def test_a_stage_runs_once_for_all_values_of_keys_that_it_does_not_look_at(root:
     assert notes == [["run-1"], ["run-1"], ["run-2"], ["run-2"], ["run-3"], ["run-3"]]
 
 
+@pytest.mark.slow
 def test_what_takes_the_place_of_a_group_of_keys_is_planned_in_the_ordinary_way() -> None:
     cell = next(grid.expand("train", ["data.name=x", "loop=1,2"]).cells())
     with pytest.raises((NotHere, InputError)):

@@ -40,6 +40,7 @@ def test_all_that_completed_is_a_success(tmp_path: Path) -> None:
     assert wait_for(tmp_path / "runs", [run.id], lambda _: None) == 0
 
 
+@pytest.mark.slow
 def test_waiting_ends_when_slurm_has_ended_a_job_without_a_word(slurm: StandIns, tmp_path: Path) -> None:
     slurm.says()
     slurm.says("7_0|NODE_FAIL|0:0", name="sacct")
@@ -50,6 +51,7 @@ def test_waiting_ends_when_slurm_has_ended_a_job_without_a_word(slurm: StandIns,
     assert said == [f"{run.id}: failed (its node was lost)"]
 
 
+@pytest.mark.slow
 def test_cells_that_will_never_begin_are_not_waited_for(slurm: StandIns, tmp_path: Path) -> None:
     slurm.says(*queue_of("0 PENDING Priority"))
     assert not watched(Cells(tmp_path, 1)).is_over

@@ -47,6 +47,7 @@ def worn(images: Images) -> Images:
     return images // 2
 
 
+@pytest.mark.slow
 def test_it_says_what_was_found_and_what_to_do(digits: Digits) -> None:
     reference, images = digits.split(0, 300)
     html, said = render(reference, digits.rows(worn(images)), digit_names(), num_lost=1234)
@@ -80,6 +81,7 @@ def test_hostile_names_are_only_text_and_nothing_is_loaded(digits: Digits) -> No
     assert not re.search(r"http|//|@import|url\(|src=", without_text)
 
 
+@pytest.mark.slow
 def test_a_thousand_classes_and_many_features_stay_below_a_megabyte() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 60)).astype(np.float32)

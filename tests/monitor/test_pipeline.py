@@ -182,6 +182,7 @@ def test_a_window_without_rows_says_what_there_is(
         look(tmp_path, ask, "monitor.until=2001-01-01")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -202,6 +203,7 @@ def test_wrong_values_are_refused(
         ask(override)
 
 
+@pytest.mark.slow
 def test_a_window_that_ends_before_it_begins_is_refused(ask: Ask) -> None:
     with pytest.raises(ConfigError, match="is not after"):
         ask("monitor.since=2026-01-02", "monitor.until=2026-01-01T23:00:00Z")

@@ -27,6 +27,7 @@ def test_images_become_logits(net: type[nn.Module], shape: tuple[int, ...]) -> N
     assert torch.isfinite(logits_NK).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", IMAGES)
 def test_torchscript_answers_like_the_original_at_any_batch_size(net: type[nn.Module]) -> None:
     torch.manual_seed(0)

@@ -33,6 +33,7 @@ def tip(folders: Folders) -> Version:
     return open_version(folders.datasets, "digits")
 
 
+@pytest.mark.slow
 def test_labelled_items_become_rows_with_who_when_and_why(queue: Queue, folders: Folders) -> None:
     before = tip(folders)
     say(queue, range(5))
@@ -107,6 +108,7 @@ def test_disagreement_is_left_out_until_somebody_decides(queue: Queue, folders: 
     assert (told.who, told.new) == ("bob", str((true_label(queue, 1) + 1) % 10))
 
 
+@pytest.mark.slow
 def test_rows_go_where_the_rule_says_or_to_one_split(make: MakeQueue, folders: Folders) -> None:
     queue = make(30, 0)
     before = tip(folders).splits

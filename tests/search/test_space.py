@@ -40,6 +40,7 @@ def test_each_form_of_hydra_is_an_axis_whose_points_lie_on_it(text: str, kind: s
     assert Space.from_json(Space([axis]).to_json()) == Space([axis])
 
 
+@pytest.mark.slow
 def test_what_has_one_value_is_fixed_and_a_text_survives_the_way_back() -> None:
     found, fixed = space.read(["a=1,2", "b=5", "c=range(3,4)", "d='x, y'"])
     assert [axis.key for axis in found.axes] == ["a"]

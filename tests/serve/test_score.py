@@ -160,6 +160,7 @@ def test_what_does_not_fit_is_said_before_anything_starts(scored: Path) -> None:
         resolve_score(composed(scored, f"score.source={'x' * 33}"))
 
 
+@pytest.mark.slow
 def test_version_and_dataset_are_pinned(scored: Path) -> None:
     cfg = composed(scored)
     inputs = {one.kind: one for one in resolve_score(cfg).inputs}

@@ -259,6 +259,7 @@ def test_a_model_without_a_version_is_pinned_and_an_alias_is_followed(project: P
     assert [one.name for one in resolve_serve(cfg).inputs] == ["digits@production"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "error"),
     [

@@ -42,6 +42,7 @@ def some(runs: Path, number: int = 12) -> list[Row]:
     return list_rows(runs)
 
 
+@pytest.mark.slow
 def test_a_report_says_which_run_is_best_what_it_cost_and_what_failed(tmp_path: Path) -> None:
     data = build(some(tmp_path), Asked("Lamps", "hpctool runs report"))
     assert (data["metric"], data["more_is_better"]) == ("val/accuracy", True)

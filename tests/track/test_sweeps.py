@@ -14,6 +14,7 @@ from tests.launch.slurm.stand_ins import StandIns
 from tests.track.sweeps import Cells, ago, queue_of
 
 
+@pytest.mark.slow
 def test_a_sweep_half_way_says_what_is_done_best_to_come_and_spent(slurm: StandIns, tmp_path: Path) -> None:
     slurm.says(*queue_of("3 RUNNING", "4 RUNNING", "5-9 PENDING Priority"))
     sweep = Cells(tmp_path, 10)

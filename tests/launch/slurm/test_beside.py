@@ -125,6 +125,7 @@ def test_a_run_whose_ranks_have_not_met_yet_says_where_its_log_is(tmp_path: Path
         beside.stacks(sample(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_not_there_is_answered_with_those_that_are(tmp_path: Path, spawn: Spawn) -> None:
     run = sample(tmp_path, world_size=2)
     start(spawn, run, 0)
@@ -173,6 +174,7 @@ def test_a_shell_without_a_terminal_is_refused(tmp_path: Path, spawn: Spawn) -> 
     assert "A shell needs a terminal" in call(run, 0).stderr
 
 
+@pytest.mark.slow
 def test_a_rank_on_another_node_is_reached_by_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = sample(tmp_path)
     elsewhere(run, 0, "n3")

@@ -33,6 +33,7 @@ def judge(values: dict[str, Any]) -> list[str]:
 GPU = {"cluster.partition": "gpu"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "words"),
     [

@@ -268,6 +268,7 @@ def test_the_command_is_listed() -> None:
     assert "doctor" in cli.list_commands(click.Context(cli))
 
 
+@pytest.mark.slow
 def test_a_site_file_composes_and_holds_what_was_found(toy_site: ToySite, cfg: DictConfig, tmp_path: Path) -> None:
     path = tmp_path / "conf" / "cluster" / "mysite.yaml"
     saved(tmp_path / "runs", 200.0)
@@ -284,6 +285,7 @@ def test_a_site_file_composes_and_holds_what_was_found(toy_site: ToySite, cfg: D
     assert (cluster.signal_delay_s, cluster.max_parallel) == (430, 12)
 
 
+@pytest.mark.slow
 def test_a_site_file_of_a_machine_without_slurm_is_a_local_one(
     cfg: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

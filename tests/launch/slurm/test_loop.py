@@ -49,6 +49,7 @@ def test_an_allocation_holds_a_share_of_each_cell(
     assert not [word for word in told if word.startswith(("--gpus", "--gres", "--mem")) and word not in share]
 
 
+@pytest.mark.slow
 def test_an_allocation_for_one_cell_is_what_was_asked_for() -> None:
     cfg = asked("resources.gpus_per_node=1")
     assert loop.allocation(cfg, 1) is cfg

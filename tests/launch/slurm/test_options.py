@@ -36,6 +36,7 @@ def srun(lines: list[str]) -> list[str]:
     return shlex.split(lines[first].rstrip("\\") + lines[first + 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
@@ -84,6 +85,7 @@ def test_gpus_of_each_task_come_with_the_number_of_tasks_that_slurm_wants() -> N
     assert "#SBATCH --ntasks=6" in lines
 
 
+@pytest.mark.slow
 def test_cpus_by_gpu_leave_out_cpus_by_task() -> None:
     asked = {"resources.cpus_per_task": None, "resources.cpus_per_gpu": 4, "resources.mem_gb": None}
     lines = script({**asked, "resources.mem_per_gpu_gb": 16}, resources="gpu")

@@ -27,6 +27,7 @@ def cfg() -> DictConfig:
     return config.typed(DictConfig({key: whole[key] for key in JobConfig.__dataclass_fields__}), JobConfig)
 
 
+@pytest.mark.slow
 def test_a_run_script_asks_for_what_the_config_says_and_can_come_back(cfg: DictConfig) -> None:
     script = slurm.run_script(Path("/runs/a b-1234"), cfg, {"PYTHONPATH": "/code dir"})
     lines = script.splitlines()

@@ -46,6 +46,7 @@ def test_an_array_has_the_size_that_the_smaller_of_both_limits_allows(toy_site: 
     assert site.read().max_array_tasks == 40001
 
 
+@pytest.mark.slow
 def test_the_limit_of_submitted_jobs_is_the_smallest_that_is_enforced(toy_site: ToySite) -> None:
     assert site.read().max_submit_jobs(None, None) == 100
     assert site.read().max_submit_jobs("short", None) == 100

@@ -179,6 +179,7 @@ def test_while_slurm_does_not_answer_the_ledger_stands(slurm: StandIns, tmp_path
     assert stands(run(tmp_path, "b")) == ("queued", "")
 
 
+@pytest.mark.slow
 def test_many_runs_cost_one_squeue_and_one_sacct(slurm: StandIns, tmp_path: Path) -> None:
     slurm.says("7_[2-3]|PENDING|1:00|0:00|N/A||Priority")
     slurm.says("7_0|NODE_FAIL|0:0", "7_1|CANCELLED by 0|0:0", name="sacct")
@@ -210,6 +211,7 @@ def test_nothing_is_concluded_of_runs_that_somebody_else_has_submitted(slurm: St
     assert stands(sample) == ("running", "")
 
 
+@pytest.mark.slow
 def test_jobs_of_another_cluster_with_the_same_file_system_are_left_alone(slurm: StandIns, tmp_path: Path) -> None:
     slurm.says("ClusterName             = here", name="scontrol")
     slurm.says("")
