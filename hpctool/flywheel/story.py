@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,13 +108,13 @@ class Story:
         result = self.run(run_id).result() or {}
         return dict(result.get("metrics", {}))
 
-    def table(self, columns: list[str], rows: list[list[str]], title: str = "") -> None:
+    def table(self, columns: list[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
         """Print a small table; the first column reads from the left, the others from the right."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title or None, title_justify="left")
         for number, column in enumerate(columns):
             table.add_column(column, justify="right" if number else "left")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(str, row))
         self.console.print(table, soft_wrap=False)
 
 
