@@ -6,7 +6,7 @@ every column stands for itself. Lists of numbers, texts and bytes are ragged. py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ from hpctool.data.manifest import Column
 from hpctool.data.ragged import Ragged, Values
 from hpctool.data.schema import Source
 from hpctool.data.sources.arrays import array_block, special_names
-from hpctool.data.sources.base import Block
+from hpctool.data.sources.base import Block, RowSource
+from hpctool.data.sources.images import ImageColumns
 from hpctool.errors import InputError, SourceError
 from hpctool.world import Array
 
@@ -47,6 +48,24 @@ def is_table(source: Source, schema: pa.Schema, names: Sequence[str]) -> bool:
 def stacked_schema(columns: dict[str, Column], names: Sequence[str]) -> dict[str, Column]:
     """The column `x` with the names of its parts."""
     return {"x": replace(columns["x"], names=list(names))}
+
+
+class ArrowSource(RowSource):
+    """What sources of Arrow tables share: columns that are stacked into `x`, or stand for themselves with images."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.source = source
+        self.classes = source.classes
+        self.images = ImageColumns(source)
+
+    def schema(self, columns: dict[str, Column]) -> dict[str, Column]:
+        if self.shared["stack"]:
+            return stacked_schema(columns, self.shared["stack"])
+        return self.images.schema(self.shared["images"], columns)
+
+    def features(self, columns: Mapping[str, Values], name_of: Callable[[int], str]) -> dict[str, Values]:
+        return self.images.features(self.shared["images"], columns, name_of)
 
 
 def arrow_block(source: Source, path: Path, start: int, table: pa.Table, stack: Sequence[str] = ()) -> Block:

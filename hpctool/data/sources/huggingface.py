@@ -8,30 +8,26 @@ names is never opened. A selection that was saved as indices beside the data is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hpctool import files
-from hpctool.data.manifest import NO_LABEL, Column
-from hpctool.data.ragged import Ragged, Values
+from hpctool.data.manifest import NO_LABEL
+from hpctool.data.ragged import Ragged
 from hpctool.data.schema import Source
 from hpctool.data.sources.arrays import choose_arrays, special_names
-from hpctool.data.sources.arrow import arrow_block, is_table, pyarrow, stacked_schema
-from hpctool.data.sources.base import Block, Piece, RowSource, file_piece, piece_file, pin_of_files
-from hpctool.data.sources.images import ImageColumns
+from hpctool.data.sources.arrow import ArrowSource, arrow_block, is_table, pyarrow
+from hpctool.data.sources.base import Block, Piece, file_piece, piece_file, pin_of_files
 from hpctool.errors import CorruptError, SourceError
 
 
-class HuggingFaceFolder(RowSource):
+class HuggingFaceFolder(ArrowSource):
     """A column for each feature of the dataset."""
 
     def __init__(self, source: Source) -> None:
-        super().__init__()
-        self.source = source
-        self.classes = source.classes
+        super().__init__(source)
         self.root = Path(source.path or "")
-        self.images = ImageColumns(source)
 
     def pin(self) -> str:
         """Names, sizes and times of the Arrow files, after a look at the description."""
@@ -82,14 +78,6 @@ class HuggingFaceFolder(RowSource):
                     start += len(table)
         except (OSError, pyarrow().ArrowException) as error:
             raise SourceError(path, f"it cannot be read as Arrow ({error}).") from error
-
-    def schema(self, columns: dict[str, Column]) -> dict[str, Column]:
-        if self.shared["stack"]:
-            return stacked_schema(columns, self.shared["stack"])
-        return self.images.schema(self.shared["images"], columns)
-
-    def features(self, columns: Mapping[str, Values], name_of: Callable[[int], str]) -> dict[str, Values]:
-        return self.images.features(self.shared["images"], columns, name_of)
 
     def _block(self, path: Path, split: str, start: int, table: Any) -> Block:
         block = arrow_block(self.source, path, start, table, self.shared["stack"])

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hpctool.data.manifest import Column
-from hpctool.data.ragged import Ragged, Values
-from hpctool.data.schema import Source
+from hpctool.data.ragged import Ragged
 from hpctool.data.sources.arrays import choose_arrays, special_names
-from hpctool.data.sources.arrow import arrow_block, is_table, pyarrow, stacked_schema
+from hpctool.data.sources.arrow import ArrowSource, arrow_block, is_table, pyarrow
 from hpctool.data.sources.base import (
     BLOCK_ROWS,
     Block,
     Piece,
-    RowSource,
     file_piece,
     piece_file,
     pin_of_files,
     source_files,
 )
-from hpctool.data.sources.images import ImageColumns
 from hpctool.errors import SourceError, UnknownName
 
 
-class ParquetFiles(RowSource):
+class ParquetFiles(ArrowSource):
     """A column for each of the file's; plain numbers alone become one column `x`. source.image holds images."""
-
-    def __init__(self, source: Source) -> None:
-        super().__init__()
-        self.source = source
-        self.classes = source.classes
-        self.images = ImageColumns(source)
 
     def pin(self) -> str:
         """The checksum of the file, after a look at its columns."""
@@ -75,14 +65,6 @@ class ParquetFiles(RowSource):
                 start += len(table)
         except (OSError, pyarrow().ArrowException) as error:
             raise SourceError(path, f"it cannot be read as parquet ({error}).") from error
-
-    def schema(self, columns: dict[str, Column]) -> dict[str, Column]:
-        if self.shared["stack"]:
-            return stacked_schema(columns, self.shared["stack"])
-        return self.images.schema(self.shared["images"], columns)
-
-    def features(self, columns: Mapping[str, Values], name_of: Callable[[int], str]) -> dict[str, Values]:
-        return self.images.features(self.shared["images"], columns, name_of)
 
     def _survey(self, pieces: list[Piece]) -> dict[str, Any]:
         """How the images of `source.image` are brought to one form, from the first of them."""
