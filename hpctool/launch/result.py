@@ -17,8 +17,14 @@ RESULT_FORMAT = 1
 
 
 def write_ended(rundir: RunDir, state: str, cause: str, outcome: dict[str, Any] | None = None) -> None:
-    """Write result.json: state, cause, and what the job's `run` returned. Rank 0 or a supervisor writes it."""
+    """Write result.json: state, cause, and what the job's `run` returned. Rank 0 or a supervisor writes it.
+
+    Not by an attempt that a newer one has replaced: a process that was cut off and comes back late would put its own
+    end in the place of the run's.
+    """
     story = rundir.story()
+    if 0 < rundir.attempt < story.attempt:
+        return
     begun = story.of_kind("begun")
     result = {
         "format": RESULT_FORMAT,

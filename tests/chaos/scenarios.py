@@ -49,7 +49,7 @@ SCENARIOS = {
     "single": Scenario("train", HARD, 1),
     "ddp": Scenario("train", (*HARD, "parallel.bucket_mb=0.004"), 3),
     "fsdp": Scenario("train", (*HARD, "parallel=fsdp"), 3),
-    "mpi": Scenario("run", ("script=heat.sh", "args=[--size,48,--steps,400,--every,40]"), 1, 4.0, config_dirs=()),
+    "mpi": Scenario("run", ("script=heat.sh", "args=[--size,48,--steps,6000,--every,500]"), 1, 4.0, config_dirs=()),
 }
 
 

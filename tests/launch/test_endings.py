@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
-from hpctool.launch import endings
+from hpctool.errors import FencedError
+from hpctool.launch import closing, endings
 from hpctool.launch.endings import Verdict
 from hpctool.launch.ranks import Outcome
 from hpctool.launch.result import own_process
-from hpctool.rundir import create_run, now
+from hpctool.rundir import RunDir, create_run, now
+from hpctool.world import World
 
 KILLED = Outcome((0, -9), first_rank=1)
 STOPPED = Outcome((75, 75), first_rank=0)
@@ -52,6 +54,17 @@ def test_what_the_task_recorded_as_completed_is_completed_whatever_died_afterwar
     played.said("completed", "", 0)
     assert played.ends(Outcome((0, -11), first_rank=1)).state == "completed"
     assert len(played.rundir.story().of_kind("ended")) == 1
+
+
+def test_an_attempt_that_was_replaced_does_not_put_its_end_in_the_place_of_the_runs(played: Played) -> None:
+    played.begin()
+    played.begin()
+    late, newest = (RunDir(played.rundir.path, attempt) for attempt in (1, 2))
+    closing.completed(newest, World(), {"step": 40, "param_digest": "abc"})
+    closing.failed(late, "local", World(), FencedError(late.id, 1, 2))
+    assert played.rundir.story().state == "completed"
+    assert (newest.result() or {})["state"] == "completed"
+    assert (newest.result() or {})["param_digest"] == "abc"
 
 
 def test_exit_code_zero_without_a_recorded_end_is_a_failure(played: Played) -> None:
