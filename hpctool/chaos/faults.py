@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from hpctool.errors import InputError, nearest
@@ -33,8 +33,6 @@ PHASES: dict[str, tuple[Moment, ...]] = {
     "save": ("save", "written", "commit", "committed"),
     "evaluation": ("evaluate",),
 }
-#: said by rank 0 alone
-_MAIN_ONLY = ("commit", "committed")
 
 
 @dataclass(frozen=True)
@@ -73,11 +71,12 @@ def check_kinds(kinds: Sequence[str]) -> None:
 
 
 def draw(
-    seed: int, kinds: Sequence[str], count: int, *, max_steps: int, num_ranks: int, seen: Collection[str]
+    seed: int, kinds: Sequence[str], count: int, *, max_steps: int, num_ranks: int, seen: Mapping[str, Collection[int]]
 ) -> list[Fault]:
     """The faults of one run, in the order in which they strike: a pure function of what is given.
 
-    `seen` are the moments that the straight run came to: where it never evaluates, nothing waits for an evaluation.
+    `seen` are the moments that the straight run came to, each with its ranks: where it never evaluates, nothing waits
+    for an evaluation, and only rank 0 commits.
     """
     rng = random.Random(seed)
     phases = [phase for phase, moments in PHASES.items() if set(moments) & set(seen)]
@@ -91,7 +90,13 @@ def draw(
 
 
 def _one(
-    rng: random.Random, number: int, kind: str, step: int, phases: list[str], num_ranks: int, seen: Collection[str]
+    rng: random.Random,
+    number: int,
+    kind: str,
+    step: int,
+    phases: list[str],
+    num_ranks: int,
+    seen: Mapping[str, Collection[int]],
 ) -> Fault:
     if kind == "enospc":
         # A disk is full when somebody writes.
@@ -102,7 +107,7 @@ def _one(
     phase = rng.choice(phases)
     moments: Sequence[Moment] = [moment for moment in PHASES[phase] if moment in seen]
     moment = moments[0] if kind == "enospc" else rng.choice(moments)
-    rank = 0 if moment in _MAIN_ONLY else rng.randrange(num_ranks)
+    rank = rng.choice(sorted(seen[moment]))
     form = {
         "kill": rng.choice(["rank", "rank", "all", "supervisor"]),
         "term": rng.choice(["SIGTERM", "SIGUSR2"]),

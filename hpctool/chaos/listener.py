@@ -53,7 +53,8 @@ class Heard:
     pids: dict[int, int] = field(default_factory=dict)
     #: the most steps that a rank has begun in this attempt
     step: int = 0
-    moments: set[str] = field(default_factory=set)
+    #: the moments that were reached, each with the ranks that said so: `mpirun` starts as one, and goes on as many
+    moments: dict[str, set[int]] = field(default_factory=dict)
     newest: Stand | None = None
 
 
@@ -163,7 +164,7 @@ class Listener:
             heard = self.heard
             heard.pids[stand.rank], heard.newest = pid, stand
             heard.step = max(heard.step, stand.step)
-            heard.moments.add(moment)
+            heard.moments.setdefault(moment, set()).add(stand.rank)
             if self._trap is None or not self._trap(stand):
                 held.release()
                 return

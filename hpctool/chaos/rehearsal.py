@@ -96,7 +96,7 @@ class Rehearsal:
 
     # ------------------------------------------------------------------------------------------ broken
 
-    def _broken(self, listener: Listener, moments: set[str]) -> Stage:
+    def _broken(self, listener: Listener, moments: dict[str, set[int]]) -> Stage:
         order = self.order
         kinds = [kind for kind in order.kinds if kind != "none"]
         count = order.count if kinds else 0
