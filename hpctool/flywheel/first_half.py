@@ -46,14 +46,15 @@ def sweep(story: Story) -> None:
 def kill(story: Story) -> None:
     """The best configuration on several ranks, twice: once left alone, once killed with kill -9 in the middle."""
     num_ranks = story.cfg.flywheel.rehearsal.num_ranks
+    budget = min(story.cfg.flywheel.rehearsal.max_steps, story.run(story.facts["run"]).story().step)
     common = [
         f"data.name={story.name}@v1",
         *story.facts["chosen"],
         f"resources.tasks_per_node={num_ranks}",
+        *("loop.max_epochs=null", f"loop.max_steps={budget}"),
         f"loop.checkpoint_every_steps={_CHECKPOINT_EVERY_STEPS}",
     ]
     straight = story.train("name=straight", *common)
-    budget = story.run(straight).story().step
     told = ("train", *story.cfg.flywheel.train, "name=killed", *common, "cluster=local")
     killed = story.hpctool(*told)["runs"][0]
     if story.run(killed).result() is None:

@@ -17,6 +17,8 @@ class Rehearsal:
     kill: bool = MISSING
     #: ranks of that
     num_ranks: int = MISSING
+    #: and its length: one that is killed at a fifth of it shows no less than one as long as the best run
+    max_steps: int = MISSING
     #: how often each row of the split `production` is sent worn
     worn_copies: int = MISSING
     #: of the worn scanner's noise
