@@ -12,7 +12,7 @@ from hpctool.errors import InputError
 
 ALL_MOMENTS = {moment for moments in PHASES.values() for moment in moments}
 #: Only rank 0 commits.
-SEEN = {moment: [0] if moment in ("commit", "committed") else [0, 1, 2] for moment in ALL_MOMENTS}
+SEEN: dict[str, list[int]] = {moment: [0] if moment in ("commit", "committed") else [0, 1, 2] for moment in ALL_MOMENTS}
 LIKE: dict[str, Any] = {"max_steps": 100, "num_ranks": 3, "seen": SEEN}
 
 
@@ -41,7 +41,7 @@ def test_kinds_take_turns_and_steps_go_up() -> None:
 
 
 def test_a_moment_that_the_job_never_comes_to_is_not_waited_for() -> None:
-    seen = {moment: [0] for moment in ALL_MOMENTS - {"evaluate", "commit"}}
+    seen: dict[str, list[int]] = {moment: [0] for moment in ALL_MOMENTS - {"evaluate", "commit"}}
     faults = draw(1, USUAL, 200, max_steps=2, num_ranks=1, seen=seen)
     assert {fault.moment for fault in faults} <= seen.keys()
     assert {fault.step for fault in faults} == {1}
