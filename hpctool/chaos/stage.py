@@ -71,7 +71,8 @@ class Stage:
 
     def ranks(self) -> list[int]:
         """The processes that work on the run: programs that spoke up, and ranks."""
-        spoke = [pid for pid in self.listener.heard.pids.values() if process_start(pid)]
+        # Others may speak up meanwhile, and the listener's thread writes that down.
+        spoke = [pid for pid in list(self.listener.heard.pids.values()) if process_start(pid)]
         return list(dict.fromkeys([*spoke, *self.started()]))
 
     def send(self, number: signal.Signals, pids: list[int]) -> None:
