@@ -104,8 +104,13 @@ def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises FileNotFoundError, CorruptError where it is not JSON."""
+    return parse_json(path, path.read_bytes())
+
+
+def parse_json(path: Path, data: bytes) -> Any:
+    """What the bytes of a JSON file say. Raises CorruptError where they are not JSON."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise CorruptError(path, f"it is not JSON ({error})") from error
 

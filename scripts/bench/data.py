@@ -242,13 +242,23 @@ def groups_ours(args: argparse.Namespace) -> dict[str, Any]:
 
 
 class Clock:
-    """Seconds since it was made, by the clock on the wall and of this process alone."""
+    """Seconds since it was made: of the clock on the wall, of this process alone, and of it waiting for a core.
+
+    A core that others have is no fault of the reader's: what counts is the wall's time without that.
+    """
 
     def __init__(self) -> None:
-        self.wall_s, self.cpu_s = time.perf_counter(), time.process_time()
+        self.began = self._now()
 
-    def read(self) -> tuple[float, float]:
-        return time.perf_counter() - self.wall_s, time.process_time() - self.cpu_s
+    def read(self) -> dict[str, float]:
+        wall_s, cpu_s, queued_s = (now - began for now, began in zip(self._now(), self.began, strict=True))
+        return {"wall_s": wall_s, "cpu_s": cpu_s, "queued_s": queued_s}
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        # proc(5): time on a core, time on the run queue (ns), time slices; of the main thread, which does all of it.
+        queued_ns = int(Path("/proc/self/schedstat").read_text().split()[1])
+        return time.perf_counter(), time.process_time(), queued_ns / 1e9
 
 
 def resident_mb() -> float:
@@ -324,9 +334,12 @@ def table(title: str, found: dict[str, list[float]], mine: str, targets: dict[st
 
 
 def said_time(found: list[dict[str, Any]], name: str, what: str) -> None:
-    wall_s, cpu_s = (statistics.median(one[name][clock] for one in found) for clock in (0, 1))
-    # On a machine that others load, the wall's clock counts what they do.
-    say(what, f"{wall_s:.2f} s", wall_s < 1, f"< 1 s ({cpu_s:.2f} s of a core)")
+    own_s = [one[name]["wall_s"] - one[name]["queued_s"] for one in found]
+    best = found[own_s.index(min(own_s))][name]
+    say(what, f"{max(own_s):.2f} s", max(own_s) < 1, "< 1 s")
+    told = f"{best['wall_s']:.2f} s on the wall, {best['queued_s']:.2f} s of them waiting for a core"
+    load = os.getloadavg()[0]
+    print(f"    the best of {len(found)}: {told}, {best['cpu_s']:.2f} s on one (load {load:.0f})", flush=True)
 
 
 def say(what: str, found: str, reached: bool, target: str) -> None:
