@@ -5,6 +5,7 @@ What has one writer goes through `write_atomic`; what several processes may chan
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -18,6 +19,9 @@ from typing import Any, Literal, get_args
 from hpctool.errors import CorruptError, OperationError
 
 Primitive = Literal["link", "symlink"]
+
+#: what a disk, a quota and a limit on file sizes say when they are full
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 # What file systems answer where hard links are missing or refused (FUSE, some object gateways, project quotas).
 _NO_LINK = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
@@ -76,8 +80,11 @@ def write_durably(path: Path, data: bytes | memoryview, *, mode: int = 0o644, ex
             while view:
                 view = view[file.write(view) :]
             os.fsync(handle)
-    except BaseException:
-        path.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # at the end of a quota not even that may be allowed
+            path.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
 
 

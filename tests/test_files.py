@@ -80,7 +80,7 @@ while True:
     for _ in range(4):
         writer = spawn(code, path)
         began = time.monotonic()
-        while time.monotonic() - began < 0.4 or not path.exists():
+        while time.monotonic() - began < 0.4 or not path.exists() or len(seen) < 2:
             if path.exists():
                 value = files.read_json(path)
                 assert value["n"] == value["end"]

@@ -6,14 +6,13 @@ before a stop, would not fit otherwise; so a disk that others have filled meanwh
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
-#: what a disk, a quota and a limit on file sizes say when they are full
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+from hpctool.files import FULL
+
 #: names, JSON and the ledger's entry beside the tensors; also what a file system keeps for itself
 SLACK_BYTES = 1 << 20
 _RESERVE = ".reserve"

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from hpctool.errors import EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED, HpctoolError, nearest
+from hpctool.files import FULL
 
 # verb → its one line in `hpctool --help`; the module of the same name is imported when it is used
 VERBS = {
@@ -99,7 +100,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_FAILED
     except OSError as error:
-        click.echo(f"hpctool: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
+        room = " Make room there (what datasets need no more: hpctool data gc), and try again."
+        said = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
+        click.echo(f"hpctool: {said}{'.' + room if error.errno in FULL else ''}", err=True)
         code = EXIT_FAILED
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -21,6 +21,7 @@ from hpctool import files
 from hpctool.data.manifest import LABEL, UID, Column
 from hpctool.data.objects import offsets_of, read_column
 from hpctool.data.ragged import Ragged, Values, take
+from hpctool.data.usage import held
 from hpctool.data.version import Version
 from hpctool.errors import InputError, UnknownName
 
@@ -97,7 +98,8 @@ def export(version: Version, path: Path, kind: str, *, splits: Sequence[str] = (
     job = _job(version, splits, columns)
     temporary = path.parent / files.temporary_name(".export")
     try:
-        FORMATS[kind](job, temporary)
+        with held(version, "export", path):
+            FORMATS[kind](job, temporary)
         if path.exists():
             raise InputError(f"{path} is there since a moment ago, and an export writes over nothing.")
         temporary.rename(path)

@@ -17,7 +17,7 @@ from hpctool.data import order as orders
 from hpctool.data.labels import class_name
 from hpctool.data.manifest import LABEL
 from hpctool.data.store import Store, short
-from hpctool.data.usage import Use, uses
+from hpctool.data.usage import OWN, Use, uses
 from hpctool.data.version import Version
 from hpctool.errors import HpctoolError, InputError, UnknownName
 from hpctool.rundir import RunDir
@@ -129,6 +129,8 @@ def _steps(use: Use, num_rows: int, index: int, stands: Standing) -> tuple[list[
     """
     if use.order is None:
         return None, "each row once"
+    if use.order.version == OWN:
+        return None, "its own Dataset chose the rows"
     if use.order.version != orders.VERSION:
         return None, f"its order is of version {use.order.version}, this hpctool computes {orders.VERSION}"
     if stands.step is None:

@@ -8,7 +8,7 @@
   refs/heads/<branch>/0000000012  a log; the highest number is the tip
   refs/tags/<tag>                 created if absent, never moved
   runs/<run>.<16 hex>.json        which run used which version, and in which order (usage.py)
-  pins/<run>-<16 hex>             leases of runs that are at it (usage.py)
+  pins/<run>-<16 hex>             leases of runs and exports that are at it (usage.py)
   trash/<time>-<8 hex>/           what gc took out and will delete (gc.py)
   tmp/                            what a killed writer leaves behind; prepare-<run>/ is spool.py's
 """
@@ -148,7 +148,8 @@ class Layout:
             files.write_durably(temporary, data, mode=0o444, exact=True)
             self.rename(temporary, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # at the end of a quota not even that may be allowed
+                temporary.unlink()
         files.fsync_dir(path.parent)
 
     def renew(self, path: Path) -> bool:

@@ -2,7 +2,8 @@
 
 A record says the commit, the split and the order of samples, so that `exposure.py` can compute which step saw a row. A
 lease (pin) is a file that its holder makes young again every few minutes: it ends with the run, however that ends, and
-nobody needs to ask the node whether a process is alive. Where a dataset may only be read both are left out, said once.
+nobody needs to ask the node whether a process is alive. An export holds one, too. Where a dataset may only be read both
+are left out, said once.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ LEASE_S = 3600.0
 _RENEW_S = 300.0
 _LONGEST_LEASE_S = 30 * 86_400.0
 USE_FORMAT = 1
+#: The version of an order that only a program of the user's knows, which read a version by itself.
+OWN = 0
 _COMMIT = re.compile(r"\b[0-9a-f]{64}\b")
 
 
@@ -42,6 +45,7 @@ class Order:
     seed: int
     window: int
     global_batch_size: int
+    #: hpctool.data.order.VERSION, or OWN
     version: int
 
 
@@ -106,23 +110,47 @@ def begin_use(version: Version, rundir: RunDir, job: str, splits: Mapping[str, O
 
     Where the dataset cannot be written the run goes on without, and one sentence says so.
     """
-    store = version.store
     folder = str(rundir.path.absolute())
     found = [Use(rundir.id, job, folder, version.commit, split, order, who(), now()) for split, order in splits.items()]
     try:
         for use in found:
-            _record(store, use)
-        pin = {"format": USE_FORMAT, "lease_s": LEASE_S, "host": socket.gethostname(), "pid": os.getpid()}
-        name = f"{rundir.id}-{uuid.uuid4().hex[:16]}"
-        return Pin(store, name, files.canonical_json(pin | asdict(found[0])))
+            _record(version.store, use)
+        return _pin(version.store, rundir.id, found[0])
     except OSError as error:
-        print(
-            f"hpctool: {store.root} cannot be written ({error.strerror}), so it does not record that this run uses "
-            f"{version.pinned}, and nothing keeps others from deleting that. The run goes on.",
-            file=sys.stderr,
-            flush=True,
-        )
+        _say_unheld(version, error, f"so it does not record that this run uses {version.pinned}, and")
         return None
+
+
+@contextlib.contextmanager
+def held(version: Version, job: str, folder: Path) -> Iterator[None]:
+    """Pin a version while something that is no run reads it for long; `folder` is what it makes of it.
+
+    Where the dataset cannot be written it is read without a pin, and one sentence says so.
+    """
+    pin = None
+    try:
+        pin = _pin(version.store, job, Use("", job, str(folder.absolute()), version.commit, "", None, who(), now()))
+    except OSError as error:
+        _say_unheld(version, error, f"so while this {job} reads {version.pinned}")
+    try:
+        yield
+    finally:
+        if pin is not None:
+            pin.release()
+
+
+def _pin(store: Store, who_holds: str, use: Use) -> Pin:
+    pin = {"format": USE_FORMAT, "lease_s": LEASE_S, "host": socket.gethostname(), "pid": os.getpid()}
+    return Pin(store, f"{who_holds}-{uuid.uuid4().hex[:16]}", files.canonical_json(pin | asdict(use)))
+
+
+def _say_unheld(version: Version, error: OSError, so: str) -> None:
+    print(
+        f"hpctool: {version.store.root} cannot be written ({error.strerror}), {so} nothing keeps others from deleting "
+        "that. It goes on.",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def uses(store: Store) -> Iterator[Use | HpctoolError]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,24 @@ def open_version(datasets: Path, ref: str) -> Version:
     """
     name, revision = split_ref(ref)
     store = Store.open(datasets, name)
-    return Version(store, revision, store.resolve(revision))
+    version = Version(store, revision, store.resolve(revision))
+    if (noted := _noted.get()) is not None:
+        noted.append(version)
+    return version
+
+
+@contextmanager
+def noting_opened() -> Iterator[list[Version]]:
+    """What somebody else's program opens in this block, so that its use can be recorded (usage.py)."""
+    opened: list[Version] = []
+    before = _noted.set(opened)
+    try:
+        yield opened
+    finally:
+        _noted.reset(before)
+
+
+_noted: ContextVar[list[Version] | None] = ContextVar("noted", default=None)
 
 
 def open_together(datasets: Path, ref: str, world: World) -> Version:

@@ -6,7 +6,8 @@ and has a length and samples by index: a dict of tensors (`x`, and what else the
 What still holds: every sample exactly once per epoch, in an order that knows nothing of ranks and workers; a resume to
 the bit, if the Dataset gives the same for the same index. What it draws from Python's, NumPy's or torch's global
 streams (augmentation) is seeded by seed, epoch and index, and disturbs no other stream. What does not hold: nobody
-knows later what the data was, and who set its labels; damage is not found.
+knows later what the data was, and who set its labels; damage is not found. Where the Dataset opens versions of ours
+while it is made (`hpctool.data.version.open_version`), these are pinned and the run is recorded beside them.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from hpctool.data.reader import Reader
 from hpctool.data.shuffle import shuffle_quality
 from hpctool.data.stage import stage
 from hpctool.data.verify import check_readable
-from hpctool.data.version import Version, open_together
+from hpctool.data.version import Version, noting_opened, open_together
 from hpctool.launch import signals
 from hpctool.rundir import RunDir
 from hpctool.train.augment import Augment
@@ -67,7 +67,12 @@ def open_sources(cfg: TrainConfig, rundir: RunDir, world: World, augment: Augmen
     if data.dataset is not None:
         from hpctool.train.own_data import OwnSamples
 
-        train, val = (OwnSamples(data.dataset, split, cfg.seed) for split in (data.train_split, data.val_split))
+        with noting_opened() as opened:
+            train, val = (OwnSamples(data.dataset, split, cfg.seed) for split in (data.train_split, data.val_split))
+        order = usage.Order(cfg.seed, 0, cfg.loop.global_batch_size, usage.OWN)
+        for version in {v.store.root / v.commit: v for v in opened}.values() if world.is_main else ():
+            # A Dataset over a version of ours: that can be recorded, though not which rows.
+            usage.begin_use(version, rundir, "train", {"": order})
         return train, val
     version = open_checked(Path(cfg.paths.datasets), data, world)
     if world.is_main:

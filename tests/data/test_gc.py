@@ -13,6 +13,7 @@ import pytest
 
 from hpctool.data import usage
 from hpctool.data.commit import Commit, Draft
+from hpctool.data.export import FORMATS, Job, export
 from hpctool.data.gc import DAY_S, Keep, gc
 from hpctool.data.labels import relabel
 from hpctool.data.size import size
@@ -130,6 +131,23 @@ def test_a_pin_is_renewed_while_its_holder_lives_and_comes_back(
     wait_for(pin.path.exists)
     pin.release()
     assert not pin.path.exists()
+
+
+def test_an_export_holds_what_it_reads(
+    left: tuple[Version, Commit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version, gone = left
+    side = Version(version.store, "side", gone.id)
+
+    def collecting(job: Job, path: Path) -> None:
+        # While it is written; a moment before and after nothing needs this version.
+        gc(version.store, delete=True, keep=NOW)
+        FORMATS["npz"](job, path)
+
+    monkeypatch.setitem(FORMATS, "hdf5", collecting)
+    assert export(side, tmp_path / "side.npz", "hdf5") == 40
+    assert not list(version.store.layout.pins.iterdir())
+    assert gc(version.store, delete=True, keep=NOW).moved["commits"][0] == 1
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

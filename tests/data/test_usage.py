@@ -11,7 +11,7 @@ import pytest
 from hpctool.data import order as orders
 from hpctool.data.exposure import exposures, runs_of
 from hpctool.data.labels import relabel
-from hpctool.data.usage import Order, begin_use
+from hpctool.data.usage import OWN, Order, begin_use
 from hpctool.data.verify import verify
 from hpctool.data.version import Version, open_version
 from hpctool.errors import InputError, UnknownName
@@ -68,12 +68,14 @@ def test_a_row_of_another_split_was_not_seen(tiny: Version, tmp_path: Path) -> N
 def test_what_cannot_be_computed_is_said(tiny: Version, tmp_path: Path) -> None:
     use(tiny, tmp_path, "a", order=Order(3, 0, BATCH, orders.VERSION + 1))
     use(tiny, tmp_path, "b")
+    use(tiny, tmp_path, "c", order=Order(3, 0, BATCH, OWN))
     (tmp_path / "b" / "runs").rename(tmp_path / "b" / "gone")
     row = int(tiny.split_rows("train")[0])
-    first, second = exposures(tiny.store, tiny.uids(np.array([row]))[0])
+    first, second, third = exposures(tiny.store, tiny.uids(np.array([row]))[0])
     assert (first.steps, second.steps, second.state) == (None, None, None)
     assert first.note.startswith("its order is of version")
     assert second.note == "how far it came cannot be read"
+    assert third.note == "its own Dataset chose the rows"
 
 
 def test_a_run_that_comes_back_has_one_record(tiny: Version, tmp_path: Path) -> None:

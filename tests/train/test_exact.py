@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from hpctool.checkpoint import load
+from hpctool.data.exposure import runs_of
 from hpctool.data.version import open_version
 from hpctool.errors import Stopped
 from hpctool.launch import signals
@@ -56,6 +58,19 @@ def test_a_stop_changes_no_bits(make_run: MakeRun, train_here: TrainHere, chosen
     assert (found["param_digest"], found["metrics"]) == (expected["param_digest"], expected["metrics"])
     for name in ("train/lr", "train/grad_norm", "train/loss"):
         assert read_metrics(stopped).get(name) == read_metrics(straight).get(name)
+
+
+@pytest.mark.slow
+def test_a_dataset_of_ones_own_over_a_version_is_recorded_beside_it(
+    make_run: MakeRun, train_here: TrainHere, root: Path
+) -> None:
+    own = f"data.dataset={{_target_: usersown.Ours, datasets: {root}/datasets, ref: stripes}}"
+    run = make_run(SHORT, "model=plain", "model.size_in=16", "model.size_out=3", own)
+    train_here(run)
+    store = open_version(root / "datasets", "stripes").store
+    used = [use for use in runs_of(store, store.resolve("main")) if use.run == run.id]
+    assert [(use.job, use.split) for use in used] == [("train", "")]
+    assert [path for path in store.layout.pins.iterdir() if path.name.startswith(run.id)]
 
 
 @pytest.mark.slow

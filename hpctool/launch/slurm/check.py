@@ -28,10 +28,7 @@ Say = Callable[[str], None]
 #: A run's folder begins with some files of a few KB and a copy of the code.
 NEEDED_BYTES, NEEDED_FILES = 16 * 2**20, 100
 _PROBE_BYTES = 8192
-_NOT_WRITABLE = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-)
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR} | files.FULL
 
 
 def before_submission(runs: Path, configs: Iterable[Plain], say: Say) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from hpctool.data.version import open_version
 from hpctool.launch import signals
 from hpctool.train.task import Batch, Classify, Sums
 
@@ -165,6 +166,22 @@ class Waves(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         x_F = torch.sin(torch.arange(16) * (1 + index % 3) / 3 + index)
         return x_F + self.noise * torch.randn(16) + random.gauss(0, self.noise), index % 3
+
+
+class Ours(Dataset[tuple[Tensor, int]]):
+    """A Dataset of the user's that reads a version of ours by itself."""
+
+    def __init__(self, split: str, datasets: str, ref: str) -> None:
+        version = open_version(Path(datasets), ref)
+        rows = version.split_rows(split)
+        self.x = torch.from_numpy(version.read("image", rows)).flatten(1) / 255
+        self.y = version.read("label", rows).clip(0)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.x[index], int(self.y[index])
 
 
 def halved(step: int, every: int) -> float:
