@@ -76,7 +76,7 @@ while True:
     files.write_json(path, {"n": n, "filler": ["x"] * 20000, "end": n}); n += 1
 """
     path = tmp_path / "state.json"
-    seen = set()
+    seen: set[int] = set()
     for _ in range(4):
         writer = spawn(code, path)
         began = time.monotonic()

@@ -33,10 +33,11 @@ def uids_of_keys(keys: Sequence[str]) -> Digests:
 
 def uids_from_hex(uids: Sequence[str]) -> Digests:
     """32 hex digits each → uint8 (n, 16). Raises ValueError."""
-    raw = [bytes.fromhex(uid) for uid in uids]
-    if any(len(uid) != UID_BYTES for uid in raw):
+    raw = bytes.fromhex("".join(uids))
+    # Both, because spaces between digits are passed over.
+    if set(map(len, uids)) - {2 * UID_BYTES} or len(raw) != UID_BYTES * len(uids):
         raise ValueError("a uid has 32 hex digits")
-    return np.frombuffer(b"".join(raw), np.uint8).reshape(-1, UID_BYTES)
+    return np.frombuffer(raw, np.uint8).reshape(-1, UID_BYTES)
 
 
 def content_digests(features: Mapping[str, Values]) -> Digests:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,9 @@ from hpctool.data.store import Store, short
 from hpctool.data.version import Version
 from hpctool.errors import ConflictError, InputError, SourceError
 from hpctool.rundir import now, who
+
+#: Files that are written at once.
+_WRITERS = 8
 
 
 class Change(NamedTuple):
@@ -73,8 +77,9 @@ def relabel(
     def decide(tip: Commit | None) -> Draft | Commit:
         if tip is None:  # deleted meanwhile
             raise store.unknown_branch(branch)
-        current = Version(store, branch, tip.id)
-        rows = rows_seen if tip.id == seen.commit else current.find(uids)
+        unmoved = tip.id == seen.commit
+        current = seen if unmoved else Version(store, branch, tip.id)
+        rows = rows_seen if unmoved else current.find(uids)
         now_there = _labels_there(current, wanted, rows, old, new)
         effective = np.flatnonzero(now_there != new)
         if not effective.size:
@@ -176,11 +181,11 @@ def _check(version: Version, changes: list[Change]) -> npt.NDArray[np.int64]:
         raise InputError(f"There is no label to change in {version.ref}.")
     if len({change.uid for change in changes}) < len(changes):
         raise InputError("A row stands twice among the changes; give each uid once.")
+    num_classes = len(version.classes)
     for change in changes:
-        if not NO_LABEL <= change.label < len(version.classes):
+        if not NO_LABEL <= change.label < num_classes:
             raise InputError(
-                f"Label {change.label} of row {change.uid} is out of range: {version.ref} has {len(version.classes)} "
-                "classes."
+                f"Label {change.label} of row {change.uid} is out of range: {version.ref} has {num_classes} classes."
             )
     try:
         rows = version.find([change.uid for change in changes])
@@ -218,13 +223,17 @@ def with_labels(version: Version, rows: npt.NDArray[np.int64], new: npt.NDArray[
     store, contents = version.store, version.contents
     labels = version.read(LABEL)
     labels[rows] = new
-    groups, first = [], 0
-    for group in contents.row_groups:
-        stop = first + group.num_rows
-        if ((rows >= first) & (rows < stop)).any():
-            group = group.with_object(store.put({LABEL: labels[first:stop]}))
-        groups.append(group)
-        first = stop
+    ends = np.cumsum([group.num_rows for group in contents.row_groups])
+    touched = np.unique(np.searchsorted(ends, rows, side="right")).tolist()
+    groups = list(contents.row_groups)
+
+    def put(number: int) -> StoredObject:
+        return store.put({LABEL: labels[ends[number] - groups[number].num_rows : ends[number]]})
+
+    # Each waits for the disk, twice.
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        for number, stored in zip(touched, list(pool.map(put, touched)), strict=True):
+            groups[number] = groups[number].with_object(stored)
     counts = label_counts(labels, {split: version.split_rows(split) for split in version.splits}, version.classes)
     splits = {split: found | counts[split] for split, found in contents.stats["splits"].items()}
     return replace(contents, row_groups=groups, stats=contents.stats | {"splits": splits})

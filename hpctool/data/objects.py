@@ -165,10 +165,10 @@ def open_object(layout: Layout, stored: StoredObject) -> int:
     return handle
 
 
-def read_array(layout: Layout, stored: StoredObject, name: str) -> Array:
-    """One whole array of an object, in memory. Raises CorruptError."""
+def read_array(layout: Layout, stored: StoredObject, name: str, out: Array | None = None) -> Array:
+    """One whole array of an object, in memory: freshly made, or in `out` of that form. Raises CorruptError."""
     extent = stored.extents[name]
-    array = np.empty(extent.shape, extent.dtype)
+    array = np.empty(extent.shape, extent.dtype) if out is None else out
     handle = open_object(layout, stored)
     try:
         if extent.chunks:

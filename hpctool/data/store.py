@@ -90,9 +90,9 @@ class Store:
         """Store columns as one object; see `write_object`."""
         return write_object(self.layout, columns, filters)
 
-    def get(self, stored: StoredObject, name: str) -> Array:
-        """One array of an object, in memory. Raises CorruptError."""
-        return read_array(self.layout, stored, name)
+    def get(self, stored: StoredObject, name: str, out: Array | None = None) -> Array:
+        """One array of an object, in memory, freshly made or in `out`. Raises CorruptError."""
+        return read_array(self.layout, stored, name, out)
 
     def put_manifest(self, manifest: Manifest) -> str:
         """Store a table of contents and return its id."""

@@ -144,8 +144,13 @@ class Version:
             if column not in self._readers:
                 self._readers[column] = Reader(self, [column])
             return self._readers[column].gather(rows)[column]
-        groups = self.contents.row_groups
-        return np.concatenate([self.store.get(group.holder(column), column) for group in groups])
+        stored = [group.holder(column) for group in self.contents.row_groups]
+        ends = np.cumsum([0, *(one.extents[column].shape[0] for one in stored)]).tolist()
+        form = self.contents.columns[column]
+        found = np.empty((ends[-1], *form.shape), form.dtype)
+        for one, start, stop in zip(stored, ends, ends[1:], strict=False):
+            self.store.get(one, column, found[start:stop])
+        return found
 
     def uids(self, rows: Rows | None = None) -> list[str]:
         """The rows' immutable names, 32 hex digits each."""

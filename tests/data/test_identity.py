@@ -17,7 +17,7 @@ def test_a_uid_is_the_hash_of_the_key() -> None:
 def test_uids_survive_being_written_as_text() -> None:
     uids = uids_of_keys(["a", "b", "c"])
     assert np.array_equal(uids_from_hex([uid.tobytes().hex() for uid in uids]), uids)
-    for wrong in ("abc", "zz" * 16, "ab" * 15):
+    for wrong in ("abc", "zz" * 16, "ab" * 15, "ab " * 10 + "cd", "ab" * 15 + "  "):
         with pytest.raises(ValueError, match="hex"):
             uids_from_hex([wrong])
 
