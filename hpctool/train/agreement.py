@@ -10,8 +10,7 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -30,16 +29,14 @@ REASONS = {
 }
 
 
-@dataclass(frozen=True)
-class Wishes:
+class Wishes(NamedTuple):
     """What at least one rank wanted at a step boundary."""
 
     stop: bool = False
     save: bool = False
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """What must be the same on all ranks after a step. `params`: `bits_of` the parameters, 0 where not looked at."""
 
     step: int = 0
@@ -94,7 +91,7 @@ class Agreement:
             self._check(mine.tolist(), whole)
 
     def _with_params(self, position: Position) -> Position:
-        return replace(position, params=combined(self._bits())) if self._group is not None else position
+        return position._replace(params=combined(self._bits())) if self._group is not None else position
 
     def _bits(self) -> dict[str, int]:
         return bits_of(self._model.named_parameters())
@@ -113,7 +110,7 @@ class Agreement:
 
     def _difference(self, position: Position) -> DesyncError:
         """Who differs in what. Collective: all ranks have read the same."""
-        told = self._world.gather(asdict(position))
+        told = self._world.gather(position._asdict())
         found = {key: [one[key] for one in told] for key in told[0]}
         differing = {key: values for key, values in found.items() if len(set(values)) > 1}
         parts = [f"{key} is {_sides(values, key != 'params')}" for key, values in differing.items()]

@@ -149,7 +149,7 @@ class Trainer:
                 with learner.strategy.averaging(now=number == num_passes - 1):
                     loss, sums = learner.loss(part, batch)
                     self.watchdog.mark("backward")
-                    learner.precision.backward(loss / num_passes)
+                    learner.precision.backward(loss / num_passes if num_passes > 1 else loss)
                 all_sums.append(sums)
             self.watchdog.mark("update")
             grad_norms[part.name] = grad_norm = learner.clip(part)

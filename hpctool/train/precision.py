@@ -19,6 +19,7 @@ from torch import Tensor
 from hpctool.train.schema import PRECISIONS
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_NOTHING = nullcontext()
 assert set(PRECISIONS) == {"float32", *_DTYPES}
 
 
@@ -32,7 +33,7 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Around forward passes."""
-        return torch.autocast(self.device_type, self.dtype) if self.dtype is not None else nullcontext()
+        return torch.autocast(self.device_type, self.dtype) if self.dtype is not None else _NOTHING
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass of a loss."""

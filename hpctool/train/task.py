@@ -122,7 +122,8 @@ class Classify:
 
     def _sums(self, logits_NK: Tensor, y_N: Tensor, loss: Tensor) -> Sums:
         # A missing label, -1, equals no class.
-        sums = {"loss": loss, "correct": (logits_NK.argmax(1) == y_N).sum(), "labelled": (y_N >= 0).sum()}
+        correct = torch.count_nonzero(logits_NK.argmax(1) == y_N)
+        sums = {"loss": loss, "correct": correct, "labelled": torch.count_nonzero(y_N >= 0)}
         if self.own_metrics:
             known = y_N >= 0
             sums |= {name: of(logits_NK[known], y_N[known]).sum() for name, of in self.own_metrics.items()}

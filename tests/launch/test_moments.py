@@ -54,8 +54,8 @@ def test_a_rank_waits_at_a_moment_until_it_is_let_go(listening: socket.socket) -
 
 
 def test_without_a_rehearsal_a_moment_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(moments.CHAOS, raising=False)
-    moments.reached("save", 1, 1)
-    monkeypatch.setenv(moments.CHAOS, "/nowhere/at-all")
-    moments.reached("save", 1, 1)
-    assert moments.CHAOS not in os.environ
+    monkeypatch.setattr(moments, "_address", None)
+    assert not moments.reached("save", 1, 1)
+    monkeypatch.setattr(moments, "_address", "/nowhere/at-all")
+    assert not moments.reached("save", 1, 1)
+    assert moments._address is None, "a rehearsal that is gone is forgotten"
