@@ -98,20 +98,22 @@ class Checkpointer:
         info: Mapping[str, Any] | None = None,
         score: float | None = None,
         is_last: bool = False,
+        check: Callable[[World], None] | None = None,
         before_commit: Callable[[], None] | None = None,
     ) -> Path:
         """Commit the state of `step` and return its folder. Collective: all ranks must call it.
 
         `state` is the same on all ranks, which share the writing, or sharded over them (DTensor); `per_rank` is this
         rank's own (random generators); `info` is JSON for the manifest; `score` says how good it is, the higher the
-        better. `is_last`: rather give up the reserve than fail. `before_commit` is called on each rank once its part is
-        written. A step that this attempt has already committed is not written again.
+        better. `is_last`: rather give up the reserve than fail. `check` is called first on each rank, with the channel
+        of this save, and `before_commit` once the rank's part is written; what they raise ends the save. A step that
+        this attempt has already committed is not written again.
         Raises InputError (state that cannot be stored), FencedError, OSError (disk full, …) or OperationError, on all
         ranks alike; nothing of this save is left then and the checkpoint before it stays.
         """
         began_s = time.monotonic()
         self._land()
-        plan = self._plan(state, step, per_rank, info, score, is_last, before_commit)
+        plan = self._plan(state, step, per_rank, info, score, is_last, check, before_commit)
         self._saved(self._keeper.save(self.world, plan))
         self.stall_s = time.monotonic() - began_s
         return self.rundir.checkpoint(step)
@@ -124,6 +126,7 @@ class Checkpointer:
         per_rank: Any = None,
         info: Mapping[str, Any] | None = None,
         score: float | None = None,
+        check: Callable[[World], None] | None = None,
         before_commit: Callable[[], None] | None = None,
     ) -> None:
         """Copy the state of `step`, as in `save`, and commit it beside what comes next. Collective.
@@ -133,9 +136,11 @@ class Checkpointer:
         """
         began_s = time.monotonic()
         self._land()
-        plan = self._plan(state, step, per_rank, info, score, False, before_commit)
+        flight = Flight()
+        plan = self._plan(state, step, per_rank, info, score, False, check, before_commit)
         world, self._began_s = self._apart or self.world, began_s
-        self._flight = Flight(lambda: self._save_if_there_is_room(world, plan))
+        flight.begin(lambda: self._save_if_there_is_room(world, plan))
+        self._flight = flight
         if self._apart is None:
             self._land()
         self.stall_s = time.monotonic() - began_s
@@ -228,6 +233,7 @@ class Checkpointer:
         info: Mapping[str, Any] | None,
         score: float | None,
         is_last: bool,
+        check: Callable[[World], None] | None,
         before_commit: Callable[[], None] | None,
     ) -> Plan:
         taken: snapshot.Snapshot | Exception
@@ -237,7 +243,7 @@ class Checkpointer:
             taken = snapshot.take(state, per_rank, self.world.rank, self.world.size, self._buffers)
         except Exception as error:  # told to the other ranks, and raised on all
             taken = error
-        return Plan(step, taken, plain, score, is_last, frozenset(self.keep), before_commit)
+        return Plan(step, taken, plain, score, is_last, frozenset(self.keep), check, before_commit)
 
     def _save_if_there_is_room(self, world: World, plan: Plan) -> Any:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +13,22 @@ _NICER = 5
 
 
 class Flight:
-    """Runs an action in a thread of its own. A process that ends does not wait for it unless it is told to."""
+    """Runs an action in a thread of its own. A process that ends does not wait for it unless it is told to.
 
-    def __init__(self, action: Callable[[], Any]) -> None:
-        self._action = action
+    The thread is there before the action is: to start one takes up to some ms where cores are busy, which belong into
+    the time before the copy, not between it and the next step.
+    """
+
+    def __init__(self) -> None:
+        self._actions: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._result: Any = None
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self._thread.start()
+
+    def begin(self, action: Callable[[], Any]) -> None:
+        """Run it; once."""
+        self._actions.put(action)
 
     @property
     def is_over(self) -> bool:
@@ -48,6 +57,6 @@ class Flight:
             me = threading.get_native_id()
             os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + _NICER)
         try:
-            self._result = self._action()
+            self._result = self._actions.get()()
         except BaseException as error:
             self._error = error

@@ -1,8 +1,9 @@
 """One save, from the copy of a state to the ledger entry, in whichever thread it runs.
 
-In order: every rank writes its part durably into a temporary folder; sizes, checksums and errors are gathered; rank 0
-looks at the files, writes the manifest, syncs, gives the folder its name, and writes the ledger entry. The entry is the
-commit. Before it, nothing has happened; after it, nothing can undo it.
+In order: what must be alike on all ranks is compared; every rank writes its part durably into a temporary folder;
+sizes, checksums and errors are gathered; rank 0 looks at the files, writes the manifest, syncs, gives the folder its
+name, and writes the ledger entry. The entry is the commit. Before it, nothing has happened; after it, nothing can undo
+it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class Plan:
     is_last: bool
     #: steps that retention spares
     keep: frozenset[int]
+    #: called first on every rank, with the channel of this save; collective, and alike on all ranks in what it raises
+    check: Callable[[World], None] | None
     #: done on every rank before the commit: metrics that belong to this step become durable
     before_commit: Callable[[], None] | None
 
@@ -66,6 +69,8 @@ class Keeper:
         """
         began_s = time.monotonic()
         sizes = world.together(lambda: _size(plan.taken))
+        if plan.check is not None:
+            plan.check(world)
         final = self.rundir.checkpoint(plan.step)
         for is_again in (False, True):
             try:

@@ -52,6 +52,7 @@ def reached(moment: Moment, step: int = 0, attempt: int = 0) -> bool:
         if not answer:
             raise ConnectionResetError
     except OSError:
+        _own.link.close()
         _address = None
         return False
     return answer == SAVE

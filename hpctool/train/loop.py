@@ -279,10 +279,10 @@ class Trainer:
     def save(self, writer: MetricWriter, *, is_last: bool = False) -> None:
         """Commit a checkpoint of this step, beside the next ones unless it is the last of this attempt. Collective.
 
-        Raises DesyncError where the ranks are not alike, and what became of the save before (Checkpointer.poll).
+        Raises what became of the save before (Checkpointer.poll), and with `is_last` of this one: DesyncError where the
+        ranks are not alike, which is compared first and beside the training, too.
         """
         with self.watchdog.phase("save"):
-            self.agreement.verify(self.position())
             self.learner.share_buffers()
             if is_last:
                 self.progress.end()
@@ -297,7 +297,12 @@ class Trainer:
             if self.cfg.loop.on_nonfinite == "rollback" and self.step % every_steps == 0:
                 self.checkpoints.keep = {self.step}
             score = self.best.score(self.metrics) if self.validated == self.step else None
-            facts: dict[str, Any] = {"per_rank": own, "info": info, "score": score}
+            facts: dict[str, Any] = {
+                "per_rank": own,
+                "info": info,
+                "score": score,
+                "check": self.agreement.check(self.position()),
+            }
             if is_last:
                 self.checkpoints.save(self.state(), self.step, is_last=True, before_commit=writer.flush, **facts)
             else:

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._utils import _flatten_dense_tensors
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -30,7 +29,6 @@ from torch.nn.parallel import DistributedDataParallel
 from hpctool.errors import ConfigError
 from hpctool.train.schema import Parallel
 from hpctool.world import World
-
 
 #: Gradients of so many numbers at most are small.
 _SMALL = 16384
@@ -66,11 +64,12 @@ class Alone:
         """The norm of all gradients together, the same on all ranks. Collective."""
         # As torch.nn.utils.get_total_norm, but small gradients are measured together: a call for each costs more than
         # their copy, on a CPU some 2 µs, and networks have many of them (norms, biases).
-        small, large = [], []
+        small: list[Tensor] = []
+        large: list[Tensor] = []
         for p in parameters:
             if (grad := p.grad) is not None:
                 (small if grad.numel() <= _SMALL else large).append(grad)
-        parts = [*([_flatten_dense_tensors(small)] if small else []), *large]
+        parts = [*([torch.cat([grad.reshape(-1) for grad in small])] if small else []), *large]
         norms = torch._foreach_norm(parts) if parts else [torch.zeros(())]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
         return norm

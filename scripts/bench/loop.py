@@ -1,6 +1,6 @@
 """What a training step costs beyond a bare PyTorch loop with the same model; beside Lightning Fabric and Accelerate.
 
-    python scripts/bench/loop.py [--peers DIR] [--ranks 1 2] [--models mlp-tiny …] [--rounds 30] [--seconds 0.3] [--wall]
+    python scripts/bench/loop.py [--peers DIR] [--ranks 1 2] [--models mlp-tiny …] [--rounds 30] [--wall]
 
 All contenders are processes that stand ready at the same time and take steps in short turns, round after round, so that
 what else the machine does hits all of them alike. The best turn of each counts: what disturbs a turn only makes it
@@ -191,7 +191,9 @@ def parts(model: str) -> tuple[Any, Any]:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     network, arguments, _, (height, width, channels) = MODELS[model]
-    made = getattr(resnet if network == "ResNet" else nets, network)(input_shape=(channels, height, width), num_classes=NUM_CLASSES, **arguments)
+    made = getattr(resnet if network == "ResNet" else nets, network)(
+        input_shape=(channels, height, width), num_classes=NUM_CLASSES, **arguments
+    )
     return made, torch.optim.AdamW(made.parameters(), lr=3e-3, weight_decay=0.01)
 
 
