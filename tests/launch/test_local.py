@@ -44,6 +44,8 @@ def test_runs_go_on_when_the_terminal_is_closed(bench: Bench, make_run: MakeRun)
     run = make_run(SLEEPER)
     pid, terminal = pty.fork()
     if pid == 0:
+        # As a terminal's program has it: tests started by nohup have it ignored, and hand that on.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.execv(sys.executable, [sys.executable, "-c", SUBMIT + "time.sleep(60)", str(bench.runs), run.id])
     until(lambda: notes(run))
     os.close(terminal)  # the kernel sends SIGHUP to the session
