@@ -13,11 +13,13 @@ import shutil
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hpctool.chaos.compare import compare_checkpoints, last
 from hpctool.chaos.listener import Held, Listener
 from hpctool.chaos.stage import Stage
 from hpctool.checkpoint import committed
+from hpctool.checkpoint.manifest import read
 from hpctool.errors import listing
 from hpctool.rundir import RunDir
 
@@ -80,6 +82,27 @@ def diagnose(trace: Trace, straight: RunDir, job: str, stop_at: int) -> list[str
         "       Something that a step depends on is in no checkpoint: state that the task, the model (not as parameter "
         "or buffer), an augmentation or the program keeps to itself, or a random stream of its own.",
     ]
+
+
+def unlike(straight: RunDir, broken: RunDir) -> list[str]:
+    """What exactness depends on and was not the same in all attempts, in words: libraries, threads, device, ranks."""
+    found = [
+        f"  why: attempt {body['attempt']} was not like the one that saved what it went on from: "
+        f"{listing(body['unlike'], 4)}."
+        for body in broken.story().of_kind("resumed")
+        if body.get("unlike")
+    ]
+    prints = [_fingerprint(run) for run in (straight, broken)]
+    for key, value in prints[0].items():
+        if prints[1].get(key, value) != value and not any(key in one for one in found):
+            found.append(f"  why: {key} was {value} in the straight run and {prints[1][key]} in the broken one.")
+    return found
+
+
+def _fingerprint(run: RunDir) -> dict[str, Any]:
+    made = last(run)
+    found: dict[str, Any] = read(made.path).body["info"].get("fingerprint", {}) if made else {}
+    return found
 
 
 def first_difference(one: RunDir, other: RunDir) -> First | None:

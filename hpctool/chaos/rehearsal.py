@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hpctool.chaos.compare import compare
-from hpctool.chaos.diagnose import diagnose
+from hpctool.chaos.diagnose import diagnose, unlike
 from hpctool.chaos.faults import Fault, check_kinds, draw
 from hpctool.chaos.listener import Held, Listener, Stand
 from hpctool.chaos.report import Outcome, Verdict
@@ -21,7 +21,9 @@ from hpctool.chaos.stage import Stage
 from hpctool.chaos.strike import Struck, can_spare_one, strike
 from hpctool.checkpoint import committed
 from hpctool.errors import InputError, OperationError
+from hpctool.launch.hang import silent_after_s
 from hpctool.launch.submit import Request
+from hpctool.launch.watchdog import BEAT_EVERY_S
 from hpctool.rundir import RunDir
 
 #: These need something to go back to, beside what they take away.
@@ -55,12 +57,15 @@ class Rehearsal:
     order: Order
     verdict: Verdict = field(init=False)
     _limit: int = 0
+    #: how long a hang may last until hpctool must have noticed it
+    _patience_s: float = field(init=False)
     _standing: Held | None = None
 
     def run(self) -> Verdict:
         """Play it all; the folder is made, and chaos.json is not yet written."""
         order = self.order
         check_kinds(order.kinds)
+        self._patience_s = order.patience_s
         self.verdict = Verdict.of(order.request, order.seed, order.kinds, order.num_ranks, order.folder)
         with Listener() as listener:
             straight = self._straight(listener)
@@ -146,7 +151,7 @@ class Rehearsal:
             return
         before, reached = stage.story(), listener.heard.step
         self._look(f"fault {fault.number}: {fault}", listener)
-        struck = strike(stage, fault, held, self.order.patience_s)
+        struck = strike(stage, fault, held, self._patience_s)
         self._standing = struck.held
         reached = max(reached, listener.heard.step) if fault.kind != "zombie" else reached
         if not struck.goes_on or not stage.ranks():
@@ -192,7 +197,8 @@ class Rehearsal:
         if verdict.difference:
             self.order.say("The bits differ; further runs look for the first step and the reason.")
             self._limit = self._first_bad() + 1
-            verdict.reason = diagnose(self._trace, straight.run, verdict.job, self._stop_at())
+            known = unlike(straight.run, broken.run)
+            verdict.reason = known or diagnose(self._trace, straight.run, verdict.job, self._stop_at())
 
     def _first_bad(self) -> int:
         """The first step of which it is known that the runs differ."""
@@ -256,10 +262,14 @@ class Rehearsal:
         return replace(request, overrides=[*request.overrides, *ours, *more])
 
     def _hang_limits(self, listener: Listener) -> list[str]:
-        """Half of the patience, and never near what the straight run took."""
+        """Half of the patience, and never near what the straight run took; what a busy machine teaches is left out."""
         longest_s = {m: max([0.0, *listener.lasted.get(m, [])]) for m in ("step", "evaluate", "save")}
         limit_s = {moment: max(self.order.patience_s / 2, 5 * took_s) for moment, took_s in longest_s.items()}
+        if self.order.request.job == "train":
+            # Who is frozen gives no sign: that is only known once its beats have not come for a while.
+            self._patience_s = 2 * max(limit_s.values()) + silent_after_s(BEAT_EVERY_S)
         return [
+            "cluster.hang.step_p95=0",
             f"cluster.hang.step_s={limit_s['step']:.3f}",
             f"cluster.hang.first_step_min={limit_s['step'] / 60:.4f}",
             f"cluster.hang.evaluation_min={limit_s['evaluate'] / 60:.4f}",
@@ -267,7 +277,7 @@ class Rehearsal:
         ]
 
     def _limit_s(self) -> float:
-        return max(_LEAST_S, _SLOWNESS * self.verdict.straight_s) + self.order.patience_s
+        return max(_LEAST_S, _SLOWNESS * self.verdict.straight_s) + self._patience_s
 
     def _look(self, what: str, listener: Listener) -> None:
         newest = listener.heard.newest

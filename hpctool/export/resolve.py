@@ -30,7 +30,14 @@ def resolve_export(cfg: DictConfig) -> Resolved:
     if story.state != "completed":
         cause = f" ({story.cause})" if story.cause else ""
         raise InputError(f"Run {rundir.id} is {story.state}{cause}, not completed; export takes a completed run.")
-    version = open_version(Path(cfg.paths.datasets), load(rundir.config_yaml).data.name)
+    learnt = load(rundir.config_yaml).data
+    if learnt.get("dataset") is not None:
+        raise InputError(
+            f"Run {rundir.id} learnt from a Dataset of its own ({learnt.dataset._target_}), and export needs a version "
+            "of a dataset, for its classes, its golden rows and its statistics: hpctool prepare makes one (source=own "
+            "takes a reader), and a run of it can be exported."
+        )
+    version = open_version(Path(cfg.paths.datasets), learnt.name)
     check_split(version, "data.split", cfg.data.split)
     _check(cfg)
     set_value(cfg, "run", rundir.id)

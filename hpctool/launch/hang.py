@@ -36,9 +36,14 @@ def end_attempt(me: Watchdog, size: int) -> None:
     closing.exit_now(_verdict(me.rundir))
 
 
+def silent_after_s(beat_every_s: float) -> float:
+    """After how long without a beat a rank gives no sign of life."""
+    return 2.5 * beat_every_s + 1.0
+
+
 def _gathered(me: Watchdog, size: int) -> tuple[dict[int, Beat], list[int]]:
     """The beats of all ranks once each says that it stands still, and the ranks that give no sign any more."""
-    patience_s = 2.5 * me.beat_every_s + 1.0
+    patience_s = silent_after_s(me.beat_every_s)
     deadline_s = time.monotonic() + 2 * patience_s
     beats: dict[int, Beat] = {}
     changed_s = dict.fromkeys(range(size), time.monotonic())

@@ -23,6 +23,10 @@ class Best:
         self.params: dict[str, Any] | None = None
         #: validations since then
         self.num_worse = 0
+        #: the scores of the `keep_top` best validations, the best first
+        self.top: list[float] = []
+        #: whether the newest validation is one of them: it is worth a checkpoint, whatever is due
+        self.entered = False
 
     @property
     def gave_up(self) -> bool:
@@ -37,6 +41,10 @@ class Best:
     def note(self, step: int, values: dict[str, float], model: nn.Module) -> None:
         """Take in a validation; `model` is what was measured."""
         score, before = self.score(values), self.score(self.metrics)
+        keep = self.cfg.keep_top
+        self.entered = score is not None and keep > 0 and (len(self.top) < keep or score > self.top[keep - 1])
+        if score is not None and self.entered:
+            self.top = sorted([score, *self.top], reverse=True)[:keep]
         if score is None or (before is not None and score <= before):
             self.num_worse += 1
             return
@@ -46,9 +54,10 @@ class Best:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"step": self.step, "metrics": self.metrics, "params": self.params, "num_worse": self.num_worse}
+        counted = {"num_worse": self.num_worse, "top": self.top}
+        return {"step": self.step, "metrics": self.metrics, "params": self.params, **counted}
 
     def adopt(self, state: dict[str, Any]) -> None:
         """Take over what a checkpoint holds."""
         self.step, self.metrics, self.params = state["step"], state["metrics"], state["params"]
-        self.num_worse = state.get("num_worse", 0)
+        self.num_worse, self.top = state.get("num_worse", 0), list(state.get("top", []))

@@ -10,6 +10,9 @@ import torch
 
 from hpctool.world import World
 
+#: what a difference means
+MEANING = "every sample still counts once, but the last bits of the parameters may differ."
+
 
 def fingerprint(world: World, device: torch.device) -> dict[str, Any]:
     """Library versions, threads, ranks and the kind of hardware of this attempt."""
@@ -24,12 +27,6 @@ def fingerprint(world: World, device: torch.device) -> dict[str, Any]:
     }
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """One sentence on what has changed since the checkpoint; empty where nothing has."""
-    changed = [f"{key} was {before.get(key)} and is {now[key]}" for key in now if before.get(key) != now[key]]
-    if not changed:
-        return ""
-    return (
-        f"This attempt is not like the one that saved the checkpoint ({'; '.join(changed)}): "
-        "every sample still counts once, but the last bits of the parameters may differ."
-    )
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What has changed since the checkpoint: `num_threads was 1 and is 2`."""
+    return [f"{key} was {before.get(key)} and is {now[key]}" for key in now if before.get(key) != now[key]]

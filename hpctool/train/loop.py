@@ -31,7 +31,7 @@ from hpctool.train.agreement import Agreement, Position, Wishes
 from hpctool.train.batches import Batches
 from hpctool.train.best import Best
 from hpctool.train.evaluate import measure
-from hpctool.train.fingerprint import differences, fingerprint
+from hpctool.train.fingerprint import MEANING, differences, fingerprint
 from hpctool.train.initial import read_initial
 from hpctool.train.learner import Learner, named
 from hpctool.train.meter import Meter, Progress
@@ -90,6 +90,7 @@ class Trainer:
         self.metrics: dict[str, float] = {}  # the newest value of each
         self.best = Best(cfg.loop)
         self.is_fork = False  # it has begun with another run's checkpoint, and has none of its own yet
+        self.unlike: list[str] = []  # what bits depend on and is other than in the attempt that it goes on from
         self.validated = 0  # the newest step that was measured on the validation split
 
         self.checkpoints = params.build_checkpointer(cfg, rundir, world)
@@ -112,8 +113,8 @@ class Trainer:
             if self.validated != self.step:
                 # The attempt before was stopped in the middle of it.
                 self.validate(writer)
-                if self.is_over:
-                    self.save(writer, is_last=True)
+                if self.is_over or self.best.entered:
+                    self.save(writer, is_last=self.is_over)
             while not self.is_over:
                 self.advance(writer)
             self.agreement.finish()
@@ -227,7 +228,7 @@ class Trainer:
             self.save(writer, is_last=True)
         elif agreed.stop:
             self.save_and_stop(writer)
-        elif agreed.save or (every_steps and self.step % every_steps == 0):
+        elif agreed.save or (every_steps and self.step % every_steps == 0) or self.best.entered:
             self.save(writer)
 
     def position(self) -> Position:
@@ -308,6 +309,7 @@ class Trainer:
             else:
                 self.checkpoints.async_save(self.state(), self.step, before_commit=writer.flush, **facts)
         self.saved_s = time.monotonic()
+        self.best.entered = False
 
     def resume(self) -> None:
         """Continue where the newest checkpoint is, or begin. Collective."""
@@ -329,8 +331,8 @@ class Trainer:
                 self.say(f"begins with the weights of {self.cfg.init_from}")
         if self.world.is_main:
             files.write_atomic(self.rundir.artifact("model.txt"), summary.table(self.model).encode())
-            facts = {"kind": "resumed", "attempt": self.rundir.attempt, "step": self.step}
-            self.rundir.ledger.append({**facts, "max_steps": self.max_steps})
+            facts = {"kind": "resumed", "attempt": self.rundir.attempt, "step": self.step, "max_steps": self.max_steps}
+            self.rundir.ledger.append({**facts, **({"unlike": self.unlike} if self.unlike else {})})
 
     def adopt(self, restored: Restored) -> None:
         """Take over a checkpoint's state. With another number of ranks, random streams begin anew at its step."""
@@ -349,7 +351,11 @@ class Trainer:
             seeds.seed_everything(self.cfg.seed, 1 + self.world.rank, self.step)
         self.progress.samples_per_s = restored.info["samples_per_s"]
         self.say(f"resumed at step {self.step} of {self.max_steps} from {restored.path.name}")
-        self.say(differences(restored.info["fingerprint"], fingerprint(self.world, self.device)))
+        self.unlike = differences(restored.info["fingerprint"], fingerprint(self.world, self.device))
+        if self.unlike:
+            self.say(
+                f"This attempt is not like the one that saved the checkpoint ({'; '.join(self.unlike)}): {MEANING}"
+            )
 
     def result(self) -> dict[str, Any]:
         """What result.json says: the metrics and the digest of the parameters that the run has come to."""

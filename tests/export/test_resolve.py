@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,18 @@ def test_a_run_that_has_not_completed_is_refused_with_its_state(project: Project
 def test_a_run_of_another_job_is_refused(project: Project, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a run of 'prepare'; export takes a run of 'train'"):
         project.config("prepare-", tmp_path)
+
+
+def test_a_run_of_a_dataset_of_its_own_is_refused_before_any_work(project: Project, tmp_path: Path) -> None:
+    copy = project.root / "runs" / "own-00000000"
+    shutil.copytree(project.root / "runs" / project.runs["mlp"], copy)
+    text = (copy / "config.yaml").read_text()
+    assert "\n  dataset: null\n" in text
+    (copy / "config.yaml").write_text(text.replace("  dataset: null", "  dataset: {_target_: mine.Pairs}"))
+    with pytest.raises(
+        InputError, match=r"learnt from a Dataset of its own \(mine.Pairs\), and export needs a version"
+    ):
+        project.config("own-00000000", tmp_path)
 
 
 @pytest.mark.parametrize(

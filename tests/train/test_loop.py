@@ -237,3 +237,21 @@ def test_accumulation_takes_the_same_step_as_one_large_batch(make_run: MakeRun, 
         found.append(load_params(run)[0].state_dict())
     for name, value in found[0].items():
         torch.testing.assert_close(value, found[1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_validation_among_the_best_is_saved_whatever_is_due(make_run: MakeRun, train_here: TrainHere) -> None:
+    run = make_run("loop={max_steps: 24, global_batch_size: 24, eval_every_steps: 2, keep_top: 2}")
+    result = train_here(run)
+    top: list[float] = []
+    entered = []
+    for step, score in read_metrics(run)["val/accuracy"]:
+        if len(top) < 2 or score > top[-1]:
+            top = sorted([*top, score], reverse=True)[:2]
+            entered.append(step)
+    saved = {body["step"]: body["score"] for body in run.story().checkpoints}
+    assert sorted(saved) == sorted({*entered, 24})
+    assert 2 < len(entered) < 12, "some are among the best, and some are not"
+    kept = {int(path.name[5:13]) for path in run.checkpoints.glob("step-*")}
+    assert {saved[step] for step in kept} >= set(top), "the best stay, beside the last two"
+    assert result["metrics"]["best/accuracy"] == top[0]
