@@ -23,7 +23,7 @@ from hpctool.errors import (
     WorldError,
 )
 from hpctool.launch import alert, endings, signals, stacks
-from hpctool.launch.result import first_error, is_alive, rank_errors, write_ended
+from hpctool.launch.result import first_error, is_alive, is_replaced, rank_errors, write_ended
 from hpctool.launch.slurm import inside
 from hpctool.rundir import RunDir, now
 from hpctool.world import World
@@ -45,6 +45,8 @@ def completed(rundir: RunDir, world: World, outcome: dict[str, Any]) -> int:
 def stopped(rundir: RunDir, where: str, is_main: bool, stop: Stopped) -> int:
     """The job has stopped on request and saved; under Slurm, find out why and what brings it back."""
     print(f"hpctool: {stop}", file=sys.stderr, flush=True)
+    if is_replaced(rundir):
+        return EXIT_FAILED
     by_hand = where == "inline" and stop.cause == "interrupted"
     if inside.is_job(where) and not by_hand:
         return _stopped_in_slurm(rundir, stop) if is_main else EXIT_DONE
@@ -79,6 +81,8 @@ def last_moment(rundir: RunDir, found: inside.Stop) -> None:
 
     A cancelled job does not come back, but somebody must say that it was cancelled.
     """
+    if is_replaced(rundir):
+        return
     step = endings.committed_step(rundir.story())
     cause = f"{found.cause}; there was no time to save"
     if found.cause == "cancelled":
@@ -229,4 +233,5 @@ def end(rundir: RunDir, state: str, cause: str, step: int, code: int, **marks: b
     body: dict[str, Any] = {"kind": "ended", "attempt": rundir.attempt, "state": state, "cause": cause, "step": step}
     body |= {name: True for name, is_so in marks.items() if is_so}
     rundir.ledger.append({**body, "exit_code": code, "time": now()})
-    alert.tell(rundir, state, cause)
+    if not is_replaced(rundir):
+        alert.tell(rundir, state, cause)

@@ -14,7 +14,7 @@ from hpctool.errors import EXIT_CONTINUE, EXIT_FAILED, EXIT_INPUT, Stopped
 from hpctool.launch import alert, output, signals
 from hpctool.launch.job import job_names, load_job
 from hpctool.launch.ranks import Outcome, starting_log
-from hpctool.launch.result import first_error, is_alive, write_ended
+from hpctool.launch.result import first_error, is_alive, is_replaced, write_ended
 from hpctool.rundir import OVER, RunDir, Story, now
 
 # With what a rank is stopped here; any other signal comes from somewhere else.
@@ -65,12 +65,13 @@ def judge(rundir: RunDir, before: Story, outcome: Outcome, max_failures: int, ca
 
 def record(rundir: RunDir, before: Story, outcome: Outcome, verdict: Verdict) -> None:
     """Write a verdict into the run's ledger, and result.json where the run is over. Raises OSError."""
+    story = rundir.story()
+    attempt = _attempt(story, before)
     if verdict.state == "cancelled" or (verdict.state == "failed" and not verdict.recorded):
-        write_ended(rundir, verdict.state, verdict.cause)
+        write_ended(rundir, verdict.state, verdict.cause, attempt=attempt)
     if not verdict.recorded:
-        story = rundir.story()
         more = {"exit_code": outcome.first_code, "rank": outcome.first_rank, "failure": verdict.failure}
-        _end(rundir, story, _attempt(story, before), verdict, more)
+        _end(rundir, story, attempt, verdict, more)
 
 
 def record_lost(rundir: RunDir) -> None:
@@ -108,13 +109,19 @@ def record_cancel(rundir: RunDir, by: str) -> bool:
 def _end(rundir: RunDir, story: Story, attempt: int, verdict: Verdict, more: dict[str, Any]) -> None:
     body = {"kind": "ended", "attempt": attempt, "state": verdict.state, "cause": verdict.cause}
     rundir.ledger.append({**body, "step": committed_step(story), "time": now(), **more})
-    alert.tell(rundir, verdict.state, verdict.cause)
+    if not is_replaced(rundir, attempt):
+        alert.tell(rundir, verdict.state, verdict.cause)
 
 
 def recorded_end(rundir: RunDir, before: Story) -> dict[str, Any]:
     """The end of the attempt that followed `before`, as its rank 0 wrote it down; empty if it could not."""
     story = rundir.story()
     return _task_said(story, before, _attempt(story, before))
+
+
+def was_replaced(rundir: RunDir, before: Story) -> bool:
+    """Whether a newer attempt than the one that followed `before` has begun."""
+    return is_replaced(rundir, _attempt(rundir.story(), before))
 
 
 def _attempt(story: Story, before: Story) -> int:

@@ -16,15 +16,25 @@ from hpctool.rundir import RunDir, Story, now
 RESULT_FORMAT = 1
 
 
-def write_ended(rundir: RunDir, state: str, cause: str, outcome: dict[str, Any] | None = None) -> None:
+def is_replaced(rundir: RunDir, attempt: int = 0) -> bool:
+    """Whether a newer attempt than this one (0: that of `rundir`) has begun.
+
+    A process that was cut off and comes back late may say how it ended in the ledger, where it does not count; but it
+    must not put its end in the place of the run's, alarm anybody, or have Slurm requeue the job that runs again.
+    """
+    return 0 < (attempt or rundir.attempt) < rundir.story().attempt
+
+
+def write_ended(
+    rundir: RunDir, state: str, cause: str, outcome: dict[str, Any] | None = None, *, attempt: int = 0
+) -> None:
     """Write result.json: state, cause, and what the job's `run` returned. Rank 0 or a supervisor writes it.
 
-    Not by an attempt that a newer one has replaced: a process that was cut off and comes back late would put its own
-    end in the place of the run's.
+    Not of an attempt (0: that of `rundir`) which a newer one has replaced.
     """
-    story = rundir.story()
-    if 0 < rundir.attempt < story.attempt:
+    if is_replaced(rundir, attempt):
         return
+    story = rundir.story()
     begun = story.of_kind("begun")
     result = {
         "format": RESULT_FORMAT,

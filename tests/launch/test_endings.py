@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from hpctool.errors import FencedError
-from hpctool.launch import closing, endings
+from hpctool.errors import FencedError, Stopped
+from hpctool.launch import alert, closing, endings
 from hpctool.launch.endings import Verdict
 from hpctool.launch.ranks import Outcome
 from hpctool.launch.result import own_process
@@ -65,6 +65,25 @@ def test_an_attempt_that_was_replaced_does_not_put_its_end_in_the_place_of_the_r
     assert played.rundir.story().state == "completed"
     assert (newest.result() or {})["state"] == "completed"
     assert (newest.result() or {})["param_digest"] == "abc"
+
+
+def test_what_an_attempt_leaves_that_was_replaced_is_neither_a_result_nor_an_alarm(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(alert, "tell", lambda _run, state, cause: told.append(f"{state} {cause}"))
+    played.begin()
+    before = played.before
+    played.begin()
+    newest, late = (RunDir(played.rundir.path, attempt) for attempt in (2, 1))
+    closing.completed(newest, World(), {"step": 40})
+    # Its supervisor judges late what its ranks came to, which end by an error and by a stop.
+    endings.record(late, before, Outcome((1,), first_rank=0), Verdict("failed", "rank 0 failed"))
+    assert closing.stopped(late, "local", True, Stopped("preempted", 7)) == 1
+    closing.failed(late, "local", World(), ValueError("late"))
+    assert told == ["completed "]
+    assert (newest.result() or {})["state"] == "completed"
+    assert played.rundir.story().state == "completed"
 
 
 def test_exit_code_zero_without_a_recorded_end_is_a_failure(played: Played) -> None:

@@ -52,6 +52,10 @@ def settle(rundir: RunDir, code: int, said: str, log: str = "") -> int:
     `code` is srun's, `said` its words, `log` what the job has printed since the attempt began.
     """
     before = _before(rundir)
+    if endings.was_replaced(rundir, before):
+        # A node that was cut off and is back: to ask for a requeue would end the attempt that took its place.
+        print("hpctool: a newer attempt of this run has begun; this one ends.", file=sys.stderr, flush=True)
+        return EXIT_FAILED
     recorded = endings.recorded_end(rundir, before)
     if recorded:
         return int(recorded["exit_code"] or EXIT_DONE) if recorded["state"] != "requeued" else EXIT_CONTINUE

@@ -109,3 +109,11 @@ def test_an_attempt_that_never_began_tells_the_last_words_of_its_log(run: RunDir
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert settle.settle(run, 1, "srun: error: n1: task 0: Exited with exit code 1\n") == 1
     assert "rank 0 failed" in run.story().cause
+
+
+def test_a_node_that_was_cut_off_and_is_back_does_not_requeue_the_job_that_runs_again(run: RunDir) -> None:
+    # The same job, begun once more elsewhere: its restarts are counted.
+    begin(run, 2)
+    assert settle.settle(run, 137, "srun: error: n2: task 3: Killed\n") == 1
+    assert run.story().state == "running"
+    assert run.result() is None
