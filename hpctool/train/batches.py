@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from hpctool.errors import OperationError
 from hpctool.train.samples import Source
 from hpctool.train.task import Batch
 
@@ -104,11 +105,18 @@ class Batches(Dataset[tuple[Name, Batch]]):
         }
 
     def _next_of_workers(self, name: Name) -> dict[Name, Batch]:
-        found = next(self._from_workers) if self._from_workers is not None else None
-        if found is None or found[0] != name:
-            # The first batch of an attempt, or one out of turn: the warm-up's, or the one after a rollback.
-            self._from_workers = self._start_workers(name)
-            found = next(self._from_workers)
+        try:
+            found = next(self._from_workers) if self._from_workers is not None else None
+            if found is None or found[0] != name:
+                # The first batch of an attempt, or one out of turn: the warm-up's, or the one after a rollback.
+                self._from_workers = self._start_workers(name)
+                found = next(self._from_workers)
+        except Exception as error:
+            # Beginning and end of what torch makes of it: where it was caught, a traceback, and what was wrong.
+            caught, *_, why = str(error).strip().splitlines() or [type(error).__name__]
+            if not caught.startswith("Caught "):
+                raise
+            raise OperationError(f"A worker that reads samples (loop.num_workers) has failed: {why}") from error
         return dict([found])
 
     def _start_workers(self, name: Name) -> Iterator[tuple[Name, Batch]]:

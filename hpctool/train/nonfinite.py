@@ -40,17 +40,17 @@ class NonFinite:
     def __init__(self, cfg: Loop, rundir: RunDir, model: nn.Module) -> None:
         self.policy, self.limit, self.every_steps = cfg.on_nonfinite, cfg.max_nonfinite, cfg.checkpoint_every_steps
         self.rundir, self.model = rundir, model
-        #: updates left out: since the run began, and without a sound one between
-        self.skipped = self.in_row = 0
+        #: steps with an update that was left out: since the run began, in a row up to the last one, and that one
+        self.skipped = self.in_row = self.last = 0
         self._buffers: list[torch.Tensor] = []
 
     def state(self) -> dict[str, int]:
         """For a checkpoint."""
-        return {"skipped": self.skipped, "in_row": self.in_row}
+        return {"skipped": self.skipped, "in_row": self.in_row, "last": self.last}
 
     def adopt(self, state: dict[str, int]) -> None:
         """Take over what a checkpoint holds."""
-        self.skipped, self.in_row = state["skipped"], state["in_row"]
+        self.skipped, self.in_row, self.last = state["skipped"], state["in_row"], state.get("last", 0)
 
     def begin_step(self) -> None:
         """Before the forward pass, which may change buffers that a skipped step must not have changed."""
@@ -60,7 +60,6 @@ class NonFinite:
     def may_step(self, step: int, grad_norm: float) -> bool:
         """Whether the update of `step` is to be made. Raises OperationError to stop, RollBack to go back."""
         if math.isfinite(grad_norm):
-            self.in_row = 0
             return True
         if self.policy == "rollback":
             raise RollBack
@@ -70,7 +69,10 @@ class NonFinite:
                 f"{problem}, so this step was not taken; the parameters before it are sound. {_ADVICE} "
                 "loop.on_nonfinite=skip leaves such steps out."
             )
-        self.skipped, self.in_row = self.skipped + 1, self.in_row + 1
+        if step != self.last:
+            # Once for a step, of which several parts may be spoilt; a sound part does not make it a sound step.
+            self.skipped, self.in_row = self.skipped + 1, self.in_row + 1 if step == self.last + 1 else 1
+            self.last = step
         if self.in_row > self.limit:
             raise OperationError(
                 f"{problem}, as in the {self.limit} steps before it, which were skipped; loop.max_nonfinite="

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,21 @@ def stopped_at_2(run: RunDir, train_here: TrainHere) -> None:
         [DROPOUT, "schedule.kind=own", "schedule.own={_target_: usersown.halved, every: 2}"],
         ["schedule.kind=own", "schedule.own={_target_: torch.optim.lr_scheduler.StepLR, step_size: 3, gamma: 0.5}"],
         ["model=plain", "model.size_in=16", "data.dataset={_target_: usersown.Waves, noise: 0.2}", "model.size_out=3"],
-        ["loop.compile=aot_eager"],
+        # At each validation after the first, none of which is ten times as good.
+        [
+            "loop.eval_every_steps=2",
+            "schedule.kind=own",
+            "schedule.own={_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, mode: max, patience: 0, threshold: 9}",
+        ],
+        # inductor has its kernels built by a C++ compiler.
+        pytest.param(
+            [f"loop.compile={'inductor' if shutil.which('g++') else 'aot_eager'}"],
+            # torch's own, of its own.
+            marks=pytest.mark.filterwarnings("ignore:.torch.jit.script_method.:DeprecationWarning"),
+        ),
         ["model=tangled", "optim=parts", "task._target_=usersown.ByPart"],
     ],
-    ids=["bf16", "fp16", "own schedule", "torch scheduler", "own dataset", "compiled", "parts"],
+    ids=["bf16", "fp16", "own schedule", "torch scheduler", "own dataset", "plateau", "compiled", "parts"],
 )
 def test_a_stop_changes_no_bits(make_run: MakeRun, train_here: TrainHere, chosen: list[str]) -> None:
     straight, stopped = make_run(SHORT, *chosen, "name=straight"), make_run(SHORT, *chosen, "name=stopped")
@@ -56,6 +68,8 @@ def test_a_stop_changes_no_bits(make_run: MakeRun, train_here: TrainHere, chosen
     stopped_at_2(stopped, train_here)
     found = train_here(stopped)
     assert (found["param_digest"], found["metrics"]) == (expected["param_digest"], expected["metrics"])
+    if "mode: max" in chosen[-1]:
+        assert read_metrics(stopped)["train/lr"][-1][1] == pytest.approx(3e-5), "a tenth at step 4, and again at 6"
     for name in ("train/lr", "train/grad_norm", "train/loss"):
         assert read_metrics(stopped).get(name) == read_metrics(straight).get(name)
 

@@ -35,6 +35,14 @@ def wait_for(path: Path) -> None:
         time.sleep(0.1)
 
 
+def end_with_the_attempt(run: RunDir, rank: int) -> None:
+    """As whoever ends the attempt does: here nobody else would reap a rank that cannot end itself."""
+    deadline_s = time.monotonic() + 120
+    while not run.story().of_kind("ended") and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    os.kill(rank_processes(run, 1)[rank].pid, signal.SIGKILL)
+
+
 def test_a_rank_that_does_not_come_is_named_and_the_run_goes_on_exactly(make_run: MakeRun, attempt: Attempt) -> None:
     straight, run = make_run(*BASE, "name=straight"), make_run(*BASE, "name=hanging")
     assert attempt(straight, 3) == [0, 0, 0]
@@ -54,15 +62,7 @@ def test_a_rank_that_does_not_come_is_named_and_the_run_goes_on_exactly(make_run
 
 def test_a_rank_that_is_frozen_is_named_by_the_others(make_run: MakeRun, attempt: Attempt) -> None:
     run = make_run(*BASE)
-
-    def thaw() -> None:
-        # As whoever ends the attempt does: here nobody else would reap it.
-        deadline_s = time.monotonic() + 60
-        while not run.story().of_kind("ended") and time.monotonic() < deadline_s:
-            time.sleep(0.1)
-        os.kill(rank_processes(run, 1)[0].pid, signal.SIGKILL)
-
-    helper = threading.Thread(target=thaw)
+    helper = threading.Thread(target=end_with_the_attempt, args=(run, 0))
     helper.start()
     assert attempt(run, 3, FAULT="freeze 0 40") == [-9, 75, 75]
     helper.join()
@@ -70,6 +70,20 @@ def test_a_rank_that_is_frozen_is_named_by_the_others(make_run: MakeRun, attempt
     assert cause.startswith("hang: rank 0 gives no sign of life, the others wait in step 38 (backward)"), cause
     assert "it is stopped" in cause
     assert run.story().state == "requeued"
+
+
+def test_a_rank_that_holds_the_interpreters_lock_is_named_by_the_others_with_its_stack(
+    make_run: MakeRun, attempt: Attempt
+) -> None:
+    # Its watchdog is a thread of Python's and cannot run; the lock is held in C for ten minutes.
+    run = make_run(*BASE)
+    helper = threading.Thread(target=end_with_the_attempt, args=(run, 1))
+    helper.start()
+    assert attempt(run, 3, FAULT="gil 1 40") == [75, -9, 75]
+    helper.join()
+    cause = run.story().cause
+    assert cause.startswith("hang: rank 1 gives no sign of life, the others wait in step 38 (backward)"), cause
+    assert "in commit_fault" in run.stacks(1, 1).read_text()
 
 
 def test_a_suspended_job_is_not_hanging(make_run: MakeRun, attempt: Attempt) -> None:

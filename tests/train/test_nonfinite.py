@@ -91,6 +91,25 @@ def test_rollbacks_have_a_limit(make_run: MakeRun, attempt: Attempt, rows: list[
     assert "loop.max_nonfinite=1 rollbacks did not help" in run.story().cause
 
 
+def test_with_several_optimizers_a_spoilt_part_is_a_spoilt_step(
+    make_run: MakeRun, attempt: Attempt, rows: list[list[int]]
+) -> None:
+    parts = (*BASE, "optim=parts", "task._target_=usersown.FaultyByPart")
+    # The other parts are sound in each step.
+    skip = make_run(*parts, "loop.on_nonfinite=skip", "loop.max_nonfinite=1", "name=skip")
+    assert attempt(skip, 3, POISON=poison(rows, 4, 8, 9)) == [1, 1, 1]
+    assert "Step 9: the gradient is not finite" in skip.story().cause
+    assert dict(read_metrics(skip)["train/skipped"])[8] == 2
+    back = (*parts, "loop.on_nonfinite=rollback")
+    straight, killed = make_run(*back, "name=straight"), make_run(*back, "name=killed")
+    spoilt = poison(rows, 10)
+    assert attempt(straight, 3, POISON=spoilt) == [0, 0, 0]
+    assert [fact["to_step"] for fact in straight.story().of_kind("rollback")] == [8]
+    assert -9 in attempt(killed, 3, POISON=spoilt, KILL="1 12")
+    assert attempt(killed, 3, POISON=spoilt) == [0, 0, 0]
+    assert digest(straight) == digest(killed)
+
+
 def test_a_rollback_needs_checkpoints_by_steps(make_run: MakeRun) -> None:
     with pytest.raises(ConfigError, match=r"Set loop\.checkpoint_every_steps"):
         make_run("loop.on_nonfinite=rollback")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import random
 import signal
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from hpctool import files
 from hpctool.data.version import open_version
 from hpctool.launch import signals
 from hpctool.train.task import Batch, Classify, Sums
@@ -40,6 +43,17 @@ class Tangled(nn.Module):
         return logits_NK
 
 
+def failing(write: Callable[..., None]) -> Callable[..., None]:
+    """Write, but no part of a checkpoint."""
+
+    def instead(path: Path, *arguments: Any, **more: Any) -> None:
+        if path.name.startswith("rank-"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        write(path, *arguments, **more)
+
+    return instead
+
+
 def commit_fault(what: str, model: Any) -> float:
     """Go wrong in one of many ways; what the loss is multiplied with, if this process is still there."""
     if what == "kill":
@@ -52,6 +66,11 @@ def commit_fault(what: str, model: Any) -> float:
         list(model.parameters())[-1].data[0] += 1e-6
     if what == "hang":
         time.sleep(600)
+    if what == "unwritable":
+        files.write_durably = failing(files.write_durably)
+    if what == "gil":
+        # As a library does that computes for ever and never lets Python's other threads run.
+        ctypes.PyDLL(None).sleep(600)
     if what == "raise":
         raise ValueError("row 17 is not what it was")
     if what.startswith("exit"):
@@ -72,7 +91,7 @@ class Faulty(Classify):
 
     def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> tuple[Tensor, Sums]:
         self.num_passes += 1
-        rank = os.environ.get("RANK", "0")
+        rank = os.environ.get("RANK") or os.environ.get("OMPI_COMM_WORLD_RANK", "0")
         if folder := os.environ.get("SEEN"):
             with open(Path(folder) / f"{rank}", "a") as file:
                 file.write(" ".join(str(row) for row in batch["row"].tolist()) + "\n")
@@ -96,6 +115,15 @@ class ByPart(Classify):
 
     def loss(self, model: Callable[[Tensor], Tensor], batch: Batch, part: str = "") -> tuple[Tensor, Sums]:
         loss, sums = super().loss(model, batch)
+        return loss, sums if part == "first" else {}
+
+
+class FaultyByPart(Faulty):
+    """What is poisoned there spoils the last of the parts only."""
+
+    def loss(self, model: Callable[[Tensor], Tensor], batch: Batch, part: str = "") -> tuple[Tensor, Sums]:
+        of_all = Faulty if part == "norms" else Classify
+        loss, sums = of_all.loss(self, model, batch)
         return loss, sums if part == "first" else {}
 
 
@@ -182,6 +210,15 @@ class Ours(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.x[index], int(self.y[index])
+
+
+class BrokenWaves(Waves):
+    """One that has a bad sample."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index == 17:
+            raise ValueError("sample 17 cannot be decoded")
+        return super().__getitem__(index)
 
 
 def halved(step: int, every: int) -> float:
