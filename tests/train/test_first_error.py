@@ -71,7 +71,7 @@ def launched(make_run: MakeRun, how: str, root: Path, fault: str, *overrides: st
     [launcher, *options], here = LAUNCHERS[how], Path(sys.executable).parent
     paths = [f"paths.datasets={root}/datasets", f"paths.runs={made.path.parent}", "cluster=inline"]
     more = ["task._target_=usersown.Faulty", *overrides, "--config-dir", str(PROJECT / "conf")]
-    command = [here / launcher, *options, here / "hpctool", "train", "data.name=stripes", *paths, LOOP, *more]
+    command = [f"{here}/{launcher}", *options, f"{here}/hpctool", "train", "data.name=stripes", *paths, LOOP, *more]
     environ = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "FAULT": fault}
     done = subprocess.run(command, env=environ, text=True, capture_output=True, timeout=300, check=False)
     return made, done.returncode, done.stdout + done.stderr
