@@ -269,7 +269,7 @@ class Rehearsal:
             # Who is frozen gives no sign: that is only known once its beats have not come for a while.
             self._patience_s = 2 * max(limit_s.values()) + silent_after_s(BEAT_EVERY_S)
         return [
-            "cluster.hang.step_p95=0",
+            "cluster.hang.step_p95=null",
             f"cluster.hang.step_s={limit_s['step']:.3f}",
             f"cluster.hang.first_step_min={limit_s['step'] / 60:.4f}",
             f"cluster.hang.evaluation_min={limit_s['evaluate'] / 60:.4f}",

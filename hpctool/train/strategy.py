@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -69,9 +70,12 @@ class Alone:
         for p in parameters:
             if (grad := p.grad) is not None:
                 (small if grad.numel() <= _SMALL else large).append(grad)
-        parts = [*([torch.cat([grad.reshape(-1) for grad in small])] if small else []), *large]
-        norms = torch._foreach_norm(parts) if parts else [torch.zeros(())]
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
+        if small:
+            large.append(_flatten_dense_tensors(small))  # type: ignore[no-untyped-call]
+        if not large:
+            return torch.zeros(())
+        norms = large[0] if len(large) == 1 else torch.stack(torch._foreach_norm(large))
+        norm: Tensor = torch.linalg.vector_norm(norms)
         return norm
 
     def shard(self, module: nn.Module) -> None:
