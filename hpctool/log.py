@@ -92,7 +92,6 @@ class Log:
     #: sizes of packs, in entries: whoever writes entry 1024 packs 961..1024 and 1..1024. Everything is thus written
     #: at most five times, and whoever reads a long log opens at most 63 entries and some 15 packs of each size.
     PACKS: tuple[int, ...] = (64, 1_024, 16_384, 262_144)
-    _NAME = re.compile(r"\d{10}")
     _PACK_NAME = re.compile(r"pack-(\d{10})-(\d{10})")
 
     def __init__(self, folder: Path, primitive: Primitive | None = None, *, shared: bool = False) -> None:
@@ -101,11 +100,15 @@ class Log:
         #: others read it, too, whatever the umask of whoever writes
         self.shared = shared
         self.broken: dict[str, str] = {}
+        #: the highest number that was seen here; entries are never removed, so no later one is lower
+        self.top = 0
         self._cache: dict[int, dict[str, Any]] = {}
 
     def last(self) -> int:
         """The highest number in use, 0 for an empty or missing log."""
-        return max(self._listing()[0], default=0)
+        # Names are as long as each other, so the last of them is that of the highest number.
+        self.top = int(max(_entries_of(self._all_names()), default="0"))
+        return self.top
 
     def newest(self) -> Entry | None:
         """The newest readable entry, or None."""
@@ -117,6 +120,7 @@ class Log:
     def entries(self, after: int = 0) -> list[Entry]:
         """All readable entries with a number above `after`, in order."""
         numbers, packs = self._listing()
+        self.top = max(numbers, default=0)
         numbers = [n for n in numbers if n > after]
         self._load_packs(packs, {n for n in numbers if n not in self._cache})
         found = ((n, self._read(n)) for n in numbers)
@@ -124,7 +128,8 @@ class Log:
 
     def append(self, body: Mapping[str, Any]) -> int:
         """Add a fact at the next free number, which is returned. Raises OSError where the disk is full."""
-        return self._add(body, self.last() + 1, insist=True)
+        # A folder of many thousand names is not listed for each: where nobody else has written, the next one is free.
+        return self._add(body, (self.top or self.last()) + 1, insist=True)
 
     def cas(self, body: Mapping[str, Any], after: int) -> bool:
         """Create entry `after + 1` unless somebody has; `after` is what `last` said *before* the state was read."""
@@ -150,18 +155,22 @@ class Log:
             fsync_dir(self.folder)
         finally:
             discard(temporary, self.path(number))
+        self.top = max(self.top, number)
         self._cache[number] = decode_entry(self.path(number), data)
         self._write_packs(number)
         return number
 
+    def _all_names(self) -> list[str]:
+        try:
+            return os.listdir(self.folder)
+        except FileNotFoundError:
+            return []
+
     def _listing(self) -> tuple[list[int], list[tuple[int, int, str]]]:
         """The numbers in use, sorted, and the packs (first, last, name), the largest first."""
-        try:
-            names = os.listdir(self.folder)
-        except FileNotFoundError:
-            return [], []
+        names = self._all_names()
         packs = [(int(m[1]), int(m[2]), m[0]) for m in map(self._PACK_NAME.fullmatch, names) if m]
-        return sorted(int(n) for n in names if self._NAME.fullmatch(n)), sorted(packs, key=lambda p: p[0] - p[1])
+        return sorted(map(int, _entries_of(names))), sorted(packs, key=lambda p: p[0] - p[1])
 
     def _read(self, number: int) -> dict[str, Any] | None:
         if number not in self._cache:
@@ -217,6 +226,11 @@ class Log:
                 with contextlib.suppress(OSError):
                     if time.time() - item.stat(follow_symlinks=False).st_mtime > _DAY_S:
                         os.unlink(item.path)
+
+
+def _entries_of(names: list[str]) -> list[str]:
+    """The names of entries: ten digits. Temporary files and packs have a letter or a dot."""
+    return [name for name in names if len(name) == 10 and name.isdecimal()]
 
 
 def _read_patiently(path: Path, patience_s: float = _PATIENCE_S) -> bytes:

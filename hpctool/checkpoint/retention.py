@@ -81,7 +81,7 @@ def prune(
     there = [made for made in newest_first if made.path.name in names]
     kept = rules.kept(there, resumed_from, one_more=one_more) | pinned(names)
     going = [made.path for made in there if made.path.name not in kept and made.step not in spared]
-    return sum(_discard_unless_pinned(path) for path in going)
+    return sum(discard_unless_pinned(path) for path in going)
 
 
 def sweep(folder: Path, attempt: int, commits: Iterable[Commit] | None) -> None:
@@ -107,7 +107,7 @@ def discard(folder: Path) -> None:
         _delete(trash)
 
 
-def _discard_unless_pinned(folder: Path) -> bool:
+def discard_unless_pinned(folder: Path) -> bool:
     """Delete a checkpoint; one that was pinned while it lost its name has it again (pins.py)."""
     trash = _renamed(folder)
     if trash is None:

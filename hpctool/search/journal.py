@@ -3,7 +3,8 @@
     propose  decision  t, params, run, slot, seen, to, parent, why (design, sampler, generation); is fence 1
     claim    decision  t, fence, slot, to, why (resume, promote, orphan)           who may train it from now on
     rung     fact      t, fence, rung, step, value, used_s                         what it measured
-    pause    fact      t, fence, step, used_s                                      it waits for a promotion
+    pause    fact      t, fence, step, used_s, saved_bytes                         it waits for a promotion
+    drop     decision  t, why                                     its checkpoints go, while it waits (retention.py)
     end      fact      t, fence, state, cause, step, used_s, value
     again    fact      t, fence                                                    one that failed is to be tried again
     stop     decision  why, by                                                     nothing more is begun
@@ -65,6 +66,8 @@ class Trial:
     num_deaths: int = 0
     #: the trial whose checkpoint it goes on from
     parent: int | None = None
+    #: what its checkpoints take while it waits
+    saved_bytes: int = 0
     #: it failed, and somebody has asked for another attempt
     is_again: bool = False
     #: the entry that proposed it
@@ -192,7 +195,11 @@ def _rung(state: State, body: Mapping[str, Any]) -> None:
 def _pause(state: State, body: Mapping[str, Any]) -> None:
     if (trial := _mine(state, body)) is not None:
         _take(trial, body)
-        trial.state = "paused"
+        trial.state, trial.saved_bytes = "paused", int(body.get("saved_bytes", 0))
+
+
+def _drop(state: State, body: Mapping[str, Any]) -> None:
+    state.trials[int(body["t"])].saved_bytes = 0
 
 
 def _end(state: State, body: Mapping[str, Any]) -> None:
@@ -227,7 +234,7 @@ def _resume(state: State, body: Mapping[str, Any]) -> None:
 
 _FOLDS = {
     **{"propose": _propose, "claim": _claim, "rung": _rung, "pause": _pause, "end": _end},
-    **{"again": _again, "stop": _stop, "resume": _resume},
+    **{"drop": _drop, "again": _again, "stop": _stop, "resume": _resume},
 }
 
 
@@ -240,10 +247,9 @@ class Journal:
 
     def read(self) -> State:
         """The state now. Raises NewerFormat, OSError."""
-        # Before the entries: the number of a broken one is taken, too, and a decision stands behind it.
-        last = self.log.last()
         fold(self.state, self.log.entries(after=self.state.last))
-        self.state.last = max(self.state.last, last)
+        # The number of a broken entry is taken, too, and a decision stands behind it.
+        self.state.last = max(self.state.last, self.log.top)
         return self.state
 
     def decide(self, op: str, **body: Any) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import importlib.util
 import warnings
@@ -29,6 +30,7 @@ _LONG_AGO = datetime.datetime(2000, 1, 1)
 _NEEDS = {"tpe": ("optuna",), "gp": ("optuna", "torch", "scipy"), "cmaes": ("cmaes",)}
 
 
+@functools.cache
 def version_of(sampler: str) -> str:
     """Which package draws, and its version; empty for our own samplers. Raises InputError where it is missing."""
     if sampler in OWN:

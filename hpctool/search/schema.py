@@ -77,6 +77,9 @@ class Search:
     patience: int | None = MISSING
     #: stop if the first so many trials all fail with the same cause
     max_same_failures: int = MISSING
+    #: what the checkpoints of paused trials may take together, the worst go first; null: all are kept. A trial that is
+    #: promoted without one trains from its beginning
+    keep_paused_gb: float | None = MISSING
     budget: Budget = MISSING
     pbt: Pbt = MISSING
 

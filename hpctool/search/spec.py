@@ -63,6 +63,8 @@ class Spec:
     target: float | None = None
     patience: int | None = None
     max_same_failures: int = 5
+    #: what the checkpoints of paused trials may take together; None: without limit
+    keep_paused_gb: float | None = None
     #: the job's configuration before it is worked out, by choices of groups: choices, config
     bases: list[dict[str, Any]] = field(default_factory=list)
     #: what all trials have in common, as it was typed

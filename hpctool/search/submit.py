@@ -157,7 +157,7 @@ def _worker_config(request: Request, overrides: list[str]) -> DictConfig:
         raise ConfigError("search.rule", f"it takes promote or stop, and got '{asked.rule}'.")
     numbers = {"eta": asked.eta - 1, "workers": asked.workers, "max_same_failures": asked.max_same_failures}
     numbers |= {"budget.max_trials": asked.budget.max_trials, "budget.gpu_hours": asked.budget.gpu_hours}
-    for key, number in (numbers | {"patience": asked.patience}).items():
+    for key, number in (numbers | {"patience": asked.patience, "keep_paused_gb": asked.keep_paused_gb}).items():
         if number is not None and number <= 0:
             least = 2 if key == "eta" else "more than 0"
             raise ConfigError(f"search.{key}", f"it must be {least}, and got {number + (key == 'eta')}.")
@@ -202,6 +202,7 @@ def _spec(
         target=asked.target,
         patience=asked.patience,
         max_same_failures=asked.max_same_failures,
+        keep_paused_gb=asked.keep_paused_gb,
         bases=bases,
         fixed=fixed,
         cwd=str(Path.cwd()),

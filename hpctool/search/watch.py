@@ -14,7 +14,7 @@ from hpctool.errors import FencedError, HpctoolError, InputError, nearest
 from hpctool.launch import signals
 from hpctool.launch.job import load_job
 from hpctool.rundir import RunDir
-from hpctool.search import decide
+from hpctool.search import decide, retention
 from hpctool.search.journal import Journal, State, Trial
 from hpctool.search.ledger import used_s
 from hpctool.track import metrics
@@ -67,7 +67,9 @@ class Watch:
 
     def reached(self, rung: int, step: int, value: float) -> bool:
         """Write down the value of a rung, and decide whether the trial goes on."""
-        self.journal.add("rung", **self.fact(step), rung=rung, value=metrics.to_json(value))
+        # A worker that was killed between its report and its checkpoint comes by once more; nobody else can have told.
+        if rung not in self.journal.state.trials[self.trial].values:
+            self.journal.add("rung", **self.fact(step), rung=rung, value=metrics.to_json(value))
         self.judge(rung)
         return not self.verdict
 
@@ -129,8 +131,8 @@ class Watch:
         return used_s(self.rundir, self.journal.state.spec.num_units, alive=True)
 
     def pause(self, step: int) -> None:
-        """Write down that the trial has stopped and waits."""
-        self.journal.add("pause", **self.fact(step))
+        """Write down that the trial has stopped and waits, and what its checkpoints take."""
+        self.journal.add("pause", **self.fact(step), saved_bytes=retention.saved_bytes(self.rundir))
 
     def end(self, state: str, cause: str, step: int, value: float | None = None, used_s: float | None = None) -> None:
         """Write down that the trial is over; `value` is that of its end, `used_s` its cost if it is no run's."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from hpctool import config
-from hpctool.errors import EXIT_CONTINUE, FencedError, HpctoolError, Stopped, WorldError
+from hpctool.errors import EXIT_CONTINUE, FencedError, HpctoolError, InputError, Stopped, WorldError
 from hpctool.launch import closing, output, signals, task
 from hpctool.launch.cells import read_sweep, sweeps_folder
 from hpctool.launch.job import load_job
@@ -25,7 +25,7 @@ from hpctool.launch.plan import Planned
 from hpctool.launch.result import current_story, first_error
 from hpctool.rundir import OVER as RUN_OVER
 from hpctool.rundir import RunDir
-from hpctool.search import decide, ledger, pbt
+from hpctool.search import decide, ledger, pbt, retention
 from hpctool.search.decide import Decision
 from hpctool.search.journal import Journal, State, Trial
 from hpctool.search.spec import read_spec
@@ -81,6 +81,7 @@ class Worker:
             state = self.journal.read()
             self._say_broken()
             decision = decide.decide(state, self.slot, time.time(), self._is_gone)
+            self._bound(state)
             if decision.what in ("over", "wait"):
                 return {"run": None, "why": decision.why}
             if decision.what == "stop":
@@ -95,6 +96,13 @@ class Worker:
                 )
                 return order
             time.sleep(random.uniform(0.0, _PAUSE_S))
+
+    def _bound(self, state: State) -> None:
+        """Let go of checkpoints of paused trials that take more than they may."""
+        trial = retention.to_drop(state)
+        if trial is not None and self.journal.decide("drop", t=trial.number, why="search.keep_paused_gb"):
+            retention.drop(RunDir(self.runs / trial.run))
+            self.say(f"worker {self.slot}: the checkpoints of trial {trial.number} go (search.keep_paused_gb)")
 
     def _earlier(self) -> int:
         return max((int(body["step"]) for body in self.rundir.story().of_kind("progress")), default=0)
@@ -169,7 +177,13 @@ class Worker:
             rundir = open_trial(self.runs, self.spec, trial.number, planned, self.rundir.code())
         return rundir
 
-    def _order(self, trial: Trial, fence: int, to: int) -> dict[str, Any]:
+    def _order(self, trial: Trial, fence: int, to: int) -> dict[str, Any] | None:
+        if trial.parent is not None and not trial.values:
+            try:
+                retention.pin_parent(self.runs, trial, self.journal.state.trials[trial.parent])
+            except InputError as error:
+                self._watch(trial, RunDir(self.runs / trial.run)).end("failed", str(error), 0)
+                return None
         return {"run": trial.run, "trial": trial.number, "fence": fence, "to": to}
 
     def _watch(self, trial: Trial, rundir: RunDir) -> Watch:
@@ -282,6 +296,9 @@ class Worker:
     def _settle(self, watch: Watch) -> None:
         """Write down what the watch has decided."""
         step = watch.rundir.story().step
+        trial = self.journal.state.trials[watch.trial]
+        if trial.parent is not None and watch.verdict in ("paused", "over"):
+            retention.unpin_parent(self.runs, trial, self.journal.state.trials[trial.parent])
         if watch.verdict == "paused":
             watch.pause(step)
         elif watch.verdict == "stopped":
