@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from hpctool.cli.output import cell_text, say
 from hpctool.cli.sweep_view import WHOLE
-from hpctool.cli.tables import Column, print_columns, print_whole, settings_text, state_text
+from hpctool.cli.tables import Column, print_columns, print_whole, settings_text, state_text, table_of
+from hpctool.launch.progress import progress
+from hpctool.rundir import RunDir, Story
 from hpctool.search.overview import STATES, Looked
+from hpctool.track.sparkline import course, sparkline
 from hpctool.track.sweeps import Cell
 
 _NUM_BEST = 15
+_NUM_RUNNING = 16
 
 
 def print_search(found: Looked, all_trials: bool) -> None:
     """Print how a search stands: states, budget, workers, rungs, the best trial, and the trials."""
-    spec, state = found.state.spec, found.state
-    axes = ", ".join(axis.key for axis in spec.space.axes)
-    how = spec.sampler if spec.schedule == "none" else f"{spec.schedule} with {spec.sampler}"
-    print_whole(Text.assemble((spec.id, "bold"), f"  {spec.job}, {how}, {spec.metric} ({spec.mode}) over {axes}"))
-    for line in (_states(found), _budget(found), _workers(found), _best(found)):
-        if line:
-            print_whole(Text(f"  {line}"))
-    if state.stopped:
-        print_whole(Text(f"  it has stopped: {state.stopped}"))
-    for name, why in found.broken.items():
-        print_whole(Text(f"  entry {name} of the journal is set aside: {why}", style="red"))
+    for line in _lines(found):
+        print_whole(line)
     _print_rungs(found)
     ranked = found.ranked
     if all_trials or len(found.cells) <= WHOLE:
@@ -33,6 +32,59 @@ def print_search(found: Looked, all_trials: bool) -> None:
     elif ranked:
         _print_trials(found, ranked[:_NUM_BEST])
         say(f"\nThe best {min(_NUM_BEST, len(ranked))} of {len(found.cells)} trials; --cells shows all.")
+
+
+def _lines(found: Looked) -> list[Text]:
+    """What a search is, and how it stands."""
+    spec, state = found.state.spec, found.state
+    axes = ", ".join(axis.key for axis in spec.space.axes)
+    how = spec.sampler if spec.schedule == "none" else f"{spec.schedule} with {spec.sampler}"
+    lines = [Text.assemble((spec.id, "bold"), f"  {spec.job}, {how}, {spec.metric} ({spec.mode}) over {axes}")]
+    told = (_states(found), _budget(found), _workers(found), _best(found))
+    lines += [Text(f"  {line}") for line in told if line]
+    if state.stopped:
+        lines.append(Text(f"  it has stopped: {state.stopped}"))
+    for name, why in found.broken.items():
+        lines.append(Text(f"  entry {name} of the journal is set aside: {why}", style="red"))
+    return lines
+
+
+def live(found: Looked, runs: Path, width: int) -> Group:
+    """How a search stands, for a terminal that is drawn anew: the course of the best, the rungs, and what trains."""
+    parts: list[RenderableType] = [
+        Text(line.plain, line.style, no_wrap=True, overflow="ellipsis") for line in _lines(found)
+    ]
+    if len(found.course) > 1:
+        line = sparkline(found.course, min(60, max(12, width - 40)))
+        parts.append(Text(f"  course of the best  {line}  {found.course[-1]:.4g}"))
+    if columns := _rung_columns(found):
+        parts += [Text(), table_of(columns, width)]
+    running = [cell for cell in found.cells if cell.state == "running"]
+    if running:
+        parts += [Text(), table_of(_running_columns(found, running[:_NUM_RUNNING], runs), width)]
+        if len(running) > _NUM_RUNNING:
+            parts.append(Text(f"and {len(running) - _NUM_RUNNING} more that train", "dim"))
+    return Group(*parts)
+
+
+def _running_columns(found: Looked, cells: list[Cell], runs: Path) -> list[Column]:
+    trials, spec, now_s = found.state.trials, found.state.spec, time.time()
+    rundirs = [RunDir(runs / cell.run) for cell in cells]
+    stories = [rundir.story() for rundir in rundirs]
+    how_far = [progress(rundir, story, now_s) for rundir, story in zip(rundirs, stories, strict=True)]
+    goals = [trials[cell.index].to for cell in cells]
+    return [
+        Column("trial", [cell.index for cell in cells]),
+        Column("worker", [trials[cell.index].slot for cell in cells], rank=3),
+        *(Column(axis.key, [cell.values.get(axis.key) for cell in cells], rank=1) for axis in spec.space.axes),
+        Column("step", [str(one) for one in how_far]),
+        Column("to step", ["end" if to >= spec.last_rung else spec.rungs[to] for to in goals], rank=2),
+        Column("course", [_course(rundir, story) for rundir, story in zip(rundirs, stories, strict=True)], rank=4),
+    ]
+
+
+def _course(rundir: RunDir, story: Story) -> str:
+    return course(rundir, story) if story.attempt else ""
 
 
 def _states(found: Looked) -> str:
@@ -67,19 +119,22 @@ def _best(found: Looked) -> str:
 
 
 def _print_rungs(found: Looked) -> None:
+    if columns := _rung_columns(found):
+        print_whole("")
+        print_columns(columns)
+
+
+def _rung_columns(found: Looked) -> list[Column]:
     if found.state.spec.last_rung == 0 or not found.cells:
-        return
+        return []
     rows = found.rungs
-    print_whole("")
-    print_columns(
-        [
-            Column("rung", [row["rung"] for row in rows]),
-            Column("step", ["end" if row["step"] is None else row["step"] for row in rows]),
-            Column("trials", [row["trials"] for row in rows]),
-            Column("went on", [row["went_on"] or None for row in rows]),
-            Column(f"best {found.state.spec.metric}", [row["best"] for row in rows]),
-        ]
-    )
+    return [
+        Column("rung", [row["rung"] for row in rows]),
+        Column("step", ["end" if row["step"] is None else row["step"] for row in rows]),
+        Column("trials", [row["trials"] for row in rows]),
+        Column("went on", [row["went_on"] or None for row in rows]),
+        Column(f"best {found.state.spec.metric}", [row["best"] for row in rows]),
+    ]
 
 
 def _print_trials(found: Looked, cells: list[Cell]) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from hpctool.cli import search, sweep_control
+from hpctool.cli import search, search_watch, sweep_control
 from hpctool.cli.output import json_option, paths_option, print_json, resolve_paths, say, say_if_slurm_is_silent
 
 
 @click.group(name="sweep", help=__doc__)
 def group() -> None:
-    """Sweeps and searches: list, status, report, resume, retry, cancel, verify, export."""
+    """Sweeps and searches: list, status, watch, report, resume, retry, cancel, verify, export."""
 
 
 @group.command("list")
@@ -100,6 +100,7 @@ def report(sweep: str, html: Path | None, root: Path | None, as_json: bool) -> N
     say_if_slurm_is_silent()
 
 
+group.add_command(search_watch.watch)
 group.add_command(sweep_control.resume)
 group.add_command(sweep_control.retry)
 group.add_command(sweep_control.cancel)

@@ -15,14 +15,22 @@ _code_now = click.option("--code-now", is_flag=True, help="With the code as it i
 @click.argument("sweep")
 @click.option("--max-trials", type=click.IntRange(min=1), help="Of a search: so many trials in all.")
 @click.option("--gpu-hours", type=click.FloatRange(min=0, min_open=True), help="Of a search: so many in all.")
+@click.option("--workers", type=click.IntRange(min=1), help="Of a search: so many at once, more than before.")
 @_code_now
 @paths_option
-def resume(sweep: str, max_trials: int | None, gpu_hours: float | None, code_now: bool, root: Path | None) -> None:
+def resume(
+    sweep: str,
+    max_trials: int | None,
+    gpu_hours: float | None,
+    workers: int | None,
+    code_now: bool,
+    root: Path | None,
+) -> None:
     """Start what is left of a sweep: every cell that is neither done nor under way nor queued.
 
-    A search goes on, with another budget if one is given.
+    A search goes on, with another budget or more workers if these are given.
     """
-    _start(sweep, root, (), code_now, max_trials, gpu_hours)
+    _start(sweep, root, (), code_now, max_trials, gpu_hours, workers)
 
 
 @click.command()
@@ -57,6 +65,7 @@ def _start(
     code_now: bool,
     max_trials: int | None = None,
     gpu_hours: float | None = None,
+    workers: int | None = None,
 ) -> None:
     from hpctool.errors import InputError
     from hpctool.launch import cells, sweeps
@@ -68,9 +77,9 @@ def _start(
         if states:
             code = control.retry(runs, found.id, say)
         else:
-            code = control.resume_with(runs, found.id, say, max_trials, gpu_hours, code_now=code_now)
-    elif max_trials or gpu_hours:
-        raise InputError(f"{found.id} is a grid of cells; only a search has a budget.")
+            code = control.resume_with(runs, found.id, say, max_trials, gpu_hours, workers, code_now=code_now)
+    elif max_trials or gpu_hours or workers:
+        raise InputError(f"{found.id} is a grid of cells; only a search has a budget and workers.")
     else:
         code = sweeps.resume(found, runs, say, states=states, code_now=code_now)
     if code:

@@ -62,6 +62,16 @@ def print_columns(columns: Sequence[Column], title: str = "") -> list[str]:
     if kept and (not out.is_terminal or len(kept[0].texts) > _PLAIN_ROWS):
         _print_plain(kept, title)
         return gone
+    print_whole(_table(kept, title))
+    return gone
+
+
+def table_of(columns: Sequence[Column], width: int) -> Table:
+    """The same table as something of rich, in so many characters; what there is no room for is left out."""
+    return _table(fit(columns, width), "")
+
+
+def _table(kept: Sequence[Column], title: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
     table.title, table.title_justify, table.title_style = title or None, "left", "bold"
     for column in kept:
@@ -69,8 +79,7 @@ def print_columns(columns: Sequence[Column], title: str = "") -> list[str]:
         table.add_column(column.name, justify=justify, no_wrap=True, overflow="ellipsis", width=column.width)
     for cells in zip(*(column.texts for column in kept), strict=True):
         table.add_row(*cells)
-    print_whole(table)
-    return gone
+    return table
 
 
 def _print_plain(columns: Sequence[Column], title: str) -> None:

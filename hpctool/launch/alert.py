@@ -1,4 +1,4 @@
-"""Telling somebody that a run has ended, failed or stalled: by a command, a webhook or mail, as the user has asked.
+"""Telling somebody that a run or a sweep has ended, failed or stalled: by a command, a webhook or mail, as was asked.
 
 Nothing is told unless it is asked for. What cannot be told is said on stderr, and changes nothing about the run.
 """
@@ -23,15 +23,30 @@ KINDS = (*OVER, "stalled")
 
 
 def tell(rundir: RunDir, state: str, cause: str) -> None:
-    """Tell the end of an attempt to whom `cluster.alert` names, if it is one of `when`. Never raises."""
+    """Tell the end of an attempt to whom `cluster.alert` names, if it is one of `when`. Never raises.
+
+    Of a sweep each cell that fails or stalls is told, and then once how the whole ended; of a search not its trials.
+    """
     # A hang comes back; it is told because somebody may want to look.
     kind = "stalled" if cause.startswith("hang") else state
     try:
         asked = config.load(rundir.config_yaml).cluster.get("alert") or {}
-        if kind not in (asked.get("when") or ()):
+        when = asked.get("when") or ()
+        if not any(asked.get(key) for key in ("command", "webhook", "mail")):
             return
-        facts = {"run": rundir.id, "state": kind, "cause": cause, "folder": str(rundir.path), "by": who()}
-        _tell_all(asked, facts)
+        record = rundir.record()
+        is_trial = record.get("trial") is not None
+        alone = {"stalled"} if is_trial else {"stalled", "failed"} if record.get("sweep") else set(KINDS)
+        if kind in when and kind in alone:
+            facts = {"run": rundir.id, "state": kind, "cause": cause, "folder": str(rundir.path), "by": who()}
+            _tell_all(asked, facts)
+        if record.get("sweep") and not is_trial and state in OVER:
+            from hpctool.launch import sweepend
+
+            end = sweepend.ended(rundir.path.parent, str(record["sweep"]))
+            if end is not None and end.state in when:
+                facts = {"run": end.id, "state": end.state, "cause": end.text, "folder": end.folder, "by": who()}
+                _tell_all(asked, facts)
     except Exception as error:  # whatever it is: the run's own end counts
         _say(f"it could not be told how this run ended: {error}")
 

@@ -41,7 +41,10 @@ class Hang:
 
 @dataclass
 class Alert:
-    """Who is told how a run ended (conf/cluster/); nobody unless somebody is named."""
+    """Who is told how a run ended (conf/cluster/); nobody unless somebody is named.
+
+    Of a sweep or a search each cell or worker that fails or stalls is told, and once how the whole has ended.
+    """
 
     #: of completed, failed, cancelled, stalled (a hang that was ended and comes back)
     when: list[str] = MISSING

@@ -6,6 +6,7 @@ sweeps/<id>/log/           a log of facts
   refused    {submission, reason}               Slurm has not taken it
   child      {child}                            a run or sweep that comes after this one
   cancelled  {cells, time, by}                  these will not begin; what has begun says so itself
+  over       {}                                 all has ended, and somebody is told so
 sweeps/<id>/submissions/   NNNN.json the cells of a submission, in order of task; NNNN.sh its script; logs/
 sweeps/<id>/claims/NNNN/   a log: entry n is the n-th cell of submission NNNN, claimed by the task that wrote it
 
@@ -103,6 +104,16 @@ class SweepLog:
     def cancelled(self, cells: Iterable[int]) -> None:
         """These cells will not begin, whatever was submitted so far."""
         self._add("cancelled", cells=to_ranges(cells))
+
+    def note_over(self) -> bool:
+        """Write down that all has ended; False if somebody has since the last submission."""
+        while True:
+            last = self.log.last()
+            kinds = [entry.body["kind"] for entry in self.log.entries()]
+            if next((kind for kind in reversed(kinds) if kind in ("over", "submitting")), "") == "over":
+                return False
+            if self.log.cas({"kind": "over", "time": now(), "by": who()}, after=last):
+                return True
 
     def submissions(self) -> list[Submission]:
         """All submissions, oldest first."""

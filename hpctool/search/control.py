@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpctool import files
 from hpctool.errors import EXIT_DONE, InputError
 from hpctool.launch import snapshot, sweeps
 from hpctool.launch.cells import Sweep, read_sweep, sweeps_folder
 from hpctool.launch.overview import cell_stories, quick_stories
 from hpctool.launch.start import Say, mark_submitted
-from hpctool.rundir import OVER, UNDERWAY, RunDir, now, who
+from hpctool.rundir import OVER, SHORT, UNDERWAY, RunDir, now, who
 from hpctool.search.journal import Journal
-from hpctool.search.spec import Spec, read_spec
+from hpctool.search.spec import Spec, identity_of, read_spec, worker_identity
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,39 @@ def resume(runs: Path, sweep_id: str, say: Say, limits: Limits | None = None, *,
     return start(runs, sweep_id, todo, say, code)
 
 
+def add_workers(runs: Path, sweep_id: str, num_workers: int) -> int:
+    """Let a search have so many workers, if it has fewer; how many it has. They start with the next `resume`.
+
+    A worker comes into sweep.json as a cell like those that are there. Raises InputError, OSError.
+    """
+    sweep, spec, _ = open_search(runs, sweep_id)
+    cells = sweep.body["cells"]
+    if num_workers <= len(cells) or sweep.body["bases"][0]["cluster"]["kind"] == "inline":
+        return len(cells)
+    identity, last = identity_of(spec), cells[-1]
+    for slot in range(len(cells), num_workers):
+        own = worker_identity(identity, slot)
+        run_id = f"{last['run'].rpartition('-')[0]}-{own[:SHORT]}"
+        cells.append({**last, "index": slot, "identity": own, "run": run_id, "set": {**last["set"], "slot": slot}})
+    for base in sweep.body["bases"]:
+        base["search"]["workers"] = base["cluster"]["max_parallel"] = num_workers
+    files.write_json(sweep.path / "sweep.json", sweep.body)
+    return num_workers
+
+
 def resume_with(
-    runs: Path, sweep_id: str, say: Say, max_trials: int | None, hours: float | None, *, code_now: bool
+    runs: Path,
+    sweep_id: str,
+    say: Say,
+    max_trials: int | None,
+    hours: float | None,
+    num_workers: int | None = None,
+    *,
+    code_now: bool,
 ) -> int:
     """Let a search go on; what is given takes the place of that limit. Raises as `resume` does."""
+    if num_workers is not None and (there := add_workers(runs, sweep_id, num_workers)) != num_workers:
+        raise InputError(f"{sweep_id} has {there} workers, and cannot have {num_workers}: they are only ever added.")
     _, _, journal = open_search(runs, sweep_id)
     state = journal.state
     limits = Limits(max_trials or state.max_trials, hours or state.hours, state.deadline_s)

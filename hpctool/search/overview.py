@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import Any
 from hpctool.launch.cells import Sweep, read_sweep, sweeps_folder
 from hpctool.launch.overview import cell_stories, quick_stories
 from hpctool.launch.slurm.queue import Queue
+from hpctool.log import Entry
 from hpctool.search import decide
-from hpctool.search.journal import Journal, State, Trial
+from hpctool.search.journal import Journal, State, Trial, worth
 from hpctool.search.spec import is_search, read_spec
 from hpctool.track.hours import Hours
 from hpctool.track.metrics import to_json
@@ -33,6 +36,8 @@ class Looked(Overview):
     workers: dict[str, int] = field(kw_only=True)
     #: entries of the journal that cannot be used, and why
     broken: dict[str, str] = field(kw_only=True)
+    #: the best value of the highest rung, each time that a value was told
+    course: list[float] = field(kw_only=True, default_factory=list)
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -107,15 +112,32 @@ def look(runs: Path, sweep: Sweep, queue: Queue | None = None) -> Overview:
     """How a sweep stands now, be it a search or not."""
     if not is_search(sweep.path):
         return look_at_sweep(runs, sweep, queue)
-    spec = read_spec(sweep.path)
-    journal = Journal(sweep.path, spec)
-    state = journal.read()
+    return look_into(runs, sweep, Journal(sweep.path, read_spec(sweep.path)), queue)
+
+
+def look_into(runs: Path, sweep: Sweep, journal: Journal, queue: Queue | None = None) -> Looked:
+    """How a search stands now; whoever looks again gives the same journal, of which only what is new is read."""
+    spec, state = journal.state.spec, journal.read()
     sweep = read_sweep(sweeps_folder(runs) / sweep.id)
     body = sweep.body | {"job": spec.job, "varied": [axis.key for axis in spec.space.axes]}
     workers = Counter(story.state for story in cell_stories(runs, sweep, quick_stories, queue))
     broken = dict(journal.log.broken) | {f"{number:010d}": why for number, why in state.odd.items()}
     trials = [_cell(state, trial) for _, trial in sorted(state.trials.items())]
-    return Looked(Sweep(sweep.path, body), trials, state=state, workers=dict(workers), broken=broken)
+    course = _course(state, journal.log.entries())
+    return Looked(Sweep(sweep.path, body), trials, state=state, workers=dict(workers), broken=broken, course=course)
+
+
+def _course(state: State, entries: Iterable[Entry]) -> list[float]:
+    """The best value at the highest rung that any trial has reached, after each value that counts."""
+    found, rung, best = list[float](), -1, math.nan
+    for body in (entry.body for entry in entries):
+        trial = state.trials.get(body.get("t", -1))
+        values = {body.get("rung"): body.get("value")} if body.get("op") == "rung" else body.get("values") or {}
+        for at, told in ((int(key), float(value)) for key, value in values.items() if trial is not None):
+            if at > rung or (at == rung and worth(told, state.spec.sign) < worth(best, state.spec.sign)):
+                rung, best = at, told
+            found.append(best)
+    return found
 
 
 def _cell(state: State, trial: Trial) -> Cell:
@@ -127,3 +149,15 @@ def _cell(state: State, trial: Trial) -> Cell:
     cell.hours = Hours(gpu_hours=used) if state.spec.unit == "GPU" else Hours(cpu_hours=used)
     cell.used_s = trial.used_s / max(1, state.spec.num_units)
     return cell
+
+
+def how_it_ended(runs: Path, sweep: Sweep) -> tuple[str, str] | None:
+    """How a search whose workers have all ended is told to people: state and sentence; None for what is no search."""
+    found = look(runs, sweep) if is_search(sweep.path) else None
+    if not isinstance(found, Looked):
+        return None
+    stopped, best = found.state.stopped, found.ranked[0] if found.ranked else None
+    name, _ = found.metric
+    told = f"best {name} {best.metrics[name]:.4g} (trial {best.index}, {best.run})" if best else "nothing was measured"
+    state = "cancelled" if stopped.startswith("cancelled") else "completed" if stopped and best else "failed"
+    return state, f"{stopped or 'no worker is left, and it had not stopped'}; {len(found.cells)} trials, {told}"

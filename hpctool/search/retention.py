@@ -1,4 +1,4 @@
-"""The checkpoints of trials that wait: those that a generation goes on from are pinned, and all take no more than asked.
+"""The checkpoints of trials that wait: those that others go on from are pinned, and all take no more than was asked.
 
 A trial that loses its checkpoints can still be promoted: its run has leave to begin anew.
 """

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpctool.errors import InputError
 from hpctool.search.propose import OWN
-from hpctool.search.shown import Shown
+from hpctool.search.shown import VIEW, Shown
 from hpctool.search.space import Axis, Point
 from hpctool.search.spec import Spec
 
@@ -32,7 +32,10 @@ _NEEDS = {"tpe": ("optuna",), "gp": ("optuna", "torch", "scipy"), "cmaes": ("cma
 
 @functools.cache
 def version_of(sampler: str) -> str:
-    """Which package draws, and its version; empty for our own samplers. Raises InputError where it is missing."""
+    """Which package draws, its version, and how it is shown the history; empty for our own samplers.
+
+    Raises InputError where the package is missing.
+    """
     if sampler in OWN:
         return ""
     missing = [name for name in _NEEDS[sampler] if importlib.util.find_spec(name) is None]
@@ -42,7 +45,7 @@ def version_of(sampler: str) -> str:
             "Without it there are search.sampler=random, sobol and grid."
         )
     package = _NEEDS[sampler][0]
-    return f"{package} {importlib.metadata.version(package)}"
+    return f"{package} {importlib.metadata.version(package)}, view {VIEW}"
 
 
 def ask(spec: Spec, seen: Shown, seed: int) -> Point:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from hpctool import files
-from hpctool.errors import CorruptError, NewerFormat
+from hpctool.errors import ConfigError, CorruptError, NewerFormat
+from hpctool.launch.identity import NOT_IDENTITY
 from hpctool.search.space import Point, Space
 
 SEARCH_FORMAT = 1
@@ -124,3 +125,19 @@ def read_spec(folder: Path) -> Spec:
         return Spec.from_json(body)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptError(path, f"it is not what was written ({type(error).__name__}: {error})") from error
+
+
+def identity_of(made: Spec) -> str:
+    """What makes a search another one: not how long it goes on, with how many workers, or where. Raises ConfigError."""
+    body = made.to_json()
+    keys = ("job", "space", "metric", "mode", "seed", "sampler", "schedule", "eta", "rungs", "rule", "priors", "pbt")
+    chosen = [{key: value for key, value in base["config"].items() if key not in NOT_IDENTITY} for base in made.bases]
+    try:
+        return files.sha256_bytes(files.canonical_json([{key: body[key] for key in keys}, chosen, made.design[:1]]))
+    except (TypeError, ValueError) as error:
+        raise ConfigError("?", f"a value cannot be written down: {error}.") from error
+
+
+def worker_identity(identity: str, slot: int) -> str:
+    """The identity of the run that is one worker of a search."""
+    return files.sha256_bytes(files.canonical_json([identity, slot]))

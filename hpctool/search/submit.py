@@ -14,11 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from hpctool import config, files
 from hpctool.errors import EXIT_DONE, ConfigError, InputError
-from hpctool.launch import arrays, grid, snapshot
+from hpctool.launch import arrays, grid, parents, repair, snapshot
 from hpctool.launch.cells import sweeps_folder
 from hpctool.launch.identity import NOT_IDENTITY
-from hpctool.launch.job import load_job
-from hpctool.launch.plan import Plan, Planned, Request
+from hpctool.launch.job import Input, load_job
+from hpctool.launch.plan import Plan, Planned, Request, after_record
 from hpctool.launch.slurm import check
 from hpctool.launch.start import short
 from hpctool.launch.submit import Say, Submission
@@ -48,6 +48,8 @@ class Asked:
     #: the first trials, as they would run
     first: list[Planned]
     notes: list[str]
+    #: the run or sweep that has to complete first
+    after: Input | None = None
 
     @property
     def runs(self) -> Path:
@@ -72,6 +74,7 @@ def submit(request: Request, multirun: bool = False, *, say: Say) -> Submission:
     answer = Submission([], str(asked.folder), asked.spec.id)
     if spec.is_search(asked.folder):
         limits = control.Limits(asked.spec.max_trials, asked.spec.hours, asked.spec.deadline_s)
+        control.add_workers(asked.runs, asked.spec.id, asked.spec.num_workers)
         answer.exit_code = control.resume(asked.runs, asked.spec.id, say, limits)
         return _awaited(asked, answer, say)
     keys = getattr(load_job(request.job), "FILES", ())
@@ -82,6 +85,7 @@ def submit(request: Request, multirun: bool = False, *, say: Say) -> Submission:
     asked.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     files.write_json(spec.path_of(asked.folder), asked.spec.to_json())
     write_sweep(workers, code.record(), ranks_of=request.job)
+    repair.note_child(asked.runs, after_record(asked.after), asked.spec.id)
     axes = ", ".join(axis.key for axis in asked.spec.space.axes)
     say(f"search {asked.spec.id} over {axes}: {asked.spec.num_workers} workers, in {short(asked.folder)}")
     answer.exit_code = control.start(asked.runs, asked.spec.id, range(asked.spec.num_workers), say)
@@ -106,8 +110,6 @@ def plan(request: Request, multirun: bool) -> Asked:
     """Compose, read and check everything. Raises InputError and what the job's `resolve` raises."""
     if not multirun:
         raise InputError(f"A search is many runs: hpctool {request.job} -m {' '.join(request.overrides)}")
-    if request.after:
-        raise InputError("A search cannot come after another run yet; start it when that has completed.")
     of_search, of_workers, of_trials = _split(request.overrides)
     found, fixed = space.read(of_trials, request.config_dirs)
     shared = [one.key_or_group for _, one, _ in grid.parsed(of_workers, request.config_dirs) if one.is_sweep_override()]
@@ -125,9 +127,13 @@ def plan(request: Request, multirun: bool) -> Asked:
         known, note = warm.priors(runs, cfg.search.from_, made, first[0], from_any=cfg.search.from_any)
         made = dataclasses.replace(made, priors=known)
         notes.append(note)
-    made = dataclasses.replace(made, id=f"{first[0].plain['name']}-{_identity(made)[:8]}")
+    made = dataclasses.replace(made, id=f"{first[0].plain['name']}-{spec.identity_of(made)[:8]}")
     notes += [note for one in first for note in one.notes]
-    return Asked(request, made, cfg, first, list(dict.fromkeys(notes)))
+    asked = Asked(request, made, cfg, first, list(dict.fromkeys(notes)))
+    if request.after:
+        asked.after = parents.find(asked.runs, request.after).input
+        asked.notes.append(f"It begins when {asked.after.name} has completed; what it learns from is pinned now.")
+    return asked
 
 
 def _split(overrides: list[str]) -> tuple[list[str], list[str], list[str]]:
@@ -278,29 +284,19 @@ def _deadline_s(text: str | None) -> float | None:
     return (at if at.tzinfo else at.replace(tzinfo=datetime.UTC)).timestamp()
 
 
-def _identity(made: Spec) -> str:
-    """What makes a search another one: not how long it goes on, with how many workers, or where."""
-    body = made.to_json()
-    keys = ("job", "space", "metric", "mode", "seed", "sampler", "schedule", "eta", "rungs", "rule", "priors", "pbt")
-    chosen = [{key: value for key, value in base["config"].items() if key not in NOT_IDENTITY} for base in made.bases]
-    try:
-        return files.sha256_bytes(files.canonical_json([{key: body[key] for key in keys}, chosen, made.design[:1]]))
-    except (TypeError, ValueError) as error:
-        raise ConfigError("?", f"a value cannot be written down: {error}.") from error
-
-
 def _workers(asked: Asked) -> Plan:
     """The workers as the cells of a sweep."""
-    cells, identity = [], _identity(asked.spec)
+    cells, identity = [], spec.identity_of(asked.spec)
     for slot in range(asked.spec.num_workers):
         config.set_value(asked.cfg, "sweep", asked.spec.id)
         config.set_value(asked.cfg, "slot", slot)
         plain = config.to_plain(asked.cfg)
-        own = files.sha256_bytes(files.canonical_json([identity, slot]))
-        cells.append(Planned(plain, [*asked.request.overrides], {}, [], [], own))
+        own = spec.worker_identity(identity, slot)
+        inputs = [asked.after] if asked.after else []
+        cells.append(Planned(plain, [*asked.request.overrides], {}, inputs, [], own, asked.after))
     name = asked.spec.id.rpartition("-")[0]
     request = dataclasses.replace(asked.request, job="search")
-    return Plan(request, cells, [], is_sweep=True, identity=identity, name=name)
+    return Plan(request, cells, [], is_sweep=True, parent=asked.after, identity=identity, name=name)
 
 
 def _awaited(asked: Asked, answer: Submission, say: Say) -> Submission:

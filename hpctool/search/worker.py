@@ -18,7 +18,7 @@ from typing import Any
 
 from hpctool import config
 from hpctool.errors import EXIT_CONTINUE, FencedError, HpctoolError, InputError, Stopped, WorldError
-from hpctool.launch import closing, output, signals, task
+from hpctool.launch import closing, output, signals, sweepend, task
 from hpctool.launch.cells import read_sweep, sweeps_folder
 from hpctool.launch.job import load_job
 from hpctool.launch.plan import Planned
@@ -28,6 +28,7 @@ from hpctool.rundir import RunDir
 from hpctool.search import decide, ledger, pbt, retention
 from hpctool.search.decide import Decision
 from hpctool.search.journal import Journal, State, Trial
+from hpctool.search.overview import how_it_ended
 from hpctool.search.spec import read_spec
 from hpctool.search.trials import open_trial, plan_trial
 from hpctool.search.watch import PAUSED, Watch, claim_body, never_measured
@@ -59,6 +60,7 @@ class Worker:
         self.num_claims = 0
         self.said: set[str] = set()
         self._gone: dict[int, tuple[float, bool]] = {}
+        sweepend.tellers[:] = [how_it_ended]
 
     def run(self) -> dict[str, Any]:
         """Train trial after trial."""

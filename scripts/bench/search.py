@@ -80,15 +80,20 @@ class Ours:
         return False
 
 
+def _one(table: dict[str, Any], seed: int, sampler: str) -> list[float]:
+    return simulate(Ours(table, seed, sampler), table, seed, BUDGETS)
+
+
 def quality(path: Path, seeds: int, peers: Path) -> dict[str, dict[str, list[list[float]]]]:
     """Regrets by method, table and seed."""
     tables = json.loads(path.read_text())
     found: dict[str, dict[str, list[list[float]]]] = {}
-    for name, sampler in (("hpctool asha (tpe)", "tpe"), ("hpctool asha (random)", "random")):
-        found[name] = {
-            key: [simulate(Ours(table, seed, sampler), table, seed, BUDGETS) for seed in range(seeds)]
-            for key, table in tables.items()
-        }
+    with multiprocessing.get_context("fork").Pool() as pool:
+        for name, sampler in (("hpctool asha (tpe)", "tpe"), ("hpctool asha (random)", "random")):
+            found[name] = {
+                key: pool.starmap(_one, [(table, seed, sampler) for seed in range(seeds)], chunksize=1)
+                for key, table in tables.items()
+            }
     for name, title in (("optuna", "optuna as shipped"), ("syne-tune", "syne-tune asha")):
         command = [str(peers / "bin/python"), "search_peers.py", name, str(path), str(seeds)]
         done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True)

@@ -187,20 +187,37 @@ def test_an_entry_that_means_nothing_is_named_and_a_later_format_refused() -> No
         story.add("propose", v=2)
 
 
-def test_a_sampler_is_shown_the_highest_rung_that_enough_have_reached() -> None:
+def test_a_sampler_is_shown_every_trial_at_the_highest_rung_that_enough_have_reached() -> None:
     story = Story(rungs=[1, 3])
     for number in range(30):
         story.paused(number, value=float(number))
-    seen = shown(story.state)
-    assert len(seen.values) == 30
-    for number in range(9):
-        story.claim(number, 2, to=1, why="promote").paused(number, value=-1.0 - number, rung=1)
-    assert len(shown(story.state).values) == 30, "nine are not enough"
-    story.claim(9, 2, to=1, why="promote").paused(9, value=-50.0, rung=1)
+    assert shown(story.state).values == [float(number) for number in range(30)]
+    for number in range(4):
+        story.claim(number, 2, to=1, why="promote").paused(number, value=100.0 + 2 * number, rung=1)
+    assert shown(story.state).values[0] == 0.0, "four are not enough"
+    story.claim(4, 2, to=1, why="promote").paused(4, value=108.0, rung=1)
     story.propose(30, x=0.9)
     seen = shown(story.state)
-    assert (len(seen.values), min(seen.values)) == (10, -50.0)
+    # Who has been there has what it measured there; the others what the line of these five makes of theirs.
+    assert seen.values[:5] == [100.0, 102.0, 104.0, 106.0, 108.0]
+    steps = [late - early for early, late in itertools.pairwise(seen.values[5:])]
+    assert steps == pytest.approx([1.5] * 24), "half way between no change (1) and what five have shown (2)"
     assert [point["x"] for point in seen.running] == [0.9]
+
+
+def test_a_trial_that_went_on_by_luck_does_not_stand_before_those_that_wait() -> None:
+    story = Story(rungs=[1, 3])
+    for number in range(20):
+        story.paused(number, value=1.0 + number / 100)
+    for number, late in enumerate((0.9, 1.0, 1.1, 5.0, 1.2, 1.0)):
+        story.claim(number, 2, to=1, why="promote").paused(number, value=late, rung=1)
+    values = shown(story.state).values
+    assert max(values) == values[3]
+
+
+def test_a_value_that_is_no_number_is_shown_as_the_worst() -> None:
+    story = Story(rungs=[1, 3]).paused(0, 1.0).paused(1, math.nan).paused(2, math.inf).ended(3, "failed", "no")
+    assert shown(story.state).values == [1.0, 1.0, 1.0, 1.0]
 
 
 def test_what_is_known_before_is_shown_and_is_no_trial() -> None:
