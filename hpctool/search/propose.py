@@ -11,8 +11,10 @@ from hpctool.search.shown import shown
 from hpctool.search.space import Point, Space, name_of
 from hpctool.search.spec import Spec
 
-#: A sampler that offers what was tried already is asked so often; then the space is gone through.
+#: Points that are drawn at random are drawn so often if they were tried already; then the space is gone through.
 MAX_TRIES = 20
+#: A sampler is asked so often; then points beside the one that it wants are looked at, which costs next to nothing.
+_MAX_ASKS, _MAX_NEAR = 2, 40
 #: A space of more points than this is not gone through, but taken for exhausted.
 _MAX_LEFT = 20_000
 
@@ -49,9 +51,23 @@ def _offers(state: State, number: int) -> Iterator[Point]:
         return
     from hpctool.search import samplers
 
-    seen = shown(state)
-    for attempt in range(MAX_TRIES):
-        yield samplers.ask(spec, seen, seed_of(spec.seed, number, attempt))
+    seen, point = shown(state), {}
+    for attempt in range(_MAX_ASKS):
+        point = samplers.ask(spec, seen, seed_of(spec.seed, number, attempt))
+        yield point
+    draw = random.Random(seed_of(spec.seed, number, _MAX_ASKS))
+    for attempt in range(_MAX_NEAR):
+        yield near(spec.space, point, 1 if attempt < _MAX_NEAR // 2 else 2, draw)
+
+
+def near(space: Space, point: Point, num_axes: int, draw: random.Random) -> Point:
+    """A point beside another: so many of its values are the next one up or down, or another choice."""
+    found = dict(point)
+    for axis in draw.sample(space.axes, min(num_axes, len(space.axes))):
+        by = 1 / axis.count if axis.count else 0.02
+        u = axis.coordinate(point[axis.key]) + draw.choice((-by, by))
+        found[axis.key] = axis.at(draw.random() if axis.kind == "choice" else min(max(u, 0.0), 1 - 1e-9))
+    return found
 
 
 def sobol(space: Space, number: int, seed: int) -> list[Point]:

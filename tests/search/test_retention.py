@@ -22,7 +22,8 @@ def test_the_worst_of_the_lowest_rung_goes_first_until_the_rest_fits() -> None:
     story.claim(1, 2, to=1, why="promote")
     paused(story, 1, 0.9, rung=1)
     first = retention.to_drop(story.state)
-    assert first is not None and first.number == 0
+    assert first is not None
+    assert first.number == 0
     story.add("drop", t=0, why="search.keep_paused_gb")
     assert retention.to_drop(story.state) is None
     # It waits on, and may be promoted like any other.
@@ -47,10 +48,12 @@ def test_a_member_of_a_population_stays_until_all_of_the_next_generation_have_th
     for number in (2, 3):
         story.state.trials[number].parent = 0
     first = retention.to_drop(story.state)
-    assert first is not None and first.number == 1
+    assert first is not None
+    assert first.number == 1
     story.add("drop", t=1, why="")
     assert retention.to_drop(story.state) is None
     paused(story, 2, 0.1, rung=1, gb=0)
     paused(story, 3, 0.1, rung=1, gb=0)
     last = retention.to_drop(story.state)
-    assert last is not None and last.number == 0
+    assert last is not None
+    assert last.number == 0
