@@ -132,7 +132,8 @@ def _course(state: State, entries: Iterable[Entry]) -> list[float]:
     found, rung, best = list[float](), -1, math.nan
     for body in (entry.body for entry in entries):
         trial = state.trials.get(body.get("t", -1))
-        values = {body.get("rung"): body.get("value")} if body.get("op") == "rung" else body.get("values") or {}
+        is_rung = body.get("op") == "rung"
+        values: dict[Any, Any] = {body["rung"]: body["value"]} if is_rung else body.get("values") or {}
         for at, told in ((int(key), float(value)) for key, value in values.items() if trial is not None):
             if at > rung or (at == rung and worth(told, state.spec.sign) < worth(best, state.spec.sign)):
                 rung, best = at, told

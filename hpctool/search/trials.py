@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hpctool import config
 from hpctool.errors import InputError
+from hpctool.launch import continued
 from hpctool.launch.identity import run_identity
 from hpctool.launch.job import Job, in_stages, load_job
 from hpctool.launch.plan import Planned, Request, checked_stages
@@ -84,7 +85,9 @@ def plan_trial(spec: Spec, point: Point, more: Mapping[str, Any] | None = None) 
 
 def open_trial(runs: Path, spec: Spec, number: int, planned: Planned, code: dict[str, Any]) -> RunDir:
     """The run folder of a trial, made if it is not there yet. Raises OSError, InputError."""
-    record = {
+    continues = continued.record(runs, planned.plain)
+    record: dict[str, Any] = {
+        **({"continues": continues} if continues else {}),
         "identity": planned.identity,
         "job": spec.job,
         "name": planned.plain["name"],
