@@ -28,9 +28,10 @@ class Container:
 class Hang:
     """How long a rank may stand still before its attempt is ended and requeued, by what it does; null: for ever."""
 
-    #: a step: so many seconds, or step_p95 times the 95th percentile of the steps so far, whichever is longer
+    #: a step: so many seconds, or step_p95 times the 95th percentile of the steps so far, whichever is longer; with
+    #: step_p95=null so many seconds
     step_s: float | None = MISSING
-    step_p95: float = MISSING
+    step_p95: float | None = MISSING
     #: from the beginning of the attempt to its first step; the first step, which may compile
     start_min: float | None = MISSING
     first_step_min: float | None = MISSING
