@@ -267,7 +267,7 @@ class Rehearsal:
         limit_s = {moment: max(self.order.patience_s / 2, 5 * took_s) for moment, took_s in longest_s.items()}
         if self.order.request.job == "train":
             # Who is frozen gives no sign: that is only known once its beats have not come for a while.
-            self._patience_s = 2 * max(limit_s.values()) + silent_after_s(BEAT_EVERY_S)
+            self._patience_s = 2 * (max(limit_s.values()) + silent_after_s(BEAT_EVERY_S))
         return [
             "cluster.hang.step_p95=null",
             f"cluster.hang.step_s={limit_s['step']:.3f}",

@@ -113,7 +113,10 @@ def _hang(stage: Stage, fault: Fault, held: Held, patience_s: float) -> Struck:
         held.release()
     began_s = time.monotonic()
     while time.monotonic() < began_s + patience_s:
-        if stage.story().attempt > attempt or stage.is_over() or not process_start(pid):
+        story = stage.story()
+        # Written down before the processes are ended, which of a stopped one takes until it is killed.
+        told = any(body["attempt"] == attempt for body in story.of_kind("ended"))
+        if told or story.attempt > attempt or stage.is_over() or not process_start(pid):
             return Struck(f"noticed by hpctool after {time.monotonic() - began_s:.1f} s")
         time.sleep(0.05)
     stage.kill_ranks()
