@@ -30,7 +30,10 @@ _LONG_AGO = datetime.datetime(2000, 1, 1)
 _NEEDS = {"tpe": ("optuna",), "gp": ("optuna", "torch", "scipy"), "cmaes": ("cmaes",)}
 
 
-@functools.cache
+#: reading what is installed takes a fourth of a proposal
+_version = functools.cache(importlib.metadata.version)
+
+
 def version_of(sampler: str) -> str:
     """Which package draws, its version, and how it is shown the history; empty for our own samplers.
 
@@ -45,7 +48,7 @@ def version_of(sampler: str) -> str:
             "Without it there are search.sampler=random, sobol and grid."
         )
     package = _NEEDS[sampler][0]
-    return f"{package} {importlib.metadata.version(package)}, view {VIEW}"
+    return f"{package} {_version(package)}, view {VIEW}"
 
 
 def ask(spec: Spec, seen: Shown, seed: int) -> Point:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -57,12 +58,13 @@ def ask(toy_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HPCTOOL_ROOT", raising=False)
 
-    def made(*overrides: str, start: bool = True) -> Found:
+    def made(*overrides: str, start: bool = True, after: str = "") -> Found:
         said: list[str] = []
         with pytest.MonkeyPatch.context() as patch:
             if not start:
                 patch.setattr(control, "start", lambda *_: 0)
-            answer = submit.submit(request("search.metric=loss", "search.mode=min", *overrides), True, say=said.append)
+            asked = dataclasses.replace(request("search.metric=loss", "search.mode=min", *overrides), after=after)
+            answer = submit.submit(asked, True, say=said.append)
         return Found(Path(answer.folder), said, answer.exit_code)
 
     return made

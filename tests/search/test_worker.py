@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from hpctool.errors import InputError
 from hpctool.launch import inline
-from hpctool.launch.cells import open_cell
+from hpctool.launch.cells import open_cell, read_sweep
 from hpctool.place import Place
 from hpctool.rundir import RunDir
 from hpctool.search import control, decide, verify
@@ -227,6 +228,22 @@ def test_the_trial_of_a_worker_that_does_not_come_back_is_taken_over_once(ask: A
     assert [body["t"] for body in claims] == [2]
     assert len(found.journal().state.trials) == 5
     assert {trial.state for trial in found.journal().state.trials.values()} <= {"paused", "completed"}
+
+
+def test_a_search_may_have_more_workers_later_and_may_come_after_a_run(ask: Ask) -> None:
+    parent = ask("search=grid", "x=0.1", "kind=a,b").journal().state.trials[0].run
+    words = (*ASHA, "search.seed=5", "search.budget.max_trials=3", "search.workers=2", "cluster=local")
+    found = ask(*words, start=False, after=parent)
+    assert control.add_workers(found.runs, found.spec.id, 4) == 4
+    with pytest.raises(InputError, match="has 4 workers, and cannot have 3"):
+        control.resume_with(found.runs, found.spec.id, print, None, None, 3, code_now=False)
+    sweep = read_sweep(found.folder)
+    assert len(set(sweep.run_ids)) == 4
+    assert [cell["after"] for cell in sweep.body["cells"]] == [{"kind": "run", "id": parent}] * 4
+    assert worker(found, 3) == 0
+    # Those of the first two are theirs.
+    assert sorted(found.journal().state.trials) == [2, 3, 4]
+    assert {trial.slot for trial in found.journal().state.trials.values()} == {3}
 
 
 def _propose_once(folder: Path, slot: int, gate: Event) -> None:
