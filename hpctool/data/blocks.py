@@ -121,9 +121,7 @@ class Direct:
             places = order[begin:end]
             group, first = int(groups[places[0]]), int(items[places[0]])
             if end - begin == 1:
-                stored = self._stored[group]
-                extent, opened = stored.extents[self._name], self._files.get(stored)
-                read_into(opened.handle, out[places[0], ...], extent.offset + first * extent.row_bytes, opened.path)
+                read_items(self._files, self._stored[group], self._name, first, out[places[0], ...])
             else:
                 out[places] = self._run(group, first, first + end - begin)
 
@@ -191,13 +189,15 @@ class Blocks:
         stop = min(start + int(self._rows[group]), self._sizes[group])
         if extent.chunks is None:
             return read_run(self._files, self._stored[group], self._name, start, stop)
-        opened = self._files.get(self._stored[group])
+        stored = self._stored[group]
         if group not in self._chunks:
-            index = self._stored[group].extents[chunks_of(self._name)]
-            places = np.empty(index.shape, np.int64)
-            read_into(opened.handle, places, index.offset, opened.path)
+            index = chunks_of(self._name)
+            places = np.empty(stored.extents[index].shape, np.int64)
+            read_items(self._files, stored, index, 0, places)
             self._chunks[group] = places.tolist()
-        return unpack_chunk(opened.handle, extent, self._chunks[group][number], opened.path)[: stop - start]
+        place = self._chunks[group][number]
+        chunk = self._files.read(stored, lambda opened: unpack_chunk(opened.handle, extent, place, opened.path))
+        return chunk[: stop - start]
 
 
 def items_of_block(extent: Extent) -> int:
@@ -211,6 +211,12 @@ def read_run(files: OpenFiles, stored: StoredObject, name: str, start: int, stop
     """Consecutive items of an array that is not compressed: (stop - start, *shape). Raises CorruptError."""
     extent = stored.extents[name]
     run: Array = np.empty((stop - start, *extent.shape[1:]), extent.dtype)
-    opened = files.get(stored)
-    read_into(opened.handle, run, extent.offset + start * extent.row_bytes, opened.path)
+    read_items(files, stored, name, start, run)
     return run
+
+
+def read_items(files: OpenFiles, stored: StoredObject, name: str, first: int, out: Array) -> None:
+    """Fill `out` from item `first` of an array that is not compressed. Raises CorruptError."""
+    extent = stored.extents[name]
+    offset = extent.offset + first * extent.row_bytes
+    files.read(stored, lambda opened: read_into(opened.handle, out, offset, opened.path))

@@ -16,16 +16,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from hpctool import files
 from hpctool.errors import CorruptError, InputError
+
+T = TypeVar("T")
 
 #: The newest format of FORMAT, manifests and commits that this code reads, and the one that it writes; a manifest says
 #: the lowest that can hold it. 2 came with ragged and compressed columns; nothing of 1 has changed its meaning.
@@ -40,6 +44,8 @@ DEFAULT_BRANCH = "main"
 
 #: Files younger than this are not made young again when they are used again.
 YOUNG_S = 3600.0
+
+_MOST_STALE = 10  # times in a row
 
 #: The folders whose files are named by their checksum.
 ADDRESSED = ("objects", "manifests", "commits")
@@ -130,7 +136,7 @@ class Layout:
                 temporary.chmod(mode)
             os.rename(temporary, folder)
         except OSError:
-            if not folder.is_dir():
+            if not fresh(folder).is_dir():
                 raise
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -172,7 +178,7 @@ class Layout:
             os.replace(temporary, path)
         except FileNotFoundError:
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(mine, path.stat()):
+                if os.path.samestat(mine, fresh(path).stat()):
                     return
             raise
 
@@ -256,3 +262,18 @@ def fresh(path: Path) -> Path:
         with contextlib.suppress(OSError):
             os.listdir(path.parent)
     return path
+
+
+def again_if_stale(action: Callable[[], T]) -> T:
+    """What reading gives; again where NFS says ESTALE: what was open is no more.
+
+    So it is for whoever has a file open that another user puts there anew (Layout.renew), with the same bytes. Raises
+    OSError where it stays so.
+    """
+    for _ in range(_MOST_STALE):
+        try:
+            return action()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return action()

@@ -13,11 +13,13 @@ import mmap
 import os
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from hpctool.data.layout import again_if_stale
 from hpctool.data.objects import Extent, StoredObject, read_into
 from hpctool.data.opened import OpenFiles
 from hpctool.world import Array
@@ -98,7 +100,7 @@ class Mapped:
         with self._lock:
             for group in np.unique(groups[~ready]).tolist():
                 if not self._ready[group]:
-                    self._map(group)
+                    again_if_stale(partial(self._map, group))
             self._all_ready = bool(self._ready.all())
 
     def _map(self, group: int) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from hpctool import files
 from hpctool.data.filters import Chunks, Filter, unpack
 from hpctool.data.hdf5 import KINDS, hdf5_bytes, plain_arrays
-from hpctool.data.layout import Layout, fresh
+from hpctool.data.layout import Layout, again_if_stale, fresh
 from hpctool.data.ragged import Ragged, Values
 from hpctool.errors import CorruptError
 from hpctool.world import Array
@@ -169,15 +169,20 @@ def read_array(layout: Layout, stored: StoredObject, name: str, out: Array | Non
     """One whole array of an object, in memory: freshly made, or in `out` of that form. Raises CorruptError."""
     extent = stored.extents[name]
     array = np.empty(extent.shape, extent.dtype) if out is None else out
+    again_if_stale(lambda: _fill(layout, stored, name, array))
+    return array
+
+
+def _fill(layout: Layout, stored: StoredObject, name: str, array: Array) -> None:
+    extent, path = stored.extents[name], layout.object(stored.id)
     handle = open_object(layout, stored)
     try:
         if extent.chunks:
-            _read_chunks(handle, stored, name, array, layout.object(stored.id))
+            _read_chunks(handle, stored, name, array, path)
         else:
-            read_into(handle, array, extent.offset, layout.object(stored.id))
+            read_into(handle, array, extent.offset, path)
     finally:
         os.close(handle)
-    return array
 
 
 def read_column(layout: Layout, stored: StoredObject, name: str) -> Values:

@@ -5,13 +5,18 @@ Where the version was staged, the copy on this node is taken and, if a cleaner o
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from hpctool.data.layout import Layout
+from hpctool.data.layout import Layout, again_if_stale
 from hpctool.data.objects import StoredObject, open_object
+
+T = TypeVar("T")
 
 #: Below the usual limit of 1,024 for a process, with room for its other files.
 _MOST_OPEN = 256
@@ -48,6 +53,25 @@ class OpenFiles:
                 # Not closed here: another thread may be reading from it.
                 self._open.popitem(last=False)
             return opened
+
+    def read(self, stored: StoredObject, action: Callable[[OpenFile], T]) -> T:
+        """What is read from the object, opened anew where NFS says that what is open is no more. Raises CorruptError.
+
+        `action` may be called several times.
+        """
+
+        def attempt() -> T:
+            opened = self.get(stored)
+            try:
+                return action(opened)
+            except OSError as error:
+                if error.errno == errno.ESTALE:
+                    with self._lock:
+                        if self._open.get(stored.id) is opened:
+                            del self._open[stored.id]
+                raise
+
+        return again_if_stale(attempt)
 
     def once(self, stored: StoredObject) -> OpenFile:
         """The same for one use. Raises CorruptError."""

@@ -21,7 +21,7 @@ from typing import Any, cast
 from hpctool import files
 from hpctool.data.commit import Commit, Draft
 from hpctool.data.filters import Filter
-from hpctool.data.layout import FORMAT, Layout, check_name, fresh
+from hpctool.data.layout import FORMAT, Layout, again_if_stale, check_name, fresh
 from hpctool.data.manifest import Manifest, check_format
 from hpctool.data.objects import StoredObject, read_array, write_object
 from hpctool.data.ragged import Values
@@ -76,7 +76,7 @@ class Store:
         """A dataset that is there. Raises UnknownName, NewerFormat, CorruptError."""
         layout = Layout(datasets / check_name("dataset", name))
         try:
-            record = files.read_json(layout.format_file)
+            record = again_if_stale(lambda: files.read_json(layout.format_file))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UnknownName("dataset", name, list_datasets(datasets), f"They lie in {datasets}.") from error
         check_format(layout.format_file, "dataset", record)
@@ -123,7 +123,7 @@ class Store:
     def read_addressed(self, path: Path) -> Any:
         """The JSON of a file that is named by its checksum. Raises CorruptError where it is missing or differs."""
         try:
-            data = fresh(path).read_bytes()
+            data = again_if_stale(lambda: fresh(path).read_bytes())
         except OSError as error:
             problem = (
                 "it is missing" if isinstance(error, FileNotFoundError) else f"it cannot be read ({error.strerror})"
@@ -213,7 +213,7 @@ class Store:
         """The commit that a tag which is there names. Raises CorruptError."""
         path = self.layout.tags / tag
         try:
-            return commit_in(path, decode_entry(path, path.read_bytes()))
+            return commit_in(path, decode_entry(path, again_if_stale(path.read_bytes)))
         except OSError as error:
             raise CorruptError(path, f"it cannot be read ({error.strerror})") from error
 

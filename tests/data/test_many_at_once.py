@@ -5,12 +5,14 @@ By hand, in the size that is promised: HPCTOOL_MANY=8x50 scripts/test tests/data
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,13 +162,21 @@ def test_writers_that_are_killed_lose_nothing_that_was_acknowledged(rows: Store,
 def test_lost_replies_and_old_listings_of_nfs_lose_nothing(rows: Store, datasets: Path, spawn: Spawn) -> None:
     faulty = "from tests.data.faults import install; install({seed})\n" + WRITER
     writers = [spawn(faulty.replace("{seed}", str(n)), datasets, n, 3, 0, 8) for n in range(3)]
-    wrote = [writer.communicate(timeout=100) for writer in writers]
-    assert [writer.returncode for writer in writers] == [0, 0, 0], wrote
+    on_pread = READER.replace('"label"]) as', '"label"], "pread") as')
+    reader = spawn(faulty.replace("{seed}", "3").replace(WRITER, on_pread), datasets, stdin=subprocess.PIPE)
+    wrote = [writer.communicate(timeout=300) for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0, 0], [error for _, error in wrote]
+    read, said = reader.communicate("", timeout=100)
+    assert (reader.returncode, int(read) > 0) == (0, True), said
     check(rows, [line.split() for out, _ in wrote for line in out.splitlines()])
     # A reply that was lost and taken for a lost race would have made a second commit.
     made = [one for one in rows.history(rows.resolve("main")) if one.kind == "relabel"]
     assert len(made) == 24
-    assert all(int(error.split()[-1]) > 10 for _, error in wrote), wrote
+    faults: Counter[str] = Counter()
+    for _, error in [*wrote, (read, said)]:
+        faults.update(json.loads(error.splitlines()[-1]))
+    wanted = [rows.primitive, "mkdir", "replace", "unlink", "old listing", "remembered as missing", "stale"]
+    assert all(faults[kind] for kind in wanted), faults
 
 
 def check(store: Store, acknowledged: list[list[str]]) -> None:
