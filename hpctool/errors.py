@@ -59,6 +59,11 @@ def listing(names: Iterable[str], limit: int = 8) -> str:
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """`1 row`, `2,000 rows`: a number and what it counts; `many` is the word for several, else `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 class HpctoolError(Exception):
     """Anything that hpctool reports in one sentence instead of a traceback."""
 

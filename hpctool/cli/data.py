@@ -20,7 +20,7 @@ from hpctool.data.labels import blame as blame_row
 from hpctool.data.pictures import draw_label_changes, draw_statistics
 from hpctool.data.store import short
 from hpctool.data.version import Version, open_version
-from hpctool.errors import InputError
+from hpctool.errors import InputError, counted
 
 
 @click.group()
@@ -175,7 +175,8 @@ def stats(version: str, plot: Path | None, as_json: bool, root: Path | None) -> 
         ],
     )
     twice = statistics["duplicates"]
-    say(f"{twice['repeated']} rows repeat another; {twice['leaked']} contents stand in more than one split.")
+    repeated = counted(twice["repeated"], "row repeats", "rows repeat")
+    say(f"{repeated} another; {counted(twice['leaked'], 'content stands', 'contents stand')} in more than one split.")
 
 
 @group.command()

@@ -17,7 +17,7 @@ from hpctool.data.size import size as size_of
 from hpctool.data.store import Store, short
 from hpctool.data.usage import commits_in_use
 from hpctool.data.verify import verify as verify_store
-from hpctool.errors import OperationError
+from hpctool.errors import OperationError, counted
 
 
 def _open_store(root: Path | None, dataset: str) -> Store:
@@ -118,10 +118,15 @@ def gc(
         print_table(["moved to the trash" if delete else "would go to the trash", "files", "size"], rows)
     for path in done.refused[:10]:
         say(f"hpctool: {path} belongs to somebody else, in a folder that you may not write; it stays.")
-    young = f", {done.num_young:,} that nothing needs are younger than {grace_days:g} days" if done.num_young else ""
+    num_young = counted(done.num_young, "that nothing needs is", "that nothing needs are")
+    young = f", {num_young} younger than {grace_days:g} days" if done.num_young else ""
     back = f", {done.num_taken_back:,} taken back from the trash" if done.num_taken_back else ""
-    leases = f", {done.expired_pins:,} leases of runs have run out" if done.expired_pins else ""
-    say(f"{store.name}: {done.num_needed:,} files are needed{young}{back}{leases}.")
+    leases = (
+        f", {counted(done.expired_pins, 'lease of a run has', 'leases of runs have')} run out"
+        if done.expired_pins
+        else ""
+    )
+    say(f"{store.name}: {counted(done.num_needed, 'file is', 'files are')} needed{young}{back}{leases}.")
     if not delete and (rows or done.expired_pins):
         say("Nothing was changed; --delete does it.")
 
@@ -141,10 +146,9 @@ def size(dataset: str, as_json: bool, root: Path | None) -> None:
         ["version", "commit", "rows", "files", "all", "alone", "shared"],
         [[v.version, short(v.commit), v.num_rows, v.num_files, *map(size_text, _bytes(v))] for v in found.versions],
     )
-    say(
-        f"{found.num_files:,} files, {size_text(found.size_bytes)} on disk; nothing needs {found.unneeded_files:,} of "
-        f"them ({size_text(found.unneeded_bytes)}); in the trash {size_text(found.trash_bytes)}."
-    )
+    unneeded = f"nothing needs {found.unneeded_files:,} of them ({size_text(found.unneeded_bytes)})"
+    on_disk = f"{counted(found.num_files, 'file')}, {size_text(found.size_bytes)} on disk"
+    say(f"{on_disk}; {unneeded}; in the trash {size_text(found.trash_bytes)}.")
     for damage in found.damaged:
         _say_damage(damage)
 

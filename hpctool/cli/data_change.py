@@ -15,7 +15,7 @@ from hpctool.data.labels import relabel as relabel_rows
 from hpctool.data.layout import DEFAULT_BRANCH, split_ref
 from hpctool.data.store import Store, short
 from hpctool.data.version import Version, open_version
-from hpctool.errors import InputError, MergeConflict
+from hpctool.errors import InputError, MergeConflict, counted
 
 
 @click.command()
@@ -167,7 +167,7 @@ def export(
     if as_json:
         print_json({"path": str(path), "format": kind, "num_rows": num_rows, "commit": found.commit})
     else:
-        say(f"{found.pinned}: {num_rows:,} rows in {path} ({kind}).")
+        say(f"{found.pinned}: {counted(num_rows, 'row')} in {path} ({kind}).")
 
 
 def _open_branch(root: Path | None, dataset: str) -> Version:

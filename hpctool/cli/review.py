@@ -10,7 +10,7 @@ import click
 
 from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
 from hpctool.data.store import short
-from hpctool.errors import InputError
+from hpctool.errors import InputError, counted
 from hpctool.export import aliases
 from hpctool.review.agreement import summary
 from hpctool.review.merge import apply as apply_queue
@@ -127,7 +127,7 @@ def apply(
         print_json(asdict(found))
         return
     if found.num_rows:
-        say(f"{found.dataset}: {found.num_rows:,} rows appended; commit {short(found.commit)}{_tagged(tag)}.")
+        say(f"{found.dataset}: {counted(found.num_rows, 'row')} appended; commit {short(found.commit)}{_tagged(tag)}.")
     else:
         say(f"{found.dataset}: unchanged, review {queue.id} is in commit {short(found.commit)}{_tagged(tag)} already.")
     if found.num_open or found.num_skipped:

@@ -35,7 +35,7 @@ from hpctool.data.splits import Index, given_rule, hashed_splits, make_rule, str
 from hpctool.data.spool import Identity, Spool, Spooled
 from hpctool.data.store import Store
 from hpctool.data.version import Version
-from hpctool.errors import ConfigError, SourceError, UnknownName
+from hpctool.errors import ConfigError, SourceError, UnknownName, counted
 from hpctool.world import World
 
 DUPLICATES = ("say", "drop", "refuse")
@@ -118,23 +118,30 @@ def notes_of(plan: Plan, manifest: Manifest, store: Store) -> list[str]:
     notes = []
     labels = plan.identity.labels
     if labels is not None and (missing := int((labels[plan.order] == NO_LABEL).sum())):
-        notes.append(f"{missing:,} rows have no label.")
+        notes.append(f"{_rows_have(missing)} no label.")
     found = manifest.stats["duplicates"]
     if found["repeated"]:
         content = np.concatenate([store.get(group.holder(CONTENT), CONTENT) for group in manifest.row_groups])
         first, twin = _twins(content)
         notes.append(
-            f"{found['repeated']:,} rows have exactly the features of another row{_examples(plan, first, twin)}."
+            f"{_rows_have(found['repeated'])} exactly the features of another row{_examples(plan, first, twin)}."
         )
         notes += _contradictions(plan, first, twin)
     if found["leaked"]:
+        leaked = counted(found["leaked"], "of these stands", "of these stand")
         notes.append(
-            f"{found['leaked']:,} of these stand in more than one split, so a test on them flatters the model. "
+            f"{leaked} in more than one split, so a test on them flatters the model. "
             "data.duplicates=drop keeps the first of each, refuse stops."
         )
     if plan.identity.groups is not None and (torn := _torn_groups(plan)):
-        notes.append(f"{torn:,} groups (source.group) stand in more than one split.")
+        notes.append(
+            f"{counted(torn, 'group (source.group) stands', 'groups (source.group) stand')} in more than one split."
+        )
     return notes
+
+
+def _rows_have(number: int) -> str:
+    return counted(number, "row has", "rows have")
 
 
 def _without_twins(plan: Plan, content: Digests, what: str, onto: Version | None) -> tuple[Rows, list[str]]:
@@ -146,10 +153,10 @@ def _without_twins(plan: Plan, content: Digests, what: str, onto: Version | None
     known = places(content, onto.read(CONTENT)) >= 0 if onto is not None else np.zeros(len(content), bool)
     said = []
     if len(twin):
-        said.append(f"{len(twin):,} rows have exactly the features of another row{_examples(plan, first, twin)}")
+        said.append(f"{_rows_have(len(twin))} exactly the features of another row{_examples(plan, first, twin)}")
     if known.any() and onto is not None:
         key = plan.spooled.key(int(plan.order[np.argmax(known)]))
-        said.append(f"{int(known.sum()):,} rows have exactly the features of a row of {onto.ref} ({key}, for one)")
+        said.append(f"{_rows_have(int(known.sum()))} exactly the features of a row of {onto.ref} ({key}, for one)")
     if not said:
         return plan.order, []
     if what == "refuse":
@@ -253,7 +260,9 @@ def _given(
     if (without := np.flatnonzero(index < 0)).size:
         key = spooled.key(int(rows[without[0]]))
         where = cfg.data.splits_from or "source"
-        raise SourceError(where, f"the row '{key}' is given no split ({without.size:,} rows are not).")
+        raise SourceError(
+            where, f"the row '{key}' is given no split ({counted(without.size, 'row is', 'rows are')} not)."
+        )
     rule = given_rule(names, order)
     return rule, np.array([rule["splits"].index(name) for name in names], np.int64)[index]
 
@@ -289,7 +298,7 @@ def _worth_packing(plan: Plan) -> dict[str, Any]:
         saved, best = max((saving(array, kind), kind) for kind in kinds)
         packed = saved > _WORTH_SAVING
         notes.append(
-            f"packing column '{name}' ({best}) saves {saved:.0%} of {len(rows):,} rows, so it is "
+            f"packing column '{name}' ({best}) saves {saved:.0%} of {counted(len(rows), 'row')}, so it is "
             f"{'' if packed else 'not '}packed."
         )
         if packed:

@@ -24,7 +24,7 @@ from hpctool.data.spool import Identity, Spooled
 from hpctool.data.stats import SplitMoments
 from hpctool.data.store import Store
 from hpctool.data.version import Version
-from hpctool.errors import InputError, listing
+from hpctool.errors import InputError, counted, listing
 
 
 def take_over(source: RowSource, onto: Version) -> None:
@@ -113,10 +113,11 @@ def commit(
 
 def notes_of(plan: Plan, onto: Version, made: Version) -> list[str]:
     """What people should hear of rows that came onto a version."""
-    notes = [f"{len(plan.order):,} rows of it are from this source."]
+    notes = [f"{counted(len(plan.order), 'row of it is', 'rows of it are')} from this source."]
     before, after = (version.contents.stats["duplicates"]["repeated"] for version in (onto, made))
     if after > before:
-        notes.append(f"{after - before:,} of these have exactly the features of another row; see data.duplicates.")
+        twins = counted(after - before, "of these has", "of these have")
+        notes.append(f"{twins} exactly the features of another row; see data.duplicates.")
     return notes
 
 

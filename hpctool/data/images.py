@@ -45,6 +45,12 @@ class ImageForm:
         return cls(found.height, found.width, found.channels)
 
 
+def size_of(data: Array) -> tuple[int, int]:
+    """Height and width of an encoded image, uint8 (bytes,), from its head. Raises SourceError on what is no image."""
+    form = ImageForm.of(data, None, "an encoded image")
+    return form.height, form.width
+
+
 def decode(
     encoded: Sequence[Array], form: ImageForm, out: Array, spread: Callable[..., Iterable[None]], of: Path
 ) -> None:

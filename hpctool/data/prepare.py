@@ -22,7 +22,7 @@ from hpctool.data.sources.base import Piece, RowSource
 from hpctool.data.spool import Spool
 from hpctool.data.store import Store, list_datasets, short
 from hpctool.data.version import Version, open_version
-from hpctool.errors import ConflictError, InputError
+from hpctool.errors import ConflictError, InputError, counted
 from hpctool.launch.job import Input, Resolved
 from hpctool.rundir import RunDir
 from hpctool.world import World
@@ -216,6 +216,6 @@ def _check_tag(store: Store, tag: str | None, manifest_id: str) -> None:
 def _say(prepared: Prepared) -> None:
     splits = ", ".join(f"{name} {num_rows:,}" for name, num_rows in prepared.splits.items())
     verb = "unchanged, it holds" if prepared.unchanged else "has now"
-    print(f"{prepared.dataset}: {verb} {prepared.num_rows:,} rows ({splits}); commit {short(prepared.commit)}")
+    print(f"{prepared.dataset}: {verb} {counted(prepared.num_rows, 'row')} ({splits}); commit {short(prepared.commit)}")
     for note in prepared.notes:
         print(f"note: {note}")

@@ -39,6 +39,8 @@ _WEAKER = (
     "data.dataset is a program: every sample still comes once per epoch, and a resume is exact if it gives the same "
     "for the same index; but its data has no version, no checksums and no history of labels"
 )
+#: images whose sizes are compared
+_LOOKED_AT = 64
 #: keys of `parallel` by the kind that they are for
 _OF_KIND = {"ddp": ("bucket_mb", "find_unused_parameters"), "fsdp": ("blocks", "reshard_after_forward")}
 
@@ -77,7 +79,7 @@ def _dataset(cfg: DictConfig) -> Resolved:
     check_data(Path(cfg.paths.datasets), cfg.data.name, (cfg.data.feature, cfg.data.label))
     for key in ("train_split", "val_split"):
         check_split(version, f"data.{key}", cfg.data[key])
-    return Resolved([Input("dataset", asked, version.commit)])
+    return Resolved([Input("dataset", asked, version.commit)], said_size(version, cfg.data.feature, cfg.data.size))
 
 
 def _budget(cfg: DictConfig) -> None:
@@ -213,6 +215,22 @@ def sample_shape(version: Version, feature: str, size: Iterable[int] | None) -> 
     with Reader(version, [feature]) as reader:
         first = reader.ragged(feature, np.zeros(1, np.int64))[0]
     return ImageForm.of(first, list(size) if size is not None else None, f"row 0 of {version.ref}").shape
+
+
+def said_size(version: Version, feature: str, size: Iterable[int] | None) -> list[str]:
+    """What people should hear who have encoded images and did not say to which size they are scaled."""
+    if version.columns[feature].encoding is None or size is not None or not version.num_rows:
+        return []
+    from hpctool.data.images import size_of
+
+    rows = np.unique(np.linspace(0, version.num_rows - 1, _LOOKED_AT).astype(np.int64))
+    with Reader(version, [feature]) as reader:
+        images = reader.ragged(feature, rows)
+    sizes = [size_of(images[place]) for place in range(len(rows))]
+    height, width = sizes[0]
+    others = sum(one != sizes[0] for one in sizes)
+    found = f"{others} of {len(rows)} that were looked at have another" if others else f"so are {len(rows)} of them"
+    return [f"data.size is not given, so images are scaled to {height}×{width}, the size of the first ({found})"]
 
 
 def input_shape(shape: Iterable[int]) -> list[int]:

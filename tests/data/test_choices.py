@@ -279,9 +279,9 @@ def test_rows_that_the_branch_has_already_are_said_or_left_out_when_they_come_ag
     prepare_arrays("source.columns=[x]", **arrays(30))
     twin = {"x": np.array([7, 900], np.float32), "label": np.array([1, 1]), "id": np.array(["seven", "new"])}
     onto = ["data.append=true", "source.key=id"]
-    with pytest.raises(SourceError, match=r"1 rows have exactly the features of a row of tiny@main \(seven, for one\)"):
+    with pytest.raises(SourceError, match=r"1 row has exactly the features of a row of tiny@main \(seven, for one\)"):
         prepare_arrays(*onto, "data.duplicates=refuse", **twin)
     left = prepare_arrays(*onto, "data.duplicates=drop", **twin)
     assert (left.num_rows, open_version(datasets, "tiny").contents.stats["duplicates"]["repeated"]) == (31, 0)
     more = {"x": np.array([8.0], np.float32), "label": np.array([1]), "id": np.array(["eight"])}
-    assert "1 of these have exactly the features of another row" in prepare_arrays(*onto, **more).notes[-1]
+    assert "1 of these has exactly the features of another row" in prepare_arrays(*onto, **more).notes[-1]

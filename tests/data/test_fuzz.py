@@ -1,4 +1,4 @@
-"""Ten thousand damaged and hostile files: an error of ours or what was written, never a crash, a hang or other data."""
+"""Thousands of damaged and hostile files: an error of ours or what was written, never a crash, a hang or other data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -26,6 +27,7 @@ from hpctool.data.verify import check_readable, verify
 from hpctool.data.version import Version, open_version
 from hpctool.errors import HpctoolError
 from tests.data.test_gc import make_run
+from tests.data.test_many_at_once import Spawn
 
 #: values that are where they should not be
 STRANGE: list[Any] = [
@@ -179,3 +181,51 @@ def read_hostile(version: Version, contents: Manifest) -> bool:
     for split in other.splits:
         other.split_rows(split)
     return True
+
+
+# In a process of its own: a crash of the HDF5 library is a failure of the test, not of pytest.
+HDF5 = """
+import random, resource, sys, warnings
+from pathlib import Path
+from hpctool.data.schema import Source
+from hpctool.data.sources.hdf5file import Hdf5Files
+from hpctool.errors import HpctoolError
+from tests.data.test_fuzz import mutate_bytes
+warnings.simplefilter("ignore")
+whole, path, dice = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]), random.Random(0)
+readable = 0
+for number in range(int(sys.argv[3])):
+    data = bytearray(mutate_bytes(whole, dice))
+    for _ in range(dice.choice((0, 1, 4)) if data else 0):
+        data[dice.randrange(min(len(data), dice.choice((200, 2_000, 100_000))))] = dice.choice((0, 255, 1))
+    path.write_bytes(data)
+    try:
+        source = Hdf5Files(Source(kind="hdf5", path=str(path), label="y"))
+        source.pin()
+        readable += all([list(source.blocks(piece)) for piece in source.pieces()])
+    except HpctoolError:
+        pass
+print(readable, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_damaged_hdf5_files_of_others_are_refused_or_read(spawn: Spawn, tmp_path: Path, libver: str) -> None:
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "whole.h5", "w", libver=libver) as file:
+        file.create_dataset(
+            "a/x", data=rng.integers(0, 255, (64, 5, 5), np.uint8), chunks=(8, 5, 5), compression="gzip"
+        )
+        file.create_dataset("z", data=rng.random((64, 3)), maxshape=(None, 3), chunks=(16, 3), fletcher32=True)
+        file["y"], file["t"], file["s"] = np.arange(64) % 4, [f"text {n}" for n in range(64)], h5py.SoftLink("/y")
+        lists = file.create_dataset("v", (64,), h5py.vlen_dtype(np.int32))
+        for row in range(64):
+            lists[row] = np.arange(row % 5)
+    child = spawn(HDF5, tmp_path / "whole.h5", tmp_path / "harmed.h5", 1_000)
+    said, problem = child.communicate(timeout=500)
+    assert child.returncode == 0, problem[-2000:]
+    readable, memory_kb = map(int, said.split())
+    assert readable > 10
+    assert memory_kb < 1_000_000

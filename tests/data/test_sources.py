@@ -79,7 +79,7 @@ def test_images_beside_the_classes_have_no_label_and_other_files_are_left_out(
     (photos / "README.txt").write_text("my photos")
     (photos / ".hidden.png").write_text("no image")
     notes = prepare_with("data.name=rows", *folder(photos)).notes
-    assert notes == [f"2 files in {photos} are no images and were left out.", "1 rows have no label."]
+    assert notes == [f"2 files in {photos} are no images and were left out.", "1 row has no label."]
     assert by_key(open_version(datasets, "rows"), "label", ["who.png", "dog/a.png"]).tolist() == [-1, 1]
 
 

@@ -180,8 +180,17 @@ def harm(path: Path, how: str) -> None:
             file.create_dataset("x", (4,), np.int64, external=[(str(secret), 0, 32)])
         elif how == "huge":
             file.create_dataset("x", (1 << 40, 1 << 20), np.float64, chunks=(1, 1 << 10))
+        elif how == "a list of 2**31":
+            lists = file.create_dataset("x", (4,), h5py.vlen_dtype(np.float64))
+            lists[0] = np.arange(4.0)
+            file.flush()
+            offset = lists.id.get_offset()
         elif how == "references":
             file.create_dataset("x", data=[file["label"].ref] * 4, dtype=h5py.ref_dtype)
+    if how == "a list of 2**31":
+        with path.open("r+b") as raw:
+            raw.seek(offset)
+            raw.write((2**31).to_bytes(4, "little"))
 
 
 @pytest.mark.slow
@@ -194,6 +203,7 @@ def harm(path: Path, how: str) -> None:
         ("virtual", "a virtual dataset, made of other files"),
         ("external storage", "whose values lie in other files"),
         ("huge", "declares (1099511627776, 1048576) of float64 in a file of"),
+        ("a list of 2**31", "it cannot be read as HDF5"),
         ("references", "neither numbers nor text"),
         ("nothing", "There is no dataset in"),
     ],

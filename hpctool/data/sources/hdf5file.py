@@ -8,6 +8,7 @@ is held against its size before anything is allocated.
 from __future__ import annotations
 
 import math
+import resource
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ _MOST_LINKS = 32
 _MOST_PACKED = 1100
 _MOST_ROW_BYTES = 1 << 30
 _PIECE_BLOCKS = 8
+_LIBRARY_BYTES = 512 << 20
 
 
 class Hdf5Files(RowSource):
@@ -124,7 +126,8 @@ def _opened(path: Path) -> Iterator[Any]:
         # Locks are what fails on shared file systems, and nobody writes here.
         with h5py.File(path, "r", locking=False) as file:
             yield file
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
+        # What h5py makes of a damaged file is any of these.
         raise SourceError(path, f"it cannot be read as HDF5 ({error}).") from error
 
 
@@ -194,6 +197,23 @@ def _refused(name: str, what: str) -> str:
     return f"'{name}' is {what}. Such are refused: who made the file would choose what is read here."
 
 
+@contextmanager
+def _memory_for(size_bytes: int) -> Iterator[None]:
+    """So much more than there is now, and some for the library.
+
+    HDF5 asks for what a damaged list or chunk says of its length, 16 GB for four wrong bytes; this is refused then.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + size_bytes + _LIBRARY_BYTES
+    if soft == resource.RLIM_INFINITY or most < soft:
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 def _row_bytes(dataset: Any) -> int:
     shape: tuple[int, ...] = dataset.shape
     return math.prod(shape[1:]) * int(dataset.dtype.itemsize)
@@ -208,7 +228,8 @@ def _read(path: Path, name: str, dataset: Any, start: int, stop: int) -> Values:
         raise SourceError(
             path, f"'{name}' is {dataset.dtype}, neither numbers nor text; choose others: source.columns."
         )
-    values = dataset[start:stop]
+    with _memory_for(3 * (stop - start) * _row_bytes(dataset) + 3 * path.stat().st_size):
+        values = dataset[start:stop]
     if text is not None and text.length is None:
         return np.array([value.decode() for value in values.tolist()], np.str_)
     if inner is not None:
