@@ -43,7 +43,7 @@ def verify(dataset: str, deep: bool, as_json: bool, root: Path | None) -> None:
     else:
         for damage in report.damaged:
             _say_damage(damage)
-        checked = "read" if deep else "found with their size; --deep reads them"
+        checked = "read" if deep else "looked at for their size; --deep reads them"
         say(f"commits {report.num_commits}, objects {report.num_objects} ({report.size_bytes:,} bytes) {checked}.")
     if report.damaged:
         raise OperationError(
