@@ -34,6 +34,17 @@ def prepare_arrays(tmp_path: Path) -> Callable[..., Prepared]:
     return lambda *overrides, **arrays: run_prepare_arrays(tmp_path, *overrides, **arrays)
 
 
+@pytest.fixture
+def bring(prepare_with: Callable[..., Prepared], datasets: Path) -> Callable[..., Version]:
+    """Prepare a source as dataset `rows` and open it."""
+
+    def go(*overrides: str) -> Version:
+        prepare_with("data.name=rows", *overrides)
+        return open_version(datasets, "rows")
+
+    return go
+
+
 @pytest.fixture(scope="session")
 def tiny_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tiny")

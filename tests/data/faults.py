@@ -77,7 +77,7 @@ def _old_names(dice: random.Random, count: Counter[str], share: float) -> None:
             raise
 
     os.listdir = remembered  # type: ignore[assignment]
-    os.stat = looked_up  # type: ignore[assignment]
+    os.stat = looked_up
 
 
 def _stale_files(dice: random.Random, count: Counter[str], share: float) -> None:

@@ -2,7 +2,7 @@
 
 A file from outside is hostile until shown otherwise. External links, virtual datasets and external storage would read
 other files of whoever prepares, so they are refused; soft links are followed by us, step by step. What a file declares
-is held against its size before anything is allocated.
+is held against its size before anything is allocated, and another process has read what may be a trap (hdf5try.py).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from hpctool.data.ragged import Ragged, Values
 from hpctool.data.schema import Source
 from hpctool.data.sources.arrays import array_block, block_rows, common_length, special_names
 from hpctool.data.sources.base import Block, Piece, RowSource, file_piece, piece_file, pin_of_files, source_files
+from hpctool.data.sources.hdf5try import try_apart
 from hpctool.data.sources.images import ImageColumns
 from hpctool.errors import SourceError, UnknownName
 
@@ -30,6 +31,7 @@ _MOST_PACKED = 1100
 _MOST_ROW_BYTES = 1 << 30
 _PIECE_BLOCKS = 8
 _LIBRARY_BYTES = 512 << 20
+_TRIED_ROWS = 4096
 
 
 class Hdf5Files(RowSource):
@@ -44,10 +46,20 @@ class Hdf5Files(RowSource):
     def pin(self) -> str:
         """The checksum of the file, after a look at its datasets."""
         paths = self._files()
+        try_apart(paths, self.source)
         for path in paths:
             with _opened(path) as file:
                 self._datasets(path, file)
         return pin_of_files(paths)
+
+    def try_to_read(self, path: Path) -> None:
+        """Read what the HDF5 library may stumble over (hdf5try.py). Raises SourceError, UnknownName."""
+        with _opened(path) as file:
+            for name, dataset in self._datasets(path, file).items():
+                num_rows, step = len(dataset), _TRIED_ROWS if dataset.dtype.kind == "O" else 1
+                starts = range(0, num_rows, step if step > 1 else max(num_rows - 1, 1))
+                for start in starts:
+                    _read(path, name, dataset, start, min(start + step, num_rows))
 
     def pieces(self) -> list[Piece]:
         found: list[Piece] = []
