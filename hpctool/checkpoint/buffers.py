@@ -5,6 +5,11 @@ from __future__ import annotations
 import contextlib
 import mmap
 import sys
+from collections.abc import Mapping
+
+import numpy as np
+
+_PAGE_BYTES = 4096
 
 
 class Buffers:
@@ -21,6 +26,16 @@ class Buffers:
             self._held.pop(name, None)
             held = self._held[name] = _memory(size_bytes)
         return held[:size_bytes]
+
+    def touch(self, sizes_bytes: Mapping[str, int]) -> None:
+        """Have all that memory, and each page of it, before it is needed."""
+        for name, size_bytes in sizes_bytes.items():
+            np.frombuffer(self.take(name, size_bytes), np.uint8)[::_PAGE_BYTES] = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was asked for yet."""
+        return not self._held
 
 
 def _memory(size_bytes: int) -> memoryview:

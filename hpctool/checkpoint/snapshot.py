@@ -83,6 +83,15 @@ class Snapshot:
 
 def take(state: Any, per_rank: Any, rank: int, size: int, buffers: Buffers | None = None) -> Snapshot:
     """Copy what this rank has to write into `buffers`. Raises InputError that names what cannot be stored."""
+    taken = laid_out(state, per_rank, rank, size)
+    buffers = buffers or Buffers()
+    for name, image in taken.images.items():
+        image.fill(buffers.take(name, image.size_bytes))
+    return taken
+
+
+def laid_out(state: Any, per_rank: Any, rank: int, size: int) -> Snapshot:
+    """The same before anything is copied: which files there will be, and how large. Raises InputError."""
     flat = flatten(state)
     whole = {name: tensor for name, tensor in flat.tensors.items() if not is_sharded(tensor)}
     shares = split({name: tensor.nbytes for name, tensor in whole.items()}, size)
@@ -94,9 +103,6 @@ def take(state: Any, per_rank: Any, rank: int, size: int, buffers: Buffers | Non
     _add_shards(taken, f"shards-{rank:05d}", {n: t for n, t in flat.tensors.items() if is_sharded(t)})
     if per_rank is not None:
         _add_own(taken, rank, per_rank)
-    buffers = buffers or Buffers()
-    for name, image in taken.images.items():
-        image.fill(buffers.take(name, image.size_bytes))
     return taken
 
 

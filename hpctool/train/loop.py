@@ -117,6 +117,9 @@ class Trainer:
                     self.save(writer, is_last=self.is_over)
             while not self.is_over:
                 self.advance(writer)
+                if self.progress.num_steps == 1:
+                    # Only now the optimizers have a state.
+                    self.checkpoints.prepare(self.state())
             self.agreement.finish()
 
     def advance(self, writer: MetricWriter) -> None:

@@ -123,3 +123,15 @@ def test_two_runs_are_compared_step_by_step_by_their_digests(tmp_path: Path, run
     found = Checkpointer(begin(run), World()).restore()
     assert found is not None
     assert found.digest == mine[-1].digest
+
+
+def test_memory_that_was_made_ready_is_what_the_first_save_copies_into(run: RunDir) -> None:
+    saver, state = Checkpointer(run, World()), {"w": np.ones(300_000), "v": np.zeros(3)}
+    saver.prepare(state)
+    saver.wait()
+    ready = dict(saver._buffers._held)
+    assert sum(map(len, ready.values())) > 2_400_000
+    saver.async_save(state, 1)
+    saver.close()
+    assert all(saver._buffers._held[name] is memory for name, memory in ready.items())
+    assert restored(run) == (1, 1.0)
