@@ -28,7 +28,8 @@ def up(place: Place, asked: argparse.Namespace) -> int:
             raise RefusedError(f"Half a cluster lies in {place.folder}; remove it first: scripts/cluster down.")
         readable = [CHECKOUT, Path(sys.base_prefix), Path(sys.prefix), *asked.readable]
         life.up(place, Settings(accounting=not asked.no_accounting), readable)
-    say(f'Up: {len(NODES)} nodes. For this shell: eval "$({sys.argv[0]} env)"; then sinfo, sbatch, squeue.')
+    script = sys.argv[0] if place.folder == FOLDER else f"{sys.argv[0]} --folder {place.folder}"
+    say(f'Up: {len(NODES)} nodes. For this shell: eval "$({script} env)"; then sinfo, sbatch, squeue.')
     return 0
 
 
@@ -55,6 +56,7 @@ def status(place: Place, asked: argparse.Namespace) -> int:
         "up": bool(nodes),
         "folder": str(place.folder),
         "slurm_conf": str(place.slurm_conf),
+        "user": state.user,
         "nodes": nodes,
         "settings": vars(state.now),
         "as_user": faults.as_user(place, "") if processes.daemons(place, "login") else None,
@@ -68,9 +70,11 @@ def status(place: Place, asked: argparse.Namespace) -> int:
 
 def print_status(place: Place, shown: dict[str, object]) -> None:
     nodes = dict(shown["nodes"])  # type: ignore[call-overload]
-    print(f"folder      {place.folder}\ncontroller  {'answers' if nodes else 'does not answer'}")
+    print(f"folder      {place.folder}\nuser        {shown['user']}")
+    print(f"controller  {'answers' if nodes else 'does not answer'}")
+    cut = hosts.cut_nodes(place.load())
     for node in NODES:
-        print(f"{node}          {nodes.get(node, 'unknown')}{', cut off' if node in hosts.cut_nodes() else ''}")
+        print(f"{node}          {nodes.get(node, 'unknown')}{', cut off' if node in cut else ''}")
     for name, value in dict(shown["settings"]).items():  # type: ignore[call-overload]
         print(f"{name:16} {value}")
 
@@ -120,7 +124,8 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="scripts/cluster", description="A throwaway real Slurm on this machine.")
-    top.add_argument("--folder", type=Path, default=FOLDER, help="where it keeps everything (%(default)s)")
+    text = "where it keeps everything; clusters in several folders do not meet (%(default)s)"
+    top.add_argument("--folder", type=Path, default=FOLDER, help=text)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, do: object, text: str) -> argparse.ArgumentParser:

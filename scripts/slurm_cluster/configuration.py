@@ -10,7 +10,6 @@ from slurm_cluster.place import NODES, Place, State
 from slurm_cluster.tools import write
 
 CLUSTER = "hpctool"
-CONTROLLER_PORT, NODE_PORT, ACCOUNTING_PORT = 26817, 26818, 26819
 CPUS_PER_NODE = 8
 MEMORY_PER_NODE_MB = 16000
 
@@ -22,8 +21,6 @@ def hostname() -> str:
 #: what is the same in all such clusters: a scheduler that looks often, and nothing that needs cgroups
 ALWAYS = f"""\
 ClusterName={CLUSTER}
-SlurmctldPort={CONTROLLER_PORT}
-SlurmdPort={NODE_PORT}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -64,6 +61,8 @@ def slurm_conf(place: Place, state: State) -> str:
     now = state.now
     own = f"""\
 SlurmctldHost={hostname()}({state.controller_address})
+SlurmctldPort={state.port("controller")}
+SlurmdPort={state.port("node")}
 AuthInfo=socket={place.munge_socket}
 StateSaveLocation={place.folder}/controller
 SlurmdSpoolDir={place.folder}/spool/%n
@@ -89,7 +88,7 @@ def accounting(place: Place, state: State) -> str:
     return f"""\
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost={state.controller_address}
-AccountingStoragePort={ACCOUNTING_PORT}
+AccountingStoragePort={state.port("accounting")}
 AccountingStoragePass={place.munge_socket}
 AccountingStorageEnforce=associations,limits,qos
 AccountingStorageTRES=gres/gpu
@@ -131,7 +130,7 @@ AuthType=auth/munge
 AuthInfo=socket={place.munge_socket}
 DbdHost={hostname()}
 DbdAddr={state.controller_address}
-DbdPort={ACCOUNTING_PORT}
+DbdPort={state.port("accounting")}
 SlurmUser=root
 PidFile={place.folder}/run/slurmdbd.pid
 LogFile={place.logs}/slurmdbd.log

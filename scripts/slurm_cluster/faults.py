@@ -7,25 +7,26 @@ import pwd
 import re
 
 from slurm_cluster import configuration, hosts, processes, services
-from slurm_cluster.place import USER, Place, Settings, State
+from slurm_cluster.place import Place, Settings, State
 from slurm_cluster.tools import FailedError, RefusedError, run, until
 
 
 def as_user(place: Place, folder: str) -> list[str]:
     """The beginning of a command that is to run as the ordinary user, in that folder, on this machine."""
-    user = pwd.getpwnam(USER)
+    name = place.load().user
+    user = pwd.getpwnam(name)
     login = processes.daemons(place, "login")
     if not login:
         raise RefusedError("This cluster is not whole; take it down and up again.")
     command = ["nsenter", f"--mount=/proc/{login[0]}/ns/mnt", f"--root=/proc/{login[0]}/root"]
     command += [f"--setuid={user.pw_uid}", f"--setgid={user.pw_gid}"]
     command += [f"--wdns={folder}"] if folder else []
-    own = {"HOME": place.home, "USER": USER, "LOGNAME": USER, "SHELL": user.pw_shell, "SLURM_CONF": place.slurm_conf}
+    own = {"HOME": place.home, "USER": name, "LOGNAME": name, "SHELL": user.pw_shell, "SLURM_CONF": place.slurm_conf}
     return [*command, "env", *(f"{name}={value}" for name, value in own.items())]
 
 
 def fail(place: Place, asked: argparse.Namespace) -> None:
-    hosts.set_cable(asked.node, up=False)
+    hosts.set_cable(place.load(), asked.node, up=False)
     if asked.now:
         update(place, "node", asked.node, "State=DOWN", "Reason=cable")
 
@@ -35,13 +36,14 @@ def heal(place: Place, asked: argparse.Namespace) -> None:
 
 
 def heal_nodes(place: Place, nodes: list[str]) -> None:
+    state = place.load()
     for node in nodes:
-        hosts.set_cable(node, up=True)
+        hosts.set_cable(state, node, up=True)
         # What it started bears its mark, and is to live: jobs run on, and zombies too until Slurm finds them.
         marked = processes.daemons(place, f"slurmd-{node}")
         processes.end(pid for pid in marked if processes.name(pid) == "slurmd")
         # slurmd registers when it starts: the controller would look for the node only after some time.
-        hosts.start_node(place, place.load(), node, place.environment())
+        hosts.start_node(place, state, node, place.environment())
 
     def taken_back() -> bool:
         left = set(nodes) & set(lost(place))
@@ -97,7 +99,7 @@ def apply(place: Place, state: State) -> None:
     configuration.write_slurm_conf(place, state)
     if now.max_submit_jobs != was.max_submit_jobs:
         limit = -1 if now.max_submit_jobs is None else now.max_submit_jobs
-        words = ("modify", "user", USER, "set", f"MaxSubmitJobs={limit}")
+        words = ("modify", "user", state.user, "set", f"MaxSubmitJobs={limit}")
         run("sacctmgr", "--immediate", *words, env=place.environment())
     if not services.answers(place, "scontrol", "ping"):
         return
@@ -139,26 +141,26 @@ def reset(place: Place, asked: argparse.Namespace) -> None:
     """Fast where nothing is to be done: tests call it after each of them."""
     start_controller(place, asked)
     state = place.load()
-    clear_jobs(place)
+    clear_jobs(place, state)
     if state.now != state.default:
         state.now = Settings(**vars(state.default))
         apply(place, state)
     # After a restart of the controller the nodes need a moment to be known again.
     until(lambda: "unknown" not in services.node_states(place).values(), timeout_s=10)
-    if broken := sorted({*hosts.cut_nodes(), *lost(place)}):
+    if broken := sorted({*hosts.cut_nodes(state), *lost(place)}):
         heal_nodes(place, broken)
     if not until(lambda: services.idle(place), timeout_s=60):
         raise FailedError(f"Some nodes do not become idle: {services.node_states(place)}.")
 
 
-def clear_jobs(place: Place) -> None:
+def clear_jobs(place: Place, state: State) -> None:
     env = place.environment()
     if not run("squeue", "--noheader", "--format=%A", env=env).stdout.strip():
         return
-    run("scancel", "--state=PENDING", f"--user={USER}", env=env)
-    run("scancel", f"--user={USER}", env=env)
+    run("scancel", "--state=PENDING", f"--user={state.user}", env=env)
+    run("scancel", f"--user={state.user}", env=env)
     run("scancel", "--user=root", env=env)
     # Slurm gives the jobs some seconds to end; here nobody needs what they would save.
-    jobs = set(processes.of_user(USER)) & set(processes.within(hosts.paths()))
+    jobs = set(processes.of_user(state.user)) & set(processes.within(hosts.paths(state)))
     processes.end(jobs)
     until(lambda: not run("squeue", "--noheader", env=env).stdout.strip(), timeout_s=30)

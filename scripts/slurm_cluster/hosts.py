@@ -9,23 +9,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from slurm_cluster import processes
-from slurm_cluster.place import NODES, USER, Place, State
+from slurm_cluster.place import NODES, Place, State
 from slurm_cluster.tools import RefusedError, run, until
 
 NAMESPACES = Path("/run/netns")
 NAMES = Path("/etc/hosts")
-#: The bridge has a namespace to itself, where no firewall of this machine looks at what the nodes tell each other.
-SWITCH = "hpctool-net"
-#: the controller's end of its cable, in this machine's own namespace
-CABLE = "hpctool0"
 
 
-def namespace(node: str) -> str:
-    return f"hpctool-{node}"
-
-
-def paths() -> list[Path]:
-    return [NAMESPACES / name for name in (SWITCH, *map(namespace, NODES))]
+def paths(state: State) -> list[Path]:
+    return [NAMESPACES / name for name in state.namespaces]
 
 
 def free_network() -> str:
@@ -61,34 +53,34 @@ def within(name: str) -> list[str]:
 
 def connect(state: State) -> None:
     """A bridge, and a cable from it to each node and to the controller."""
-    for name in (SWITCH, *map(namespace, NODES)):
+    for name in state.namespaces:
         run("ip", "netns", "add", name)
     lines = ["link add bridge type bridge", "link set bridge up"]
     for node in NODES:
         lines += [
-            f"link add {node} type veth peer name eth0 netns {namespace(node)}",
+            f"link add {node} type veth peer name eth0 netns {state.namespace(node)}",
             f"link set {node} master bridge up",
         ]
-    run(*within(SWITCH), "ip", "-batch", "-", text="\n".join(lines))
-    run("ip", "link", "add", CABLE, "type", "veth", "peer", "name", "controller", "netns", SWITCH)
-    run(*within(SWITCH), "ip", "link", "set", "controller", "up", "master", "bridge")
+    run(*within(state.switch), "ip", "-batch", "-", text="\n".join(lines))
+    run("ip", "link", "add", state.cable, "type", "veth", "peer", "name", "controller", "netns", state.switch)
+    run(*within(state.switch), "ip", "link", "set", "controller", "up", "master", "bridge")
     for node in NODES:
         inside = ["link set lo up", f"address add {state.address(node)}/24 dev eth0", "link set eth0 up"]
-        run(*within(namespace(node)), "ip", "-batch", "-", text="\n".join(inside))
-    outside = [f"address add {state.controller_address}/24 dev {CABLE}", f"link set {CABLE} up"]
+        run(*within(state.namespace(node)), "ip", "-batch", "-", text="\n".join(inside))
+    outside = [f"address add {state.controller_address}/24 dev {state.cable}", f"link set {state.cable} up"]
     run("ip", "-batch", "-", text="\n".join(outside))
 
 
-def disconnect() -> None:
+def disconnect(state: State) -> None:
     """With its namespace goes everything in it, and the other end of each cable."""
     present = run("ip", "netns", "list", check=False).stdout.split()
-    for path in paths():
+    for path in paths(state):
         if path.name in present:
             run("ip", "netns", "delete", path.name)
         path.unlink(missing_ok=True)
     # The kernel removes a namespace in its own time.
-    run("ip", "link", "delete", CABLE, check=False)
-    until(lambda: run("ip", "link", "show", CABLE, check=False).returncode != 0, timeout_s=10)
+    run("ip", "link", "delete", state.cable, check=False)
+    until(lambda: run("ip", "link", "show", state.cable, check=False).returncode != 0, timeout_s=10)
 
 
 def closed_to_others(path: Path) -> Path | None:
@@ -108,7 +100,7 @@ def to_open(wanted: Iterable[Path]) -> list[str]:
     for path in sorted({path.resolve() for path in wanted}):
         door = closed_to_others(path)
         if door == path:
-            raise RefusedError(f"Jobs run as the ordinary user {USER}, who may not read {path}: `chmod o+rx {path}`.")
+            raise RefusedError(f"Jobs run as an ordinary user, who may not read {path}: `chmod o+rx {path}`.")
         if door is not None and not any(path.is_relative_to(other) for other in opened):
             opened.append(str(path))
     return opened
@@ -146,15 +138,15 @@ def start_login(place: Place, state: State, env: dict[str, str]) -> None:
 def start_node(place: Place, state: State, node: str, env: dict[str, str]) -> subprocess.Popen[bytes]:
     # /sys shows the network cards of the namespace that it was mounted in.
     script = f"{view(place, state, node)}\nhostname {node}\nmount -t sysfs sysfs /sys || true\nexec slurmd -D -N {node}"
-    command = [*within(namespace(node)), *unshare("--uts"), "sh", "-c", script]
+    command = [*within(state.namespace(node)), *unshare("--uts"), "sh", "-c", script]
     return processes.start(place, f"slurmd-{node}", command, env)
 
 
-def set_cable(node: str, up: bool) -> None:
-    run(*within(SWITCH), "ip", "link", "set", node, "up" if up else "down")
+def set_cable(state: State, node: str, up: bool) -> None:
+    run(*within(state.switch), "ip", "link", "set", node, "up" if up else "down")
 
 
-def cut_nodes() -> list[str]:
+def cut_nodes(state: State) -> list[str]:
     """Nodes whose cable is cut."""
-    shown = run(*within(SWITCH), "ip", "-oneline", "link", "show", check=False).stdout.splitlines()
+    shown = run(*within(state.switch), "ip", "-oneline", "link", "show", check=False).stdout.splitlines()
     return [node for node in NODES for line in shown if f" {node}@" in line and "UP" not in line.split("<")[1]]

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from slurm_cluster import configuration, hosts, processes, services
-from slurm_cluster.place import NODES, USER, Place, Settings, State
-from slurm_cluster.tools import FailedError, RefusedError, run, say, until
+from slurm_cluster.place import NODES, Place, Settings, State
+from slurm_cluster.tools import FailedError, RefusedError, machine, run, say, until
 
 #: Debian's packages, each with a program that only it brings
 PACKAGES = {
@@ -43,13 +43,9 @@ def check(place: Place) -> None:
     other = os.environ.get("SLURM_CONF")
     if other and Path(other) != place.slurm_conf:
         raise RefusedError(f"SLURM_CONF names another Slurm: {other}.")
-    ours = set(processes.daemons(place)) if place.state_json.exists() else set()
     for pid in processes.here():
-        if processes.name(pid) in ("slurmctld", "slurmd", "slurmdbd") and pid not in ours:
+        if processes.name(pid) in ("slurmctld", "slurmd", "slurmdbd") and not processes.marked(pid):
             raise RefusedError(f"Another Slurm runs here: {processes.name(pid)} is process {pid}.")
-    with contextlib.suppress(KeyError):
-        if pwd.getpwnam(USER).pw_gecos != gecos(place):
-            raise RefusedError(f"There is a user {USER} already, who was not made by this cluster.")
     if place.folder.exists() and not place.state_json.exists() and any(place.folder.iterdir()):
         raise RefusedError(f"{place.folder} holds something else than a cluster; name another --folder.")
 
@@ -57,6 +53,18 @@ def check(place: Place) -> None:
 def gecos(place: Place) -> str:
     """By this in /etc/passwd `down` knows the user that `up` made."""
     return f"throwaway cluster in {place.folder}"
+
+
+def free_user(place: Place) -> str:
+    """The first of hpctool, hpctool2, … whom nobody else has made."""
+    for number in range(1, 100):
+        name = f"hpctool{number if number > 1 else ''}"
+        try:
+            if pwd.getpwnam(name).pw_gecos == gecos(place):
+                return name
+        except KeyError:
+            return name
+    raise RefusedError("All users from hpctool to hpctool99 exist here.")
 
 
 def install() -> None:
@@ -92,15 +100,10 @@ def services_forbidden() -> Iterator[None]:
 def up(place: Place, settings: Settings, readable: Sequence[Path]) -> None:
     """Start everything; what was started is taken down again if that fails."""
     try:
-        install()
-        hosts.check_allowed()
-        name = secrets.token_hex(8)
-        state = State(name=name, network=hosts.free_network(), default=settings, now=Settings(**vars(settings)))
-        state.opened = hosts.to_open(readable)
-        state.made = [str(path) for path in (hosts.NAMESPACES, hosts.NAMES) if not path.exists()]
-        place.save(state)
-        # What we run and wait for is to be found, too, if this process is killed.
-        os.environ[processes.MARK] = processes.mark(place, "script")
+        with machine():
+            install()
+            hosts.check_allowed()
+            state = take(place, settings, readable)
         make(place, state)
     except BaseException:
         if place.state_json.exists():
@@ -109,18 +112,39 @@ def up(place: Place, settings: Settings, readable: Sequence[Path]) -> None:
         raise
 
 
-def make(place: Place, state: State) -> None:
-    env = place.environment()
-    configuration.write_all(place, state)
-    database = services.create_database(place, env) if state.now.accounting else None
-    make_user(place)
+def take(place: Place, settings: Settings, readable: Sequence[Path]) -> State:
+    """Take what no other cluster may take: a user, a network, and the names on this machine."""
+    paths = [str(path) for path in (hosts.NAMESPACES, hosts.NAMES) if not path.exists()]
+    # The last to leave removes what the first has made.
+    paths += [path for neighbour in processes.neighbours(place) for path in neighbour.made()]
+    state = State(
+        name=secrets.token_hex(8),
+        user=free_user(place),
+        network=hosts.free_network(),
+        default=settings,
+        now=Settings(**vars(settings)),
+        opened=hosts.to_open(readable),
+        made=sorted(set(paths)),
+    )
+    place.save(state)
+    # What we run and wait for is to be found, too, if this process is killed.
+    os.environ[processes.MARK] = processes.mark(place, "script")
+    make_user(place, state)
     # Each host covers it with its own.
     hosts.NAMES.touch()
     hosts.connect(state)
+    configuration.write_all(place, state)
+    # By this process the next cluster sees that it has a neighbour.
+    hosts.start_login(place, state, place.environment())
+    return state
+
+
+def make(place: Place, state: State) -> None:
+    env = place.environment()
+    database = services.create_database(place, env) if state.now.accounting else None
     services.start_munge(place, env)
-    hosts.start_login(place, state, env)
     if database is not None:
-        services.start_accounting(place, env, database)
+        services.start_accounting(place, state, env, database)
     services.start_controller(place)
     started = {node: hosts.start_node(place, state, node, env) for node in NODES}
 
@@ -132,7 +156,7 @@ def make(place: Place, state: State) -> None:
         raise FailedError(f"{node} did not register. It said:\n{services.last_words(place, f'slurmd-{node}')}")
 
 
-def make_user(place: Place) -> None:
+def make_user(place: Place, state: State) -> None:
     shell = shutil.which("bash") or "/bin/sh"
     options = [
         "--no-create-home",
@@ -145,11 +169,11 @@ def make_user(place: Place) -> None:
         gecos(place),
     ]
     with contextlib.suppress(KeyError):
-        pwd.getpwnam(USER)
+        pwd.getpwnam(state.user)
         # Of a cluster in this folder that the machine's end took away.
-        run("userdel", USER)
-    run("useradd", *options, USER)
-    user = pwd.getpwnam(USER)
+        run("userdel", state.user)
+    run("useradd", *options, state.user)
+    user = pwd.getpwnam(state.user)
     place.home.mkdir(mode=0o700)
     # Whoever made this checkout, Git is to read it.
     (place.home / ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
@@ -173,27 +197,33 @@ def down(place: Place) -> bool:
 def clear(place: Place, state: State) -> None:
     user = None
     with contextlib.suppress(KeyError):
-        if pwd.getpwnam(USER).pw_gecos == gecos(place):
-            user = pwd.getpwnam(USER)
+        if pwd.getpwnam(state.user).pw_gecos == gecos(place):
+            user = pwd.getpwnam(state.user)
 
     def rest() -> set[int]:
-        left = {*processes.daemons(place), *processes.within(hosts.paths())}
-        return left | set(processes.of_user(USER)) if user else left
+        left = {*processes.daemons(place), *processes.within(hosts.paths(state))}
+        return left | set(processes.of_user(state.user)) if user else left
 
     # Who was being started while we looked is met in the next round.
     if not until(lambda: processes.end(rest(), timeout_s=5) and not rest(), timeout_s=30):
         raise FailedError(f"Some processes do not end: {sorted(rest())}.")
-    hosts.disconnect()
-    for made in map(Path, state.made):
+    with machine():
+        give_back(place, state, user)
+    remove(place.folder)
+    # Tests hold it, each for itself.
+    place.folder.with_name(f"{place.folder.name}.lock").unlink(missing_ok=True)
+
+
+def give_back(place: Place, state: State, user: pwd.struct_passwd | None) -> None:
+    """What `take` took."""
+    hosts.disconnect(state)
+    for made in map(Path, [] if processes.neighbours(place) else state.made):
         run("umount", made, check=False)
         with contextlib.suppress(OSError):
             made.rmdir() if made.is_dir() else made.unlink()
     if user is not None:
         remove_files_of(user.pw_uid)
-        run("userdel", USER)
-    remove(place.folder)
-    # Tests hold it, each for itself.
-    place.folder.with_name(f"{place.folder.name}.lock").unlink(missing_ok=True)
+        run("userdel", state.user)
 
 
 def remove_files_of(uid: int) -> None:

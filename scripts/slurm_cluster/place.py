@@ -9,13 +9,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from slurm_cluster.tools import RefusedError, until, write
 
-FORMAT = 1
+FORMAT = 2
 NODES = ("n1", "n2", "n3", "n4")
-#: of the ordinary user that is made for the jobs
-USER = "hpctool"
 ACCOUNT = "lab"
 
 
@@ -39,6 +38,8 @@ class State:
 
     #: by which its processes are known, also from those of a cluster in some container of this machine
     name: str
+    #: the ordinary user that is made for the jobs; also the first word of what the machine calls its network
+    user: str
     #: first three numbers of all addresses
     network: str
     #: what `reset` goes back to
@@ -48,6 +49,28 @@ class State:
     opened: list[str] = field(default_factory=list)
     #: what was not there before, beside the folder
     made: list[str] = field(default_factory=list)
+
+    @property
+    def switch(self) -> str:
+        """The bridge has a namespace to itself, where no firewall of this machine looks at what the nodes say."""
+        return f"{self.user}-net"
+
+    @property
+    def cable(self) -> str:
+        """The controller's end of its cable, in this machine's own namespace."""
+        return f"{self.user}-eth"
+
+    def namespace(self, node: str) -> str:
+        return f"{self.user}-{node}"
+
+    @property
+    def namespaces(self) -> list[str]:
+        return [self.switch, *map(self.namespace, NODES)]
+
+    def port(self, daemon: Literal["controller", "node", "accounting"]) -> int:
+        """Controllers listen on every address of this machine, so clusters differ in their ports, too."""
+        number = int(self.network.split(".")[1])
+        return 26_000 + 10 * number + ("controller", "node", "accounting").index(daemon)
 
     @property
     def controller_address(self) -> str:
@@ -99,6 +122,10 @@ class Place:
         if found.pop("format") != FORMAT:
             raise RefusedError(f"{self.state_json} was written by another version; take that cluster down with it.")
         return State(**{**found, "default": Settings(**found["default"]), "now": Settings(**found["now"])})
+
+    def made(self) -> list[str]:
+        """What `State.made` says, also of a cluster of another version."""
+        return list(json.loads(self.state_json.read_text())["made"])
 
     def save(self, state: State) -> None:
         write(self.state_json, json.dumps({"format": FORMAT, **asdict(state)}, indent=2) + "\n")

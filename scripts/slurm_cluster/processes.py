@@ -45,6 +45,21 @@ def daemons(place: Place, role: str = "") -> list[int]:
     return found
 
 
+def neighbours(place: Place) -> list[Place]:
+    """The other clusters that are up on this machine."""
+    folders = set()
+    for pid in here():
+        variables = dict(line.partition(b"=")[::2] for line in _read(pid, "environ").split(b"\0"))
+        if MARK.encode() in variables and b"SLURM_CONF" in variables:
+            folders.add(Path(os.fsdecode(variables[b"SLURM_CONF"])).parent.parent)
+    return [Place(folder) for folder in sorted(folders - {place.folder}) if Place(folder).state_json.exists()]
+
+
+def marked(pid: int) -> bool:
+    """Whether a process belongs to some throwaway cluster."""
+    return any(variable.startswith(f"{MARK}=".encode()) for variable in _read(pid, "environ").split(b"\0"))
+
+
 def of_user(name: str) -> list[int]:
     try:
         uid = pwd.getpwnam(name).pw_uid

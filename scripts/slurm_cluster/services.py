@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 
 from slurm_cluster import configuration, processes
-from slurm_cluster.place import ACCOUNT, NODES, USER, Place
+from slurm_cluster.place import ACCOUNT, NODES, Place, State
 from slurm_cluster.tools import FailedError, run, until
 
 #: a second QOS beside Slurm's `normal`
@@ -53,7 +53,7 @@ def create_database(place: Place, env: dict[str, str]) -> subprocess.Popen[bytes
     return processes.start(place, "installer", command, env)
 
 
-def start_accounting(place: Place, env: dict[str, str], database: subprocess.Popen[bytes]) -> None:
+def start_accounting(place: Place, state: State, env: dict[str, str], database: subprocess.Popen[bytes]) -> None:
     if database.wait(timeout=120):
         raise FailedError(f"mariadb-install-db failed. It said:\n{last_words(place, 'installer')}")
     env = {**env, "MYSQL_UNIX_PORT": str(place.database_socket)}
@@ -64,7 +64,7 @@ def start_accounting(place: Place, env: dict[str, str], database: subprocess.Pop
         f"add cluster {configuration.CLUSTER}",
         f"add account {ACCOUNT} cluster={configuration.CLUSTER} description=lab organization=lab",
         f"add qos {SHORT_QOS} MaxWall={SHORT_MAX_WALL}",
-        f"add user {USER} account={ACCOUNT} qos=normal,{SHORT_QOS} defaultqos=normal",
+        f"add user {state.user} account={ACCOUNT} qos=normal,{SHORT_QOS} defaultqos=normal",
     ]
     run("sacctmgr", "--immediate", text="\n".join(commands) + "\n", env=place.environment())
 

@@ -15,9 +15,12 @@ import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import IO, Any, Literal
 
 import pytest
+
+from hpctool.rundir import RunDir
+from tests.slurm.survive import Lab, make_lab
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parent.parent
@@ -35,14 +38,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(300))
 
 
+#: What became of the runs of each test.
+_told: dict[str, list[str]] = {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Collect what is told of runs, also by other processes."""
+    if report.when == "teardown" and (runs := [str(told) for name, told in report.user_properties if name == "run"]):
+        _told[report.nodeid.rpartition("::")[2]] = runs
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the runs of each test came to: attempts, and steps that were done twice."""
+    if _told:
+        terminalreporter.section("runs on the cluster")
+    for test, runs in _told.items():
+        for run in runs:
+            terminalreporter.line(f"{test}: {run}")
+
+
 class Cluster:
     """A running cluster; its methods raise CalledProcessError with what was said if Slurm refuses."""
 
-    def __init__(self, folder: Path, as_user: list[str]) -> None:
+    def __init__(self, folder: Path, user: str, as_user: list[str]) -> None:
         self.folder = folder
+        self.user = user
         self.slurm_conf = folder / "etc" / "slurm.conf"
         self._as_user = as_user
         self._folders: list[Path] = []
+        #: the runs whose end the present test has seen, with the project that they belong to
+        self.ended: list[tuple[Lab, RunDir]] = []
 
     def run(
         self,
@@ -167,7 +192,7 @@ class Cluster:
 
     def cancel_all(self) -> None:
         """Cancel every job politely, and wait until the queue is empty."""
-        self.as_root("scancel", "--user=hpctool")
+        self.as_root("scancel", f"--user={self.user}")
         self.as_root("scancel", "--user=root")
         end = time.monotonic() + 60
         while self.as_root("squeue", "--noheader"):
@@ -178,13 +203,17 @@ class Cluster:
         """What a command of scripts/cluster prints."""
         return self.as_root(sys.executable, str(SCRIPT), f"--folder={self.folder}", *words).strip()
 
-    def new_folder(self) -> Path:
-        """Below /tmp, which all nodes share; the user's own and closed to others; removed after the test."""
+    def private_folder(self) -> Path:
+        """Below /tmp, which all nodes share; the user's own and closed to others. Whoever asks removes it."""
         folder = Path(tempfile.mkdtemp(prefix="hpctool-slurm-", dir="/tmp"))
-        user = pwd.getpwnam("hpctool")
+        user = pwd.getpwnam(self.user)
         os.chown(folder, user.pw_uid, user.pw_gid)
-        self._folders.append(folder)
         return folder
+
+    def new_folder(self) -> Path:
+        """Such a folder, which is removed after the test."""
+        self._folders.append(self.private_folder())
+        return self._folders[-1]
 
     def reset(self) -> None:
         """No jobs, all nodes idle, policy and limits of the beginning."""
@@ -209,47 +238,82 @@ def _run(
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Cluster:
-    """The cluster that is up: `scripts/test` starts one where it can."""
-    folder = Path(os.environ.get("HPCTOOL_TEST_CLUSTER", "/tmp/hpctool-cluster"))
+def cluster() -> Iterator[Cluster]:
+    """One of the clusters that are up, for this process alone: `scripts/test` starts two where it can."""
     if why := os.environ.get("HPCTOOL_TEST_NO_CLUSTER"):
         pytest.skip(why)
     if os.geteuid() != 0:
         pytest.skip("the tests on a Slurm cluster need root, who makes the faults and becomes the ordinary user")
+    folders = os.environ.get("HPCTOOL_TEST_CLUSTERS", "/tmp/hpctool-cluster").split(os.pathsep)
+    told = {folder: _status(folder) for folder in folders}
+    up = [Path(folder) for folder, status in told.items() if status["up"]]
+    if not up:
+        pytest.skip(f"no cluster: {told[folders[0]].get('reason', 'its controller does not answer')}")
+    with _one_of(up) as folder:
+        status = told[str(folder)]
+        found = Cluster(folder, status["user"], status["as_user"])
+        _check_imports(found)
+        found.reset()
+        yield found
+
+
+def _status(folder: str) -> dict[str, Any]:
     shown = subprocess.run([sys.executable, SCRIPT, "--folder", folder, "status", "--json"], capture_output=True)
-    status = json.loads(shown.stdout)
-    if not status["up"]:
-        pytest.skip(f"no cluster: {status.get('reason', 'its controller does not answer')}")
-    found = Cluster(folder, status["as_user"])
-    tried = found.run(sys.executable, "-c", "import hpctool; print(hpctool.__file__)", check=False)
+    status: dict[str, Any] = json.loads(shown.stdout)
+    return status
+
+
+def _check_imports(cluster: Cluster) -> None:
+    tried = cluster.run(sys.executable, "-c", "import hpctool; print(hpctool.__file__)", check=False)
     if Path(tried.stdout.strip()).parent != CHECKOUT / "hpctool":
         pytest.fail(
             f"The ordinary user of the cluster cannot import this checkout with {sys.executable}: "
             f"{(tried.stderr or tried.stdout).strip().splitlines()[-1]} "
             f"Bring the cluster up again with `scripts/cluster up --readable {sys.prefix} --readable {CHECKOUT}`."
         )
-    with alone(folder.with_name(f"{folder.name}.lock")):
-        found.reset()
-    return found
-
-
-@pytest.fixture(autouse=True)
-def _between_tests(cluster: Cluster) -> Iterator[None]:
-    """The cluster is this test's alone, and what it did there does not reach the next one."""
-    with alone(cluster.folder.with_name(f"{cluster.folder.name}.lock")):
-        yield
-        cluster.reset()
 
 
 @contextlib.contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Hold a lock for as long as it takes to get it; `flock {lock} pytest …` holds it for us."""
-    if any(os.path.realpath(descriptor) == str(lock) for descriptor in Path("/proc/self/fd").iterdir()):
-        yield
-        return
-    with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
+def _one_of(folders: list[Path]) -> Iterator[Path]:
+    """The first cluster that no other process of tests holds, for as long as it takes to get one."""
+
+    def locked(file: IO[str]) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    with contextlib.ExitStack() as opened:
+        locks = [opened.enter_context(folder.with_name(f"{folder.name}.lock").open("w")) for folder in folders]
+        while not (ours := [folder for folder, lock in zip(folders, locks, strict=True) if locked(lock)][:1]):
+            time.sleep(0.5)
+        yield ours[0]
+
+
+@pytest.fixture(scope="session")
+def lab(cluster: Cluster) -> Iterator[Lab]:
+    """A project of the ordinary user's with the digits prepared, for all tests."""
+    folder = cluster.private_folder()
+    yield make_lab(cluster, folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(lab: Lab) -> str:
+    """The digest of the parameters of a run that nothing happened to."""
+    run = lab.train("undisturbed")
+    lab.until_ended(run, attempts=1)
+    return lab.digest(run)
+
+
+@pytest.fixture(autouse=True)
+def _between_tests(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test did to the cluster does not reach the next one; how its runs went is told at the end."""
+    cluster.ended.clear()
+    yield
+    for lab, run in cluster.ended:
+        request.node.user_properties.append(("run", lab.how_it_went(run)))
+    cluster.reset()
 
 
 @pytest.fixture

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import pwd
 import re
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -119,6 +116,7 @@ class Lab:
             assert time.monotonic() < deadline_s, f"{run.id} is {story.state} ({story.cause}):\n{self.words(run)}"
             self.start_now(story)
             time.sleep(0.5)
+        self.cluster.ended.append((self, run))
         fits = story.attempt >= attempts if at_least else story.attempt == attempts
         assert fits, f"attempts: {story.attempt}, {story.state} {story.cause}\n{self.words(run)}"
         return story
@@ -138,6 +136,15 @@ class Lab:
         ]
         return int(resumed[attempt]) + max(passes) - WARM_UP - int(resumed[attempt + 1])
 
+    def how_it_went(self, run: RunDir) -> str:
+        """A run's end in a line, for the end of the tests."""
+        story = run.story()
+        known = {body["attempt"] for body in story.of_kind("resumed")}
+        lost = [str(self.steps_lost(run, attempt)) for attempt in sorted(known) if attempt + 1 in known]
+        told = f"{run.record()['name']} {story.state} in attempt {story.attempt}"
+        told += f", steps lost {' and '.join(lost)}" if lost else ""
+        return f"{told} ({story.cause})" if story.cause else told
+
     def words(self, run: RunDir) -> str:
         """Everything that was said, for a test that fails."""
         logs = sorted((run.path / "logs").rglob("*"), key=lambda path: path.stat().st_mtime)
@@ -146,14 +153,6 @@ class Lab:
         ]
         entries = [json.dumps(entry.body) for entry in run.story().entries]
         return "\n".join([*entries, *texts])
-
-
-def private_folder() -> Path:
-    """A folder below /tmp, which all nodes share, that belongs to the ordinary user. Whoever asks removes it."""
-    folder = Path(tempfile.mkdtemp(prefix="hpctool-lab-", dir="/tmp"))
-    user = pwd.getpwnam("hpctool")
-    os.chown(folder, user.pw_uid, user.pw_gid)
-    return folder
 
 
 def make_lab(cluster: Any, folder: Path) -> Lab:

@@ -198,16 +198,39 @@ def test_without_accounting_sacct_says_so(cluster: Cluster) -> None:
     assert cluster.run("sacct", check=False).stderr == ""
 
 
-def test_a_second_cluster_is_refused_and_nothing_is_made(cluster: Cluster, tmp_path: Path) -> None:
-    second = tmp_path / "second"
-    refused = subprocess.run([sys.executable, SCRIPT, "--folder", second, "up"], capture_output=True, text=True)
+def test_a_second_cluster_stands_beside_the_first_and_none_beside_a_real_one(cluster: Cluster, tmp_path: Path) -> None:
+    second = Path(f"/tmp/hpctool-cluster-beside-{os.getpid()}")
+
+    def do(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(SCRIPT), f"--folder={second}", *words]
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables})
+
+    refused = do("up", SLURM_CONF="/etc/other/slurm.conf")
     assert refused.returncode == 2
-    assert "Another Slurm runs here" in refused.stderr
-    env = {**os.environ, "SLURM_CONF": "/etc/other/slurm.conf"}
-    command = [sys.executable, str(SCRIPT), "--folder", str(second), "up"]
-    refused = subprocess.run(command, capture_output=True, text=True, env=env)
     assert "SLURM_CONF names another Slurm: /etc/other/slurm.conf" in refused.stderr
+    real = shutil.copy(str(shutil.which("sleep")), tmp_path / "slurmd")
+    with subprocess.Popen([real, "60"]) as process:
+        refused = do("up")
+        process.kill()
+    assert f"Another Slurm runs here: slurmd is process {process.pid}." in refused.stderr
     assert not second.exists()
+
+    first_job = cluster.sbatch("--nodelist=n1", wrap="sleep 600")
+    cluster.wait_state(first_job, "RUNNING")
+    try:
+        made = do("up", "--no-accounting", f"--readable={sys.prefix}")
+        assert made.returncode == 0, made.stderr
+        told = json.loads(do("status", "--json").stdout)
+        assert told["nodes"] == dict.fromkeys(NODES, "idle")
+        assert told["user"] != cluster.user
+        hosts = do("run-as-user", "srun", "--nodes=4", "hostname")
+        assert lines(hosts.stdout) == list(NODES), hosts.stderr
+    finally:
+        ended = do("down")
+    assert ended.returncode == 0, ended.stderr
+    assert not second.exists()
+    assert cluster.state(first_job) == "RUNNING"
+    assert lines(cluster.run("srun", "--nodes=4", "hostname").stdout) == list(NODES)
 
 
 def test_status_tells_people_and_programs(cluster: Cluster, tmp_path: Path) -> None:

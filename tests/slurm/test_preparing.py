@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hpctool.data.version import open_version
 from hpctool.rundir import RunDir
-from tests.slurm.survive import Lab, make_lab, private_folder
+from tests.slurm.survive import Lab
 
 #: A reader whose pieces take a second each, and who notes when it has read one.
 READER = """
@@ -41,15 +38,8 @@ class Slow:
 """
 
 
-@pytest.fixture(scope="module")
-def lab(cluster: Any) -> Iterator[Lab]:
-    folder = private_folder()
-    (folder / "myreaders.py").write_text(READER)
-    yield make_lab(cluster, folder)
-    shutil.rmtree(folder)
-
-
 def prepare(lab: Lab, name: str, seconds: float, *overrides: str) -> RunDir:
+    (lab.folder / "myreaders.py").write_text(READER)
     source = [f"+source.{key}={value}" for key, value in (("pieces", 16), ("seconds", seconds))]
     arguments = ["prepare", f"name={name}", f"data.name={name}", "data.row_group_rows=64", "data.split_by=stratified"]
     notes = lab.folder / f"{name}.notes"

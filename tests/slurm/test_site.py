@@ -193,5 +193,5 @@ def test_a_probe_that_waits_too_long_is_given_up(desk: Desk) -> None:
     done = desk.hpctool("doctor", "--probe", "--probe-min", "0.1")
     assert done.returncode == EXIT_FAILED
     assert "it was still in the queue" in " ".join(done.stdout.split())
-    queue = desk.cluster.as_root("squeue", "--noheader", "--user=hpctool", "--states=PENDING,RUNNING")
+    queue = desk.cluster.as_root("squeue", "--noheader", f"--user={desk.cluster.user}", "--states=PENDING,RUNNING")
     assert queue == ""

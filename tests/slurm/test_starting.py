@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hpctool.rundir import RunDir
-from tests.slurm.survive import TRAIN, Lab, make_lab, private_folder
+from tests.slurm.survive import TRAIN, Lab
 
 JOB_SBATCH = Path(__file__).parents[2] / "jobs" / "job.sbatch"
 
@@ -25,16 +23,9 @@ Path(os.environ["HPCTOOL_RUN"], f"seen-{os.environ['RANK']}.json").write_text(js
 """
 
 
-@pytest.fixture(scope="module")
-def lab(cluster: Any) -> Iterator[Lab]:
-    folder = private_folder()
-    (folder / "look.py").write_text(LOOK)
-    yield make_lab(cluster, folder)
-    shutil.rmtree(folder)
-
-
 def look(lab: Lab, name: str, *overrides: str) -> list[dict[str, Any]]:
     """What the ranks of a job see, in order of rank."""
+    (lab.folder / "look.py").write_text(LOOK)
     arguments = ["run", "script=look.py", "cluster=slurm", f"name={name}", "resources.time=10", "--json"]
     done = lab.hpctool(*arguments, "cluster.signal_delay_s=20", *overrides)
     run = RunDir(lab.runs / json.loads(done.stdout)["runs"][0])

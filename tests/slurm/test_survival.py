@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
-from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 
-from tests.slurm.survive import STEP_S, STEPS, Lab, make_lab, private_folder
+from tests.slurm.survive import STEP_S, STEPS, Lab
 
 pytestmark = pytest.mark.timeout(300)
 
 Mode = Literal["REQUEUE", "CANCEL"]
-
-
-@pytest.fixture(scope="module")
-def lab(cluster: Any) -> Iterator[Lab]:
-    """A project of the ordinary user's, for all tests of this file."""
-    folder = private_folder()
-    yield make_lab(cluster, folder)
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(lab: Lab) -> str:
-    """The digest of the parameters of a run that nothing happened to."""
-    run = lab.train("undisturbed")
-    lab.until_ended(run, attempts=1)
-    return lab.digest(run)
 
 
 # ------------------------------------------------------------------------------------------------------ preempted
@@ -221,6 +203,17 @@ def test_the_same_death_at_the_same_step_stops_the_run_with_the_reason(lab: Lab)
     story = lab.until_ended(run, attempts=2)
     assert story.state == "failed"
     assert "the same happened before at step 0" in story.cause
+
+
+def test_a_hanging_rank_is_named_and_the_job_comes_back_with_the_same_bits(lab: Lab, undisturbed: str) -> None:
+    limits = "cluster.hang={step_s: 5, step_p95: 1, first_step_min: 0.1}"
+    run = lab.faulty("hanging", "hang", 2, 15, limits)
+    story = lab.until_ended(run, attempts=2)
+    first = story.of_kind("ended")[0]
+    assert first["cause"] == "hang: rank 2 stands in step 13 (forward), the others wait in step 13 (backward)"
+    assert first["failure"]
+    assert "do_hang" in run.stacks(2, 1).read_text()
+    assert lab.digest(run) == undisturbed
 
 
 def test_an_exception_on_one_rank_is_failed_in_slurm_and_its_traceback_is_shown(lab: Lab) -> None:

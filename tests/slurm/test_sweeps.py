@@ -175,7 +175,7 @@ def test_a_sweep_is_cancelled_resumed_and_never_submitted_twice(sweeps: Sweeps) 
     # Somebody else takes the array away behind our back: it is found out, and resumed from the folder alone.
     sweeps.lab.hpctool("sweep", "resume", answer["sweep"])
     sweeps.until(answer, lambda states: states.count("running") == 2)
-    sweeps.lab.cluster.as_root("scancel", "--user=hpctool", "--full")
+    sweeps.lab.cluster.as_root("scancel", f"--user={sweeps.lab.cluster.user}", "--full")
     states = sweeps.until_over(answer)
     assert states[0] == "completed"
     assert "cancelled" in states

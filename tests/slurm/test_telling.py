@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hpctool.rundir import RunDir
-from tests.slurm.survive import Lab, make_lab, private_folder
+from tests.slurm.survive import Lab
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -21,14 +21,6 @@ ENDLESS = ("loop.max_steps=4000", "loop.checkpoint_every_steps=8", "loop.eval_ev
 
 
 Start = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture(scope="module")
-def lab(cluster: Any) -> Iterator[Lab]:
-    """A project of the ordinary user's, for all tests of this file."""
-    folder = private_folder()
-    yield make_lab(cluster, folder)
-    shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -146,7 +138,7 @@ def test_a_sweep_is_told_of_as_a_whole_and_slurm_is_asked_once_by_all_watchers(l
     real = shutil.which("squeue")
     (counted / "squeue").write_text(f'#!/bin/sh\necho x >> {lab.folder}/squeues\nexec {real} "$@"\n')
     (counted / "squeue").chmod(0o755)
-    shutil.chown(counted, "hpctool")
+    shutil.chown(counted, lab.cluster.user)
     (lab.folder / "squeues").touch(0o666)
     (lab.folder / "squeues").chmod(0o666)
     seeds = "seed=1,2,3,4,5,6"
