@@ -31,6 +31,19 @@ def fail(place: Place, asked: argparse.Namespace) -> None:
         update(place, "node", asked.node, "State=DOWN", "Reason=cable")
 
 
+def read_only(place: Place, asked: argparse.Namespace) -> None:
+    state = place.load()
+    (slurmd,) = slurmds(place, asked.node)
+    hosts.set_read_only(slurmd, asked.path)
+    state.read_only = sorted({*state.read_only, asked.node})
+    place.save(state)
+
+
+def slurmds(place: Place, node: str) -> list[int]:
+    """What a node has started bears its mark, too: jobs run on when their slurmd has ended."""
+    return [pid for pid in processes.daemons(place, f"slurmd-{node}") if processes.name(pid) == "slurmd"]
+
+
 def heal(place: Place, asked: argparse.Namespace) -> None:
     heal_nodes(place, [asked.node])
 
@@ -39,11 +52,13 @@ def heal_nodes(place: Place, nodes: list[str]) -> None:
     state = place.load()
     for node in nodes:
         hosts.set_cable(state, node, up=True)
-        # What it started bears its mark, and is to live: jobs run on, and zombies too until Slurm finds them.
-        marked = processes.daemons(place, f"slurmd-{node}")
-        processes.end(pid for pid in marked if processes.name(pid) == "slurmd")
-        # slurmd registers when it starts: the controller would look for the node only after some time.
+        # Jobs run on, and zombies too until Slurm finds them.
+        processes.end(slurmds(place, node))
+        # slurmd registers when it starts: the controller would look for the node only after some time. Its file systems
+        # are new ones.
         hosts.start_node(place, state, node, place.environment())
+    state.read_only = sorted(set(state.read_only) - set(nodes))
+    place.save(state)
 
     def taken_back() -> bool:
         left = set(nodes) & set(lost(place))
@@ -147,7 +162,7 @@ def reset(place: Place, asked: argparse.Namespace) -> None:
         apply(place, state)
     # After a restart of the controller the nodes need a moment to be known again.
     until(lambda: "unknown" not in services.node_states(place).values(), timeout_s=10)
-    if broken := sorted({*hosts.cut_nodes(state), *lost(place)}):
+    if broken := sorted({*hosts.cut_nodes(state), *state.read_only, *lost(place)}):
         heal_nodes(place, broken)
     if not until(lambda: services.idle(place), timeout_s=60):
         raise FailedError(f"Some nodes do not become idle: {services.node_states(place)}.")

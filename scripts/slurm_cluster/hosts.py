@@ -146,6 +146,14 @@ def set_cable(state: State, node: str, up: bool) -> None:
     run(*within(state.switch), "ip", "link", "set", node, "up" if up else "down")
 
 
+def set_read_only(pid: int, folder: Path) -> None:
+    """Where this process lives, nothing new can be made in a folder; what it holds already stays as it is."""
+    lines = ["mount --bind . .", 'mount -o remount,bind,ro "$PWD"']
+    lines.append('for inner in "$PWD"/*; do mount --bind "$inner" "$inner"; mount -o remount,bind,rw "$inner"; done')
+    host = ["nsenter", f"--mount=/proc/{pid}/ns/mnt", f"--root=/proc/{pid}/root", f"--wdns={folder}"]
+    run(*host, "sh", "-ec", "\n".join(lines))
+
+
 def cut_nodes(state: State) -> list[str]:
     """Nodes whose cable is cut."""
     shown = run(*within(state.switch), "ip", "-oneline", "link", "show", check=False).stdout.splitlines()

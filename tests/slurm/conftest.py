@@ -161,8 +161,12 @@ class Cluster:
         """Cut a node's cable; with `now` the controller is told that it is down, else it notices after 15 to 30 s."""
         self.change("fail", node, *(["--now"] if now else []))
 
+    def read_only(self, node: str, folder: Path) -> None:
+        """One node can make nothing new in a folder; what it holds already stays as it is."""
+        self.change("read-only", node, str(folder))
+
     def heal(self, node: str) -> None:
-        """Plug it in again, and wait until Slurm uses it."""
+        """Take the faults of a node away, and wait until Slurm uses it."""
         self.change("heal", node)
 
     def restart_controller(self) -> None:
@@ -285,9 +289,11 @@ def _one_of(folders: list[Path]) -> Iterator[Path]:
 
     with contextlib.ExitStack() as opened:
         locks = [opened.enter_context(folder.with_name(f"{folder.name}.lock").open("w")) for folder in folders]
-        while not (ours := [folder for folder, lock in zip(folders, locks, strict=True) if locked(lock)][:1]):
+        while (
+            ours := next((folder for folder, lock in zip(folders, locks, strict=True) if locked(lock)), None)
+        ) is None:
             time.sleep(0.5)
-        yield ours[0]
+        yield ours
 
 
 @pytest.fixture(scope="session")

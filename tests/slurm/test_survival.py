@@ -180,6 +180,23 @@ def test_a_node_cut_off_and_healed_leaves_no_zombies_writing(lab: Lab, undisturb
     assert lab.digest(run) == undisturbed
 
 
+def test_a_node_that_fails_the_start_check_is_left_out_when_the_job_comes_back(lab: Lab, undisturbed: str) -> None:
+    run = lab.train("unfit", "+cluster.extra={hold: null}")
+    job_id = run.story().slurm_job_id
+    # The node can write what its ranks say, and nothing else.
+    lab.cluster.run("touch", *(run.path / "logs" / f"{job_id}_{rank}_log.out" for rank in range(4)))
+    lab.cluster.read_only("n2", run.path / "logs")
+    lab.cluster.scontrol("release", job_id)
+    story = lab.until_ended(run, attempts=2)
+    assert [body["cause"] for body in story.of_kind("ended")] == [
+        "start check: n2: it cannot write into the run's folder (Read-only file system)",
+        "",
+    ]
+    job = lab.cluster.job(job_id)
+    assert (job["Restarts"], job["ExcNodeList"], job["NodeList"]) == ("1", "n2", "n[1,3]")
+    assert lab.digest(run) == undisturbed
+
+
 def test_a_killed_rank_ends_the_job_at_once_and_it_is_tried_again(lab: Lab, undisturbed: str) -> None:
     run = lab.faulty("killed", "kill", rank=2, at=12)
     story = lab.until_ended(run, attempts=2)
