@@ -128,18 +128,21 @@ class Lab:
         assert result["state"] == "completed"
         return str(result["param_digest"])
 
+    def passes(self, run: RunDir, attempt: int) -> list[int]:
+        """How many passes each rank has begun in an attempt; nothing where the run is not of our task."""
+        name = run.record()["name"]
+        return [int(path.read_text() or 0) for path in (self.folder / "passes").glob(f"{name}.{attempt}.*")]
+
     def steps_lost(self, run: RunDir, attempt: int = 1) -> int:
         """The steps that the attempt after `attempt` took once more: those begun, less the one resumed from."""
         resumed = {body["attempt"]: body["step"] for body in run.story().of_kind("resumed")}
-        passes = [
-            int(path.read_text()) for path in (self.folder / "passes").glob(f"{run.record()['name']}.{attempt}.*")
-        ]
-        return int(resumed[attempt]) + max(passes) - WARM_UP - int(resumed[attempt + 1])
+        begun = int(resumed[attempt]) + max(self.passes(run, attempt)) - WARM_UP
+        return begun - int(resumed[attempt + 1])
 
     def how_it_went(self, run: RunDir) -> str:
         """A run's end in a line, for the end of the tests."""
         story = run.story()
-        known = {body["attempt"] for body in story.of_kind("resumed")}
+        known = {body["attempt"] for body in story.of_kind("resumed") if self.passes(run, body["attempt"])}
         lost = [str(self.steps_lost(run, attempt)) for attempt in sorted(known) if attempt + 1 in known]
         told = f"{run.record()['name']} {story.state} in attempt {story.attempt}"
         told += f", steps lost {' and '.join(lost)}" if lost else ""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
 import shutil
 import subprocess
 import time
@@ -44,6 +47,62 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPCTOOL_SQUEUE_EVERY_S", "1")
 
 
+class Terminal:
+    """A command of the user's in the project folder under a terminal of its own, into which a test types."""
+
+    def __init__(self, lab: Lab, *command: str) -> None:
+        self.screen, inside = pty.openpty()
+        # Its terminal is its own: Ctrl-C reaches what runs there and not us.
+        entered = ["setsid", "--ctty", "--wait", *lab.cluster.entered(command, lab.folder)]
+        env = {**lab.cluster.environment(), "TERM": "xterm"}
+        self.process = subprocess.Popen(entered, env=env, stdin=inside, stdout=inside, stderr=inside)
+        os.close(inside)
+        self.shown = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.screen, text.encode())
+
+    def until(self, words: str, timeout_s: float = 60) -> None:
+        """Wait until the screen shows this; what was shown before counts no more."""
+        deadline_s = time.monotonic() + timeout_s
+        while words not in self.shown:
+            assert time.monotonic() < deadline_s, f"{words!r} is not in {self.shown!r}"
+            if select.select([self.screen], [], [], 0.5)[0]:
+                self.shown += os.read(self.screen, 4096).decode(errors="replace")
+        self.shown = self.shown.partition(words)[2]
+
+    def close(self) -> int:
+        """Wait for the command's end and give its exit code; what has not ended by itself is killed."""
+        try:
+            return self.process.wait(timeout=30)
+        finally:
+            self.process.kill()
+            os.close(self.screen)
+
+
+def sit_beside(lab: Lab, run: RunDir) -> None:
+    """What is done in a shell beside a rank is done where the rank is, and leaves the rank alone."""
+    terminal = Terminal(lab, "hpctool", "runs", "shell", run.id, "--rank", "3")
+    terminal.until("exit leaves it alone.")
+    terminal.type("echo $(hostname) $SLURM_JOB_ID ${RANK-none} $PWD\n")
+    terminal.until(f"n2 {run.story().slurm_job_id} none {lab.folder}")
+    # The child says it: bash has given it the terminal then.
+    terminal.type("sh -c \"echo be''gun; exec sleep 600\"\n")
+    terminal.until("begun\r\n")
+    terminal.type("\x03")
+    terminal.type("echo code $?\n")
+    terminal.until("code 130")
+    terminal.type("yes | head -n 1; echo pipe ${PIPESTATUS[0]}\n")
+    terminal.until("pipe 141")
+    terminal.type("exit\n")
+    assert terminal.close() == 0
+    passes = lab.folder / "passes" / f"{run.record()['name']}.1.3"
+    was, deadline_s = int(passes.read_text() or 0), time.monotonic() + 60
+    while int(passes.read_text() or 0) <= was:
+        assert time.monotonic() < deadline_s, "the rank takes no more steps"
+        time.sleep(0.1)
+
+
 def told(lab: Lab, run: RunDir) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(lab.hpctool("runs", "show", run.id, "--json").stdout)
     return found
@@ -79,6 +138,8 @@ def test_a_training_is_told_of_from_the_queue_to_its_end(lab: Lab, start: Start)
     assert beside[:2] == ["n2", str(lab.folder)]
     assert f"SLURM_JOB_ID={found['slurm_job_id']}" in beside
     assert not [line for line in beside if line.startswith(("SLURM_PROCID=", "RANK="))]
+
+    sit_beside(lab, run)
 
     # Slurm stops it for a while: it is alive, and says so.
     lab.cluster.as_root("scontrol", "suspend", found["slurm_job_id"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,6 +130,8 @@ def become_shell(one: RankProcess, run_id: str, command: Sequence[str]) -> NoRet
     except OSError as error:
         alive = "cannot be looked into" if is_alive(vars(one)) else "is gone"
         sys.exit(f"hpctool: process {one.pid} of rank {one.rank} on {one.host} {alive} ({error.strerror}).")
+    # Python ignores it, and what begins here would inherit that.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if command:
         os.execvpe(command[0], [*command], environ)  # noqa: S606 - what its user typed
     print(f"hpctool: beside rank {one.rank} of {run_id}, process {one.pid} on {one.host}; exit leaves it alone.")
