@@ -99,6 +99,14 @@ class Lab:
         self.until(run, lambda story: any(body["attempt"] == attempt for body in story.of_kind("resumed")))
         time.sleep(seconds)
 
+    def until_attempt(self, run: RunDir, attempt: int) -> None:
+        """Wait until Slurm has started a requeued run once more."""
+        self.until(run, lambda story: story.attempt >= attempt, hurry=True)
+
+    def until_checkpoint(self, run: RunDir, step: int) -> None:
+        """Wait until a run has saved at this step or after it."""
+        self.until(run, lambda story: story.checkpoints and story.checkpoints[-1]["step"] >= step)
+
     def start_now(self, story: Story) -> None:
         """Skip the two minutes that Slurm lets a requeued job wait, but not all of them.
 

@@ -27,7 +27,7 @@ def test_a_preempted_run_saves_in_its_grace_time_and_loses_no_step(lab: Lab, und
         lab.cluster.policy(mode, 10, user_signal)
         lab.until_training(run, attempt)
         lab.cluster.preempt()
-        lab.until(run, lambda story, attempt=attempt: story.attempt > attempt, hurry=True)
+        lab.until_attempt(run, attempt + 1)
     story = lab.until_ended(run, attempts=3)
     assert [body["cause"] for body in story.of_kind("ended")] == ["preempted", "preempted", ""]
     assert [lab.steps_lost(run, attempt) for attempt in (1, 2)] == [0, 0]
@@ -39,9 +39,9 @@ def test_without_grace_time_it_resumes_from_the_newest_verified_checkpoint(lab: 
     modes: list[Mode] = ["REQUEUE", "CANCEL"]
     for attempt, mode in enumerate(modes, 1):
         lab.cluster.policy(mode, 0)
-        lab.until(run, lambda story, step=8 * attempt: story.checkpoints and story.checkpoints[-1]["step"] >= step)
+        lab.until_checkpoint(run, 8 * attempt)
         lab.cluster.preempt()
-        lab.until(run, lambda story, attempt=attempt: story.attempt > attempt, hurry=True)
+        lab.until_attempt(run, attempt + 1)
     lab.until_ended(run, attempts=3)
     assert max(lab.steps_lost(run, attempt) for attempt in (1, 2)) <= 8
     assert lab.digest(run) == undisturbed
@@ -148,7 +148,7 @@ def test_a_suspension_a_restarted_controller_and_an_admins_requeue_lose_nothing(
     assert run.id in down.stdout
     lab.cluster.start_controller()
 
-    lab.until(run, lambda story: story.checkpoints)
+    lab.until_checkpoint(run, 8)
     assert run.story().attempt == 1
     lab.cluster.scontrol("requeue", job_id)
     lab.until_ended(run, attempts=2)
@@ -272,7 +272,9 @@ def test_signals_before_our_handlers_stand_kill_nobody(lab: Lab, undisturbed: st
     importing = lab.folder / "importing"
     run = lab.train("imports", f"cluster.setup=['export HPCTOOL_LAB_IMPORTING={importing}']")
     for before, number in enumerate(("USR2", "TERM")):
-        lab.until(run, lambda _, now=Path(f"{importing}.{before}"): now.exists(), hurry=True)
+        while not Path(f"{importing}.{before}").exists():
+            lab.start_now(run.story())
+            time.sleep(0.1)
         assert run.story().attempt == before
         lab.cluster.run("scancel", f"--signal={number}", f"{run.story().slurm_job_id}.0")
     Path(f"{importing}.2").touch()
