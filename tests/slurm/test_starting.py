@@ -70,9 +70,9 @@ def test_two_jobs_on_one_node_do_not_collide(lab: Lab) -> None:
 
 
 def test_the_network_interface_can_be_chosen(lab: Lab) -> None:
-    run = lab.train("interface", "cluster.interface=eth0")
+    run = lab.train("interface", "cluster.interface=eth0", "resources.tasks_per_node=1")
     assert lab.until_ended(run, attempts=1).state == "completed"
-    run = lab.train("no-interface", "cluster.interface=ib7")
+    run = lab.train("no-interface", "cluster.interface=ib7", "resources.tasks_per_node=1")
     assert "ib7" in lab.until_ended(run, attempts=1).cause + lab.words(run)
 
 

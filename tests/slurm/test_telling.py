@@ -182,7 +182,7 @@ def test_a_job_that_dies_before_our_python_begins_says_how_and_shows_its_words(l
 
 
 def test_a_job_that_is_killed_with_its_script_is_looked_up(lab: Lab) -> None:
-    run = lab.train("silent", *ENDLESS)
+    run = lab.train("silent", *ENDLESS, "resources.tasks_per_node=1")
     lab.until_training(run)
     job = run.story().slurm_job_id
     # Neither the ranks nor the script can say anything: all get SIGKILL at once.
@@ -233,7 +233,7 @@ def test_a_sweep_is_told_of_as_a_whole_and_slurm_is_asked_once_by_all_watchers(l
 
 
 def test_while_the_controller_is_down_folders_answer_with_one_sentence(lab: Lab) -> None:
-    run = lab.train("alone", *ENDLESS)
+    run = lab.train("alone", *ENDLESS, "resources.nodes=1", "resources.tasks_per_node=1")
     lab.until_training(run)
     before = told(lab, run)
     assert before["state"] == "running"
