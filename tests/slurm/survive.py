@@ -137,9 +137,11 @@ class Lab:
         return str(result["param_digest"])
 
     def passes(self, run: RunDir, attempt: int) -> list[int]:
-        """How many passes each rank has begun in an attempt; nothing where the run is not of our task."""
-        name = run.record()["name"]
-        return [int(path.read_text() or 0) for path in (self.folder / "passes").glob(f"{name}.{attempt}.*")]
+        """How many passes each rank has begun in an attempt; none of other tasks, nor of cells, which share a name."""
+        record = run.record()
+        if record.get("sweep"):
+            return []
+        return [int(path.read_text() or 0) for path in (self.folder / "passes").glob(f"{record['name']}.{attempt}.*")]
 
     def steps_lost(self, run: RunDir, attempt: int = 1) -> int:
         """The steps that the attempt after `attempt` took once more: those begun, less the one resumed from."""
