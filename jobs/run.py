@@ -2,7 +2,6 @@
 
     hpctool run script=train.py -- --lr 0.1 --out '$HPCTOOL_RUN/artifacts'
     hpctool run -m script=train.py params.lr=0.1,0.01 cluster=slurm resources=gpu
-    hpctool run script=train.py 'args=[--lr,0.1]' cluster=slurm resources.nodes=2 resources.tasks_per_node=4
     hpctool run script=./simulate.sh cwd=run stop_signal=SIGUSR1
 
 Told to stop, the program gets stop_signal; when it then ends, or whenever it exits with 75, the run is continued.
@@ -18,15 +17,15 @@ from hpctool.launch import program
 from hpctool.launch.job import Resolved
 from hpctool.launch.schema import RunConfig as Config
 from hpctool.rundir import RunDir
+from hpctool.track.metrics import reported
 from hpctool.world import World
 
 __all__ = ["FILES", "LIGHT", "RESOLVES_EARLY", "STOPS", "Config", "resolve", "run"]
 
 #: torch and MPI are the program's, which is told to stop, and has its time for it
 LIGHT = STOPS = True
-#: belongs to the snapshot whatever its name is
+#: it belongs to the snapshot whatever its name is, and is all that `resolve` looks at
 FILES = ("script",)
-#: `resolve` looks at the program alone
 RESOLVES_EARLY = True
 
 
@@ -36,5 +35,6 @@ def resolve(cfg: DictConfig) -> Resolved:
 
 
 def run(rundir: RunDir, world: World) -> dict[str, Any]:
-    """Start the program and wait for its end. Collective: all ranks must call it."""
-    return program.run(rundir, world)
+    """Start the program and wait for its end; what it reported is its result. Collective: all ranks must call it."""
+    outcome = program.run(rundir, world)
+    return outcome | {"metrics": reported(rundir) | outcome["metrics"]}

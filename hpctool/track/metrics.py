@@ -234,6 +234,12 @@ def read_last(rundir: RunDir, story: Story | None = None) -> dict[str, tuple[int
     return last
 
 
+def reported(rundir: RunDir) -> dict[str, float | str]:
+    """The newest value of each metric that a run's own work has measured, as result.json holds it; not of meters."""
+    newest = read_last(rundir)
+    return {name: to_json(value) for name, (_, value) in newest.items() if not name.startswith("system/")}
+
+
 def summary(curves: Curves) -> dict[str, dict[str, Any]]:
     """Per metric its last, min and max value and the steps of min and max; JSON-able, see `to_json`.
 

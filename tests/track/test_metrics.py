@@ -18,8 +18,9 @@ import pytest
 from hpctool.errors import InputError, NewerFormat
 from hpctool.rundir import RunDir, create_run
 from hpctool.track import metrics
-from hpctool.track.metrics import MetricWriter, from_json, read_last, read_metrics, summary
+from hpctool.track.metrics import MetricWriter, from_json, read_last, read_metrics, reported, summary
 from hpctool.world import FakeWorld, World
+from tests.track.samples import Sample
 
 CONFIG = "name: train\nseed: 0\noptim:\n  lr: 0.01\ntrack:\n  tensorboard: false\n  every_steps: 10\n"
 
@@ -221,3 +222,11 @@ def test_the_newest_values_come_from_the_ends_of_the_files(tmp_path: Path) -> No
     tail = list(metrics._read_lines(run.metrics(1), 1024))
     assert 10 < len(tail) < 30
     assert time.perf_counter() - start < 1
+
+
+def test_what_a_program_has_reported_is_the_newest_value_of_each_and_nothing_of_meters(tmp_path: Path) -> None:
+    run = Sample(tmp_path, "aa").begin().rundir
+    with MetricWriter(run, World()) as writer:
+        writer.log(1, {"loss": 0.5, "accuracy": 0.5})
+        writer.log(2, {"loss": math.nan, "system/cpu": 3.0})
+    assert reported(run) == {"loss": "nan", "accuracy": 0.5}
