@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -234,6 +235,59 @@ stage.stage(version, ["image", "label"], ["train", "val"], sys.argv[2], World(),
     assert "GB copied" in staged(tiny, node)
     assert len(copies(node)) == 6
     assert all(files.sha256_file(path) == path.stem for path in copies(node))
+
+
+# A rank of two nodes with two each: real ranks, and a node is what calls itself so and has a disk of its own.
+OF_FOUR = """
+import json, os, sys
+from pathlib import Path
+datasets, node, rank, meeting, victim = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5]
+real = os.uname()
+os.uname = lambda: os.uname_result((real.sysname, Path(node).name, *real[2:]))
+os.environ["NODE_DISK"] = node
+import numpy as np
+from hpctool.data import stage
+from hpctool.data.reader import Reader
+from hpctool.data.verify import check_readable
+from hpctool.data.version import open_together
+from hpctool.errors import CorruptError
+from hpctool.place import Place
+from hpctool.world import TorchWorld
+from tests.data.test_stage import flip
+stage._MARGIN_BYTES = 1 << 20
+world = TorchWorld(Place(rank, 4, rank % 2, 2, "test"), meeting)
+version = open_together(datasets, "tiny", world)
+said = stage.stage(version, ["image", "label"], ["train", "val"], "$NODE_DISK", world)
+with Reader(version, ["label"]) as reader:
+    found = reader.gather(version.split_rows("train"))["label"].tolist()
+world.barrier()
+if world.is_main:
+    flip(Path(victim))
+world.barrier()
+try:
+    world.together(lambda: check_readable(version, ["image"], checksums=True, rank=world.rank, size=world.size))
+except CorruptError as error:
+    said += " | " + str(error)
+print(json.dumps([said, str(version.stage), found]))
+world.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_each_of_two_nodes_has_its_copies_and_damage_that_one_rank_finds_stops_all(
+    tiny: Version, tmp_path: Path, spawn: Spawn
+) -> None:
+    datasets, disks = tiny.store.root.parent, [tmp_path / "n0", tmp_path / "n1"]
+    labels = tiny.read("label", tiny.split_rows("train")).tolist()
+    victim = image_path(tiny)
+    ranks = [spawn(OF_FOUR, datasets, disks[n // 2], n, tmp_path / "meeting", victim) for n in range(4)]
+    said = [json.loads(rank.communicate(timeout=250)[0].splitlines()[-1]) for rank in ranks]
+    assert [one[1] for one in said] == [str(home_of(disk)) for disk in disks for _ in range(2)]
+    assert all(one[2] == labels for one in said)
+    assert "on 2 nodes" in said[0][0]
+    assert all(f"{victim} is damaged" in one[0] for one in said)
+    assert [len(copies(disk)) for disk in disks] == [6, 6]
 
 
 def flip(path: Path) -> None:
