@@ -132,10 +132,11 @@ def branch(version: str, name: str | None, gone: str | None, as_json: bool, root
             raise InputError(f"'{gone}' is the branch that a dataset's name alone means; it is not deleted.")
         last = store.delete_branch(gone)
         say(f"{store.name}@{gone} is gone; it was commit {short(last)}: hpctool data branch {store.name}@{short(last)}")
-    tips = {branch: store.resolve(branch) for branch in store.branches()}
+    listed = name is None and gone is None
+    tips = {branch: store.resolve(branch) for branch in store.branches()} if as_json or listed else {}
     if as_json:
         print_json(tips)
-    elif name is None and gone is None:
+    elif listed:
         print_table(["branch", "commit"], [[branch, short(commit)] for branch, commit in tips.items()])
 
 

@@ -229,17 +229,19 @@ class Store:
     def delete_branch(self, branch: str) -> str:
         """End a branch; the commit that was its tip. What no other ref needs can be taken by `gc` from now on.
 
-        Raises UnknownName, ConflictError where it moved meanwhile.
+        Also one whose tip is lost for good: else nothing could ever be collected. Raises UnknownName, ConflictError
+        where it moved meanwhile, CorruptError where no entry of it can be read.
         """
         log = self.head(check_name("branch", branch))
-        last, tip = log.last(), self.tip(branch)
-        if tip is None:
+        last, newest = log.last(), log.newest()
+        if newest is None or (newest.number == last and newest.body.get("deleted")):
             raise self.unknown_branch(branch)
-        if not self._move(log, tip.id, after=last, deleted=True):
+        was = commit_in(log.path(newest.number), newest.body)
+        if not self._move(log, was, after=last, deleted=True):
             moved = self.tip(branch)
             theirs = f"commit {short(moved.id)}" if moved else "its end"
-            raise ConflictError(f"Branch '{branch}' of dataset '{self.name}'", f"its end at {short(tip.id)}", theirs)
-        return tip.id
+            raise ConflictError(f"Branch '{branch}' of dataset '{self.name}'", f"its end at {short(was)}", theirs)
+        return was
 
     def unknown_branch(self, branch: str) -> UnknownName:
         """The error for a branch that is not there."""

@@ -110,3 +110,14 @@ def test_an_offset_that_is_wrong_is_found_by_the_digest_of_values(twice: Version
     (found,) = verify(twice.store, deep=True).damaged
     assert found.problem == "column 'content' does not lie where its manifest says"
     assert found.versions == ["tiny@main"]
+
+
+def test_a_branch_whose_tip_is_lost_for_good_can_be_ended(twice: Version) -> None:
+    store = twice.store
+    store.create_branch("side", twice.commit)
+    uid = twice.uids(np.array([9]))[0]
+    lost = relabel(store, "side", [(uid, (int(twice.read("label")[9]) + 1) % 4, "me", "", "")], "look")
+    store.layout.commit(lost.id).unlink()
+    assert [found.versions for found in verify(store).damaged] == [["tiny@side"]]
+    assert store.delete_branch("side") == lost.id
+    assert verify(store).damaged == []
