@@ -15,7 +15,8 @@ from tests.slurm.survive import Lab
 
 pytestmark = pytest.mark.timeout(300)
 
-#: Takes its time, saves by its own means when it is told to stop, goes on from there, and fails if it is told to.
+#: Takes its time, saves by its own means when it is told to stop, goes on from there, and fails if it is told to. While
+#: there is a file `hold`, nothing ends: how long anything takes before is the machine's affair.
 WORK = """
 import json, os, signal, sys, time
 path = os.path.join(os.environ["HPCTOOL_RUN"], "artifacts", "steps")
@@ -23,7 +24,7 @@ done = int(open(path).read()) if os.path.exists(path) else 0
 told = []
 signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
 open("begun", "a").write(f"{sys.argv[2]} {done}\\n")
-while done < 10 * float(sys.argv[1]):
+while done < 10 * float(sys.argv[1]) or os.path.exists("hold"):
     time.sleep(0.1)
     done += 1
     if told:
@@ -145,10 +146,13 @@ def test_a_cell_is_cancelled_without_those_that_share_its_job(sweeps: Sweeps) ->
 def test_a_task_that_is_preempted_comes_back_to_the_cells_that_it_had(sweeps: Sweeps, at_once: int) -> None:
     sweeps.lab.cluster.limits(max_array_size=3)
     shared = (f"cluster.cells_at_once={at_once}", f"cluster.max_parallel={at_once}")
-    answer = sweeps.submit(args("5,a", "5,b", "0.1,c", "0.1,d"), *shared)
-    sweeps.until(answer, lambda states: states.count("running") == at_once)
-    time.sleep(2.5)
+    hold = sweeps.lab.folder / "hold"
+    hold.touch()
+    answer = sweeps.submit(args("0.1,a", "0.1,b", "0.1,c", "0.1,d"), *shared)
+    sweeps.until(answer, lambda _states: len(sweeps.begun()) == at_once)
     sweeps.lab.cluster.preempt(seconds=1)
+    sweeps.until(answer, lambda _states: len(sweeps.begun()) == 2 * at_once, requeued=True)
+    hold.unlink()
     assert sweeps.until_over(answer, requeued=True) == ["completed"] * 4
     again = [line for line in sweeps.begun() if not line.endswith(" 0")]
     # What was under way went on from where it had saved, in the same task.
@@ -227,10 +231,12 @@ def test_the_loop_is_a_chain_of_jobs_up_to_where_people_review(sweeps: Sweeps) -
 
 def test_what_comes_after_a_failure_is_dropped_with_the_reason_and_repaired_by_retry(sweeps: Sweeps) -> None:
     lab = sweeps.lab
-    first = sweeps.submit(args("2,a", "2,bad", "2,c"))
+    (lab.folder / "hold").touch()
+    first = sweeps.submit(args("0.1,a", "0.1,bad", "0.1,c"))
     second = sweeps.submit(f"after={first['sweep']}", args("0.1,x", "0.1,y", "0.1,z"))
     done = lab.hpctool("run", *SHORT, f"after={second['runs'][1]}", "args=[0.1,last]", "--json")
     last = json.loads(done.stdout)["runs"][0]
+    (lab.folder / "hold").unlink()
     assert sweeps.until_over(second) == ["completed", "cancelled", "completed"]
     shown = json.loads(lab.hpctool("sweep", "status", second["sweep"], "--json").stdout)["rows"][1]
     assert shown["cause"] == f"its parent {first['runs'][1]} failed"
