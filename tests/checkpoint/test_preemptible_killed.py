@@ -16,6 +16,9 @@ import pytest
 from hpctool.checkpoint import committed
 from hpctool.checkpoint.preemptible import _Standalone
 
+# Several starts of torch on several ranks: 47 s on two idle cores, over two minutes on busy ones.
+pytestmark = pytest.mark.timeout(400)
+
 Start = Callable[..., "list[Rank]"]
 
 #: A plain PyTorch loop; `python loop.py <seconds a step>`.

@@ -187,7 +187,9 @@ def test_workers_killed_every_50_ms_make_every_trial_once_and_lose_none(
     assert sorted(state.trials) == list(range(150))
     bodies = [entry.body for entry in journal.log.entries()]
     assert Counter(body["t"] for body in bodies if body["op"] == "propose") == Counter(range(150))
-    told = Counter((body["op"], body["t"], body.get("rung")) for body in bodies if body["op"] in ("rung", "end"))
+    # Once by whoever had the trial: one that was taken over on a busy machine, and still spoke, is not heard.
+    results = [body for body in bodies if body["op"] in ("rung", "end")]
+    told = Counter((body["op"], body["t"], body.get("rung"), body["fence"]) for body in results)
     assert set(told.values()) == {1}
     assert verify.verify(found.folder).different == []
 
