@@ -235,7 +235,11 @@ def test_an_exception_on_one_rank_is_failed_in_slurm_and_its_traceback_is_shown(
     lab.cluster.wait_state(story.slurm_job_id, {"FAILED"})
     assert lab.cluster.job(story.slurm_job_id)["ExitCode"] == "1:0"
     assert lab.cluster.state(dependent) == "PENDING"
-    assert lab.cluster.job(dependent)["Reason"] == "DependencyNeverSatisfied"
+    # Slurm finds that out when it next looks through its queue.
+    deadline_s = time.monotonic() + 60
+    while (why := lab.cluster.job(dependent)["Reason"]) != "DependencyNeverSatisfied":
+        assert (why, time.monotonic() < deadline_s) == ("Dependency", True)
+        time.sleep(0.5)
     shown = lab.hpctool("runs", "show", run.id).stdout
     assert "rank 3" in shown
     assert "in do_raise" in shown
