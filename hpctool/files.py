@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import socket
 import uuid
 import zlib
@@ -19,6 +20,9 @@ from typing import Any, Literal, get_args
 from hpctool.errors import CorruptError, OperationError
 
 Primitive = Literal["link", "symlink"]
+
+#: what `write_atomic` writes under before the file has its name
+_TEMPORARY = re.compile(r"\.t-.+-\d+-[0-9a-f]{12}")
 
 #: what a disk, a quota and a limit on file sizes say when they are full
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -63,6 +67,20 @@ def fsync_dir(folder: Path) -> None:
 def temporary_name(prefix: str = ".t") -> str:
     """A file name that nobody else uses: host, process and a random part, so that leftovers tell whose they were."""
     return f"{prefix}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one under which `write_atomic` writes, so that it belongs to a writer or to nobody."""
+    return bool(_TEMPORARY.fullmatch(name))
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed writers have left in a folder in which nobody may write any more."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as items:
+        for item in items:
+            if is_temporary(item.name):
+                with contextlib.suppress(OSError):  # only untidy
+                    os.unlink(item.path)
 
 
 def write_durably(path: Path, data: bytes | memoryview, *, mode: int = 0o644, exact: bool = False) -> None:

@@ -227,6 +227,7 @@ class RunDir:
             if ledger.cas({"kind": "begun", "attempt": number, "time": now(), **facts}, after=last):
                 if fold(entries).state in OVER:
                     self.reopen()
+                files.remove_temporaries(self.path / "artifacts")
                 return number
 
     # -- what an attempt writes

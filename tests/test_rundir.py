@@ -128,6 +128,16 @@ def test_asking_again_finds_the_run_and_changes_nothing(tmp_path: Path) -> None:
     assert again.config_yaml.read_text() == "first"
 
 
+def test_an_attempt_removes_what_a_killed_one_left_between_the_pictures(tmp_path: Path) -> None:
+    run = create_run(tmp_path, {"identity": IDENTITY, "job": "train", "name": "one"}, {})
+    run.begin({})
+    left = run.artifact(files.temporary_name())
+    for path in (left, run.artifact(".t-shirt.png"), run.artifact("confusion.png")):
+        path.touch()
+    run.begin({})
+    assert sorted(os.listdir(left.parent)) == [".t-shirt.png", "confusion.png"]
+
+
 def test_another_identity_with_the_same_beginning_is_refused(tmp_path: Path) -> None:
     create_run(tmp_path, record(), {})
     with pytest.raises(InputError, match=r"train-01234567 exists with another identity .*another name="):

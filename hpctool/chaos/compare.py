@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpctool import files
 from hpctool.checkpoint import Commit, committed
 from hpctool.checkpoint.digest import param_digest
 from hpctool.checkpoint.flatten import flatten
@@ -15,7 +16,6 @@ from hpctool.checkpoint.manifest import verify
 from hpctool.checkpoint.restore import read
 from hpctool.checkpoint.things import leaves
 from hpctool.errors import listing
-from hpctool.files import sha256_file
 from hpctool.rundir import RunDir
 from hpctool.track.metrics import read_metrics
 
@@ -76,7 +76,7 @@ def compare(straight: RunDir, broken: RunDir) -> Difference:
         if said[0] != said[1]:
             found.others.append(f"{key}: {said[0][:12]} straight, {said[1][:12]} broken")
     found.metrics = compare_curves(straight, broken)
-    found.artifacts = _artifacts(straight, broken)
+    found.artifacts = compare_artifacts(straight, broken)
     found.unseeded = [path for path in found.per_rank if ": streams/" in path]
     found.per_rank = [path for path in found.per_rank if ": streams/" not in path]
     return found
@@ -142,12 +142,15 @@ def _ends(state: Any) -> Iterator[tuple[str, str]]:
             yield path, repr(end) if not hasattr(end, "dtype") else param_digest({"": end})
 
 
-def _artifacts(straight: RunDir, broken: RunDir) -> list[str]:
+def compare_artifacts(straight: RunDir, broken: RunDir) -> list[str]:
+    """Files in artifacts/ that one of two runs lacks, or has with other bytes."""
     there = [_files(run.path / "artifacts") for run in (straight, broken)]
     names = sorted({*there[0], *there[1]})
     return [name for name in names if there[0].get(name) != there[1].get(name)]
 
 
 def _files(folder: Path) -> dict[str, str]:
-    paths = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
-    return {str(path.relative_to(folder)): sha256_file(path) for path in paths}
+    # The last attempt begins before chaos wakes the ranks that it has cut off; what these leave is nobody's picture.
+    found = folder.rglob("*") if folder.exists() else ()
+    paths = [path for path in found if path.is_file() and not files.is_temporary(path.name)]
+    return {str(path.relative_to(folder)): files.sha256_file(path) for path in paths}

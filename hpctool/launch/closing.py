@@ -28,7 +28,7 @@ from hpctool.launch.slurm import inside
 from hpctool.rundir import RunDir, now
 from hpctool.world import World
 
-#: A rank that lost its peers waits this long for the one that really failed to write down why.
+#: Rank 0, which lost its peers, waits at most so long for the one that really failed to write down why.
 _PEERS_ERROR_S = 1.0
 #: Rank 0 leaves last, so that srun sees its exit code and not that of a rank which it has killed.
 _OTHERS_LEAVE_S = 1.0
@@ -124,13 +124,13 @@ def failed(rundir: RunDir, where: str, world: World, error: Exception) -> int:
         return recorded  # a hang that another rank has told of, which then left
     lost_peers = isinstance(error, WorldError)
     if lost_peers and inside.is_job(where):
-        _wait_for_verdict(rundir)
+        _wait_for_own_error(rundir, inside.VERDICT_S)
     if not world.is_main:
         return code
     if lost_peers and where == "local":
         return code  # the supervisor saw which rank went first and how, and decides
     if lost_peers:
-        time.sleep(_PEERS_ERROR_S)
+        _wait_for_own_error(rundir, _PEERS_ERROR_S)
     cause = first_error(rundir, rundir.attempt) or f"{type(error).__name__}: {error}"
     if lost_peers and (gone := _gone(rundir)):
         cause = gone
@@ -192,13 +192,16 @@ def _gone(rundir: RunDir) -> str:
     return ""
 
 
-def _wait_for_verdict(rundir: RunDir) -> None:
-    """Until another rank says what its own error was, or Slurm ends this one."""
-    deadline_s = time.monotonic() + inside.VERDICT_S
+def _wait_for_own_error(rundir: RunDir, timeout_s: float) -> None:
+    """Until another rank has said what its own error was, or Slurm ends this one.
+
+    Not longer than it takes: mpirun kills this rank one second after it has seen the other one leave.
+    """
+    deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
         if any(error["type"] != "WorldError" for error in rank_errors(rundir, rundir.attempt)):
             return
-        time.sleep(0.5)
+        time.sleep(min(0.05, timeout_s))
 
 
 def write_error(rundir: RunDir, world: World, error: Exception) -> None:

@@ -102,13 +102,13 @@ def current_stories(rundirs: Sequence[RunDir], queue: Queue | None = None) -> li
 
 def correct(rundirs: Sequence[RunDir], stories: list[Story], queue: Queue | None = None) -> None:
     """Correct stories as their ledgers tell them, in place, where what should be running is gone."""
-    for story in stories:
+    for rundir, story in zip(rundirs, stories, strict=True):
         if story.where != "slurm":
-            _correct_here(story)
+            _correct_here(rundir, story)
     standing.correct(rundirs, stories, queue)
 
 
-def _correct_here(story: Story) -> None:
+def _correct_here(rundir: RunDir, story: Story) -> None:
     begun = story.of_kind("begun")
     if story.state not in ("running", "stopping") or not begun or is_alive(begun[-1]):
         return
@@ -117,7 +117,9 @@ def _correct_here(story: Story) -> None:
     elif story.where == "local":
         story.state, story.cause = "requeued", "its process is gone"
     else:
-        story.state, story.cause = "failed", "its process is gone; run the same command again to go on"
+        # mpirun may have ended rank 0 before it could say which rank has failed.
+        why = first_error(rundir, story.attempt) or "its process is gone"
+        story.state, story.cause = "failed", f"{why}; run the same command again to go on"
 
 
 def own_process() -> dict[str, Any]:

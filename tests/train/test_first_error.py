@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpctool.launch.result import rank_errors
+from hpctool.launch.result import current_story, rank_errors
 from hpctool.rundir import RunDir
 from tests.launch.programs import until
 from tests.train.conftest import PROJECT, Attempt, MakeRun
@@ -85,7 +85,7 @@ def test_the_first_error_is_named_whoever_starts_the_ranks(make_run: MakeRun, ro
     assert rank_errors(run, 1)[0]["rank"] == 2, said
     assert rank_errors(run, 1)[0]["message"] == "row 17 is not what it was"
     assert "row 17 is not what it was" in said
-    assert until(lambda: run.story().cause or None, 10).startswith("rank 2: ValueError: row 17"), run.story().cause
+    assert until(lambda: current_story(run).cause or None, 10).startswith("rank 2: ValueError: row 17")
 
 
 def test_a_hang_under_torchrun_is_named_and_ends_for_a_requeue(make_run: MakeRun, root: Path) -> None:
