@@ -18,7 +18,7 @@ from hpctool.rundir import RunDir, Story
 LAB = Path(__file__).parent / "lab"
 STEPS = 24
 STEP_S = 0.25
-#: every attempt first takes two passes that let DDP settle
+#: with several ranks every attempt first takes two passes that let DDP settle
 WARM_UP = 2
 
 TRAIN = [
@@ -137,16 +137,14 @@ class Lab:
         return str(result["param_digest"])
 
     def passes(self, run: RunDir, attempt: int) -> list[int]:
-        """How many passes each rank has begun in an attempt; none of other tasks, nor of cells, which share a name."""
-        record = run.record()
-        if record.get("sweep"):
-            return []
-        return [int(path.read_text() or 0) for path in (self.folder / "passes").glob(f"{record['name']}.{attempt}.*")]
+        """How many passes each rank has begun in an attempt; none of tasks that are not the lab's."""
+        return [int(path.read_text() or 0) for path in (self.folder / "passes").glob(f"{run.id}.{attempt}.*")]
 
     def steps_lost(self, run: RunDir, attempt: int = 1) -> int:
         """The steps that the attempt after `attempt` took once more: those begun, less the one resumed from."""
         resumed = {body["attempt"]: body["step"] for body in run.story().of_kind("resumed")}
-        begun = int(resumed[attempt]) + max(self.passes(run, attempt)) - WARM_UP
+        passes = self.passes(run, attempt)
+        begun = int(resumed[attempt]) + max(passes) - (WARM_UP if len(passes) > 1 else 0)
         return begun - int(resumed[attempt + 1])
 
     def how_it_went(self, run: RunDir) -> str:
@@ -154,7 +152,7 @@ class Lab:
         story = run.story()
         known = {body["attempt"] for body in story.of_kind("resumed") if self.passes(run, body["attempt"])}
         lost = [str(self.steps_lost(run, attempt)) for attempt in sorted(known) if attempt + 1 in known]
-        told = f"{run.record()['name']} {story.state} in attempt {story.attempt}"
+        told = f"{run.id} {story.state} in attempt {story.attempt}"
         told += f", steps lost {' and '.join(lost)}" if lost else ""
         return f"{told} ({story.cause})" if story.cause else told
 

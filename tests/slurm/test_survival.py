@@ -60,6 +60,7 @@ def test_only_the_preempted_cell_of_an_array_is_requeued(lab: Lab) -> None:
     lab.until_ended(first, attempts=2)
     assert lab.until_ended(second, attempts=1).state == "completed"
     assert first.story().slurm_job_id.endswith("_0")
+    assert lab.steps_lost(first) == 0
 
 
 # ------------------------------------------------------------------------------------------------- the time limit

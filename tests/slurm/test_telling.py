@@ -96,7 +96,7 @@ def sit_beside(lab: Lab, run: RunDir) -> None:
     terminal.until("pipe 141")
     terminal.type("exit\n")
     assert terminal.close() == 0
-    passes = lab.folder / "passes" / f"{run.record()['name']}.1.3"
+    passes = lab.folder / "passes" / f"{run.id}.1.3"
     was, deadline_s = int(passes.read_text() or 0), time.monotonic() + 60
     while int(passes.read_text() or 0) <= was:
         assert time.monotonic() < deadline_s, "the rank takes no more steps"

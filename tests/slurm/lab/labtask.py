@@ -18,7 +18,7 @@ class Slow(Classify):
     """Classify, with `step_s` of sleep in each pass and `eval_s` in each evaluated batch.
 
     `fault` (kill, raise, hang, memory, evaluate) happens once for each line that the file `faults` still holds, on rank
-    `rank`, in the pass number `at` of an attempt.
+    `rank`, in the pass number `at` of an attempt. `run` only tells runs apart that are to have the same bits.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Slow(Classify):
         super().__init__(label_smoothing)
         self.step_s, self.eval_s = step_s, eval_s
         self.fault, self.rank, self.at, self.faults = fault, rank, at, faults
-        self.run, self.passes = run, 0
+        self.passes = 0
 
     def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> tuple[Tensor, Sums]:
         self.passes += 1
@@ -50,10 +50,10 @@ class Slow(Classify):
         return super().evaluate(model, batch)
 
     def note(self) -> None:
-        """Write down how many passes this rank has begun in this attempt; attempts have a folder of logs each."""
-        log = os.readlink("/proc/self/fd/1")
-        attempt = Path(log).parent.name
-        Path("passes", f"{self.run}.{attempt}.{os.environ['SLURM_PROCID']}").write_text(str(self.passes))
+        """Write down how many passes this rank has begun in this attempt: its output goes to <run>/logs/<attempt>/."""
+        attempt = Path(os.readlink("/proc/self/fd/1")).parent
+        run = attempt.parent.parent.name
+        Path("passes", f"{run}.{attempt.name}.{os.environ['SLURM_PROCID']}").write_text(str(self.passes))
 
     def is_due(self) -> bool:
         """Take one line from the file of faults, if one is left."""
