@@ -22,7 +22,10 @@ from hpctool.serve.journal import open_journal
 
 @click.group()
 def group() -> None:
-    """Review predictions. QUEUE is what `hpctool review queue` made, or any unique beginning of its name."""
+    """Review predictions, or rows without a label.
+
+    QUEUE is what `hpctool review queue` or `rows` made, or any unique beginning of its name.
+    """
 
 
 def _open(root: Path | None, name: str) -> Queue:
@@ -81,6 +84,45 @@ def queue(
 
 
 @group.command()
+@click.argument("dataset", metavar="DATASET")
+@click.option("--num", "num_rows", default=100, show_default=True, help="So many, chosen at random.")
+@click.option("--split", default=None, help="Only rows of this split.")
+@click.option("--column", default=None, help="What is shown (else the image, or the only feature).")
+@click.option("--seed", default=0, show_default=True, help="Of the random choice.")
+@click.option("--csv", "table", default=None, type=click.Path(path_type=Path), help="Write the items as csv, too.")
+@json_option
+@paths_option
+def rows(
+    dataset: str,
+    num_rows: int,
+    split: str | None,
+    column: str | None,
+    seed: int,
+    table: Path | None,
+    as_json: bool,
+    root: Path | None,
+) -> None:
+    """Choose rows of a dataset that have no label yet; no model is asked. DATASET is NAME or NAME@branch.
+
+    \b
+    hpctool review rows digits --num 200 --split train
+    """
+    from hpctool.review.rows import make_rows_queue  # reads images
+
+    folders = resolve_paths(root)
+    made = make_rows_queue(folders.reviews, folders.datasets, dataset, num_rows, split=split, column=column, seed=seed)
+    if table is not None:
+        write_items(made, table)
+    if as_json:
+        facts = {"review": made.id, "dataset": made.dataset, "num_items": len(made.items)}
+        print_json({**facts, "num_candidates": made.record["num_candidates"]})
+        return
+    total = made.record["num_candidates"]
+    say(f"Review {made.id}: {len(made.items):,} of {counted(total, 'row')} without a label in {made.dataset}.")
+    say(f"Next: hpctool review serve {made.id}")
+
+
+@group.command()
 @click.argument("name", metavar="QUEUE")
 @click.option("--port", type=int, default=None, help="Default: always the same for a queue, if it is free.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -120,14 +162,18 @@ def label(name: str, table: Path, person: str, as_json: bool, root: Path | None)
 def apply(
     name: str, message: str, tag: str | None, accept: str | None, split: str | None, as_json: bool, root: Path | None
 ) -> None:
-    """Append the answered items to the dataset, as its next version, with who labelled each, when and why."""
+    """Make the answers the dataset's next version, with who labelled each, when and why.
+
+    Predictions are appended as new rows; rows that were there without a label get theirs.
+    """
     queue = _open(root, name)
     found = apply_queue(queue, resolve_paths(root).datasets, message, tag, accept=accept, split=split)
     if as_json:
         print_json(asdict(found))
         return
     if found.num_rows:
-        say(f"{found.dataset}: {counted(found.num_rows, 'row')} appended; commit {short(found.commit)}{_tagged(tag)}.")
+        done = "labelled" if queue.of_rows else "appended"
+        say(f"{found.dataset}: {counted(found.num_rows, 'row')} {done}; commit {short(found.commit)}{_tagged(tag)}.")
     else:
         say(f"{found.dataset}: unchanged, review {queue.id} is in commit {short(found.commit)}{_tagged(tag)} already.")
     if found.num_open or found.num_skipped:
@@ -139,8 +185,8 @@ def apply(
         )
     if found.changed:
         say(
-            f"{len(found.changed)} answers have changed since they were applied, and the dataset keeps what it has. "
-            "hpctool data relabel changes it."
+            f"{counted(len(found.changed), 'answer differs', 'answers differ')} from the label that the dataset has by "
+            "now, which it keeps. hpctool data relabel changes it."
         )
 
 
@@ -171,11 +217,13 @@ def status(name: str | None, accept: str | None, as_json: bool, root: Path | Non
         "num_skipped",
         "num_open",
     ]
-    rows: list[list[object]] = [[fact.removeprefix("num_"), found[fact]] for fact in facts]
+    rows: list[list[object]] = [[fact.removeprefix("num_"), found[fact]] for fact in facts if found[fact] != ""]
     audit = found["audit"]
     share = f"{audit['num_right'] / max(1, audit['num_items']):.1%}"
     interval = f"(95 %: {audit['low']:.1%} to {audit['high']:.1%}, {audit['num_items']} random items)"
-    rows.append(["model's accuracy", f"{share} {interval}" if audit["num_items"] else "no audit item is decided yet"])
+    if found["model"]:
+        right = f"{share} {interval}" if audit["num_items"] else "no audit item is decided yet"
+        rows.append(["model's accuracy", right])
     applied = found["applied"]
     rows.append(["applied", f"{applied['dataset']} {short(applied['commit'])} {applied['time']}" if applied else "no"])
     print_table(["review", ""], rows)
@@ -198,7 +246,7 @@ def _print_list(reviews: Path, as_json: bool) -> None:
     if not found:
         say(f"There is no review in {reviews} yet. hpctool review queue digits@production makes one.")
         return
-    columns = ["review", "model", "num_items", "num_decided", "num_disputed", "num_open"]
+    columns = ["review", "model", "dataset", "num_items", "num_decided", "num_disputed", "num_open"]
     print_table(
         [*(name.removeprefix("num_") for name in columns), "people", "applied", "created"],
         [

@@ -58,12 +58,13 @@ def relabel(
     *,
     base: str | None = None,
     run: str = "",
+    origin: str = "",
 ) -> Commit:
     """Commit changed labels onto a branch; the tip itself where all labels are so already.
 
     `base` is the commit whose labels the deciders saw (default: the tip). A row that was changed otherwise since is a
-    ConflictError that names both; other rows' changes are kept. Raises InputError on rows or labels that are not there
-    and on a tag that is taken; the dataset is unchanged then.
+    ConflictError that names both; other rows' changes are kept. `origin` says in the commit where the labels come from.
+    Raises InputError on rows or labels that are not there and on a tag that is taken; the dataset is unchanged then.
     """
     wanted = [Change(*change) for change in changes]
     seen = Version(store, branch, base or _tip(store, branch).id)
@@ -90,7 +91,7 @@ def relabel(
         return Draft(
             manifest=store.put_manifest(manifest),
             message=message,
-            operation={"kind": "relabel", "num_labels": int(effective.size)},
+            operation={"kind": "relabel", "num_labels": int(effective.size)} | ({"origin": origin} if origin else {}),
             changes=put_changes(store, [wanted[i] for i in effective], now_there[effective]),
             run=run,
         )

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from hpctool.errors import HpctoolError, InputError
 from hpctool.review.answers import check_person
 from hpctool.review.keys import class_keys
-from hpctool.review.picture import is_image, png, values
+from hpctool.review.picture import is_image, png, text, values
 from hpctool.review.queue import Queue
 
 _PAGE = Path(__file__).parent / "page"
@@ -95,7 +95,8 @@ class _Page:
         mine = queue.history(check_person(person)) if person else []
         return JSONResponse({
             "id": queue.id,
-            "model": queue.model,
+            "subject": queue.subject,
+            "of_rows": queue.of_rows,
             "dataset": queue.dataset,
             "classes": queue.classes,
             "keys": class_keys(queue.classes),
@@ -105,10 +106,10 @@ class _Page:
 
     def image(self, request: Request) -> Response:
         place = int(request.path_params["place"])
-        if place >= len(self.queue.items) or not is_image(self.queue.inputs):
+        if place >= len(self.queue.items) or not is_image(self.queue):
             return PlainTextResponse("There is no such image.\n", HTTPStatus.NOT_FOUND)
         headers = {"Cache-Control": "private, max-age=86400, immutable"}
-        return Response(png(self.queue.inputs[place]), media_type="image/png", headers=headers)
+        return Response(png(self.queue, place), media_type="image/png", headers=headers)
 
     async def take(self, request: Request) -> Response:
         """One answer or undo; "saved" is said when it is on disk."""
@@ -133,11 +134,13 @@ class _Page:
         shown = (-probabilities).argsort(kind="stable")[:_MAX_SHOWN]
         found = {
             "item": item.prediction,
-            "guess": item.guess,
+            "guess": item.guess if item.guess >= 0 else None,
             "probabilities": {str(label): round(float(probabilities[label]), 4) for label in shown},
         }
-        if is_image(self.queue.inputs):
+        if is_image(self.queue):
             return found
+        if (said := text(self.queue, place)) is not None:
+            return {**found, "text": said}
         return {**found, "values": values(self.queue.inputs[place], self.queue.record["names"])}
 
 

@@ -1,4 +1,5 @@
-"""Merge: the decided items of a queue become rows of the dataset, with who labelled each, when and why."""
+"""Merge: the decided items of a queue become rows of the dataset, or labels of rows that are there, with who labelled
+each, when and why."""
 
 from __future__ import annotations
 
@@ -6,28 +7,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from hpctool import files
 from hpctool.data.append import Author, append
 from hpctool.data.commit import Commit
+from hpctool.data.identity import places, uids_from_hex
+from hpctool.data.labels import Change, relabel
 from hpctool.data.layout import split_ref
-from hpctool.data.manifest import LABEL
+from hpctool.data.manifest import LABEL, NO_LABEL, UID
+from hpctool.data.ragged import Values, take
 from hpctool.data.version import Version, open_version
 from hpctool.errors import InputError
 from hpctool.review.answers import Answer, decide
-from hpctool.review.queue import APPLIED, QUEUE_FORMAT, Item, Queue, row_keys, row_uids
+from hpctool.review.queue import APPLIED, Item, Queue, row_keys, row_uids
 from hpctool.rundir import now, who
+
+Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What came of it; `num_rows` were appended, 0 where all that is decided was there before."""
+    """What came of it; `num_rows` were appended or got their label, 0 where all that is decided was there before."""
 
     dataset: str
     commit: str
     tag: str | None
     num_rows: int
-    #: rows that were in the dataset already
+    #: rows that were in the dataset, or had a label, already
     num_there: int
     #: of these, items whose answers have changed since: the dataset keeps what it has
     changed: list[str]
@@ -59,10 +66,15 @@ def apply(
 ) -> Applied:
     """Append the decided items to the queue's dataset, once; a row's key is a digest of its input.
 
+    Where the items are rows of the dataset themselves, these get the labels; one that somebody has labelled meanwhile
+    keeps what it has.
+
     Skipped items are left out, and so are those on which people disagree, unless `accept` names whose answers decide.
     Applying again appends what was decided since, if anything. `split` sends the rows to one split instead of where
     the dataset's rule says. Raises InputError where nothing is decided or the tag is taken; nothing is written then.
     """
+    if split is not None and queue.of_rows:
+        raise InputError(f"The items of review {queue.id} are rows of {queue.dataset} and stay in their splits.")
     answers = queue.answers()
     if accept is not None and not any(accept in said for said in answers.values()):
         raise InputError(f"'{accept}' has answered nothing in review {queue.id}, so nothing can be accepted from them.")
@@ -77,14 +89,18 @@ def apply(
     if not rows:
         raise InputError(f"No item of review {queue.id} is decided yet, so there is nothing to apply.")
 
-    there = version.find(row_uids(queue.inputs[[row.place for row in rows]]))
+    there = _labelled_there(queue, version, rows) if queue.of_rows else version.find(row_uids(_inputs(queue, rows)))
     fresh = [row for row, found in zip(rows, there, strict=True) if found < 0]
-    commit = _append(queue, version, fresh, message, tag, split, run) if fresh else _commit_of(queue, version)
+    if not fresh:
+        commit = _commit_of(queue, version)
+    elif queue.of_rows:
+        commit = _relabel(queue, version, fresh, message, tag, run)
+    else:
+        commit = _append(queue, version, fresh, message, tag, split, run)
     if tag is not None:
         version.store.create_tag(tag, commit.id)
-    record = {"format": QUEUE_FORMAT, "dataset": queue.dataset, "commit": commit.id, "time": now(), "by": who()}
     if fresh or queue.applied() is None:
-        files.write_json(queue.path / APPLIED, record)
+        _remember(queue, commit)
     states = [decision.state for decision in decisions.values()]
     return Applied(
         dataset=queue.dataset,
@@ -99,10 +115,15 @@ def apply(
     )
 
 
+def _remember(queue: Queue, commit: Commit) -> None:
+    record = {"format": queue.record["format"], "dataset": queue.dataset, "commit": commit.id}
+    files.write_json(queue.path / APPLIED, record | {"time": now(), "by": who()})
+
+
 def _append(
     queue: Queue, version: Version, rows: list[_Row], message: str, tag: str | None, split: str | None, run: str
 ) -> Commit:
-    inputs = queue.inputs[[row.place for row in rows]]
+    inputs = _inputs(queue, rows)
     return append(
         version.store,
         split_ref(queue.dataset)[1],
@@ -118,6 +139,33 @@ def _append(
     )
 
 
+def _relabel(queue: Queue, version: Version, rows: list[_Row], message: str, tag: str | None, run: str) -> Commit:
+    changes = [Change(row.item.prediction, row.label, row.author.who, row.author.why, row.author.when) for row in rows]
+    branch = split_ref(queue.dataset)[1]
+    return relabel(version.store, branch, changes, message, tag, base=version.commit, run=run, origin=_origin(queue))
+
+
+def _inputs(queue: Queue, rows: list[_Row]) -> Values:
+    return take(queue.inputs, np.array([row.place for row in rows], np.int64))
+
+
+def _labelled_there(queue: Queue, version: Version, rows: list[_Row]) -> Places:
+    """The places of those rows that need no label of this queue any more, -1 for the others.
+
+    They have one, or had this queue's once: whoever took it away since meant it. Raises InputError on a row that is
+    gone.
+    """
+    uids = [row.item.prediction for row in rows]
+    there = version.find(uids)
+    if (there < 0).any():
+        raise InputError(f"Row {uids[int(np.argmin(there))]} of review {queue.id} is not in {version.ref} any more.")
+    open_now = version.read(LABEL, there) == NO_LABEL
+    for commit in version.store.history(version.commit):
+        if commit.changes is not None and commit.operation.get("origin") == _origin(queue):
+            open_now &= places(uids_from_hex(uids), version.store.get(commit.changes, UID)) < 0
+    return np.where(open_now, -1, there)
+
+
 def _origin(queue: Queue) -> str:
     return f"review {queue.id}"
 
@@ -128,7 +176,8 @@ def _author(queue: Queue, item: Item, said: dict[str, Answer], label: int, accep
     first = next((answer for answer in agreeing if answer.who == accept), agreeing[0])
     others = ", ".join(sorted(answer.who for answer in agreeing if answer is not first))
     also = f", so says {others}" if others else ""
-    return Author(first.who, first.when, f"{_origin(queue)}: {item.reason}, prediction {item.prediction}{also}")
+    what = item.reason if queue.of_rows else f"{item.reason}, prediction {item.prediction}"
+    return Author(first.who, first.when, f"{_origin(queue)}: {what}{also}")
 
 
 def _commit_of(queue: Queue, version: Version) -> Commit:
@@ -140,7 +189,7 @@ def _commit_of(queue: Queue, version: Version) -> Commit:
     return version.store.commit_of(version.commit)
 
 
-def _changed(version: Version, rows: list[_Row], there: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[str]:
+def _changed(version: Version, rows: list[_Row], there: Places) -> list[str]:
     old = [(row, int(place)) for row, place in zip(rows, there, strict=True) if place >= 0]
     if not old:
         return []

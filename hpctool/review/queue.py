@@ -1,4 +1,5 @@
-"""A review queue: chosen predictions with everything that is needed to look at them, and what people said of them.
+"""A review queue: chosen predictions, or rows without a label, with everything that is needed to look at them, and
+what people said of them.
 
 <root>/reviews/<model>-<8 hex>/
   queue.json     what is to be reviewed and why, immutable; the id is the checksum of its content
@@ -10,7 +11,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,24 +23,30 @@ import numpy.typing as npt
 from hpctool import files
 from hpctool.data.identity import content_digests, uids_of_keys
 from hpctool.data.layout import Layout
-from hpctool.data.objects import StoredObject, read_array, write_object
+from hpctool.data.objects import StoredObject, offsets_of, read_array, write_object
+from hpctool.data.ragged import Ragged, Values
 from hpctool.data.version import Version, open_version
 from hpctool.errors import CorruptError, InputError, NewerFormat, UnknownName, listing
 from hpctool.export.bundle import Bundle
 from hpctool.log import Log
-from hpctool.review.answers import Answer, Answers, check_person, fold, standing
+from hpctool.review.answers import Answer, Answers, check_person, decide, fold, standing
 from hpctool.review.select import Reason, Selection, choose
 from hpctool.rundir import SHORT, now, who
 from hpctool.serve.journal import Journal, Predictions
 from hpctool.world import Array
 
-QUEUE_FORMAT = 1
+#: The newest that is read. A queue of predictions is of format 1, one of a dataset's rows (rows.py) of format 2.
+QUEUE_FORMAT = 2
+_OF_PREDICTIONS = 1
 RECORD, APPLIED = "queue.json", "applied.json"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One prediction to be looked at; `guess` is the model's class index."""
+    """One prediction or row to be looked at; `guess` is the model's class index, -1 where no model was asked.
+
+    Of a row `prediction` is its uid and `source` its split.
+    """
 
     prediction: str
     request: str
@@ -75,8 +82,18 @@ class Queue:
 
     @property
     def model(self) -> str:
-        """`digits@0001`."""
+        """`digits@0001`; empty where no model was asked."""
         return str(self.record["model"])
+
+    @property
+    def of_rows(self) -> bool:
+        """Whether the items are rows of the dataset that wait for a label, instead of predictions to be appended."""
+        return self.record.get("of") == "rows"
+
+    @property
+    def subject(self) -> str:
+        """What the items are of: a model's version, or the dataset's branch."""
+        return self.dataset if self.of_rows else self.model
 
     @property
     def dataset(self) -> str:
@@ -84,13 +101,15 @@ class Queue:
         return str(self.record["dataset"])
 
     @cached_property
-    def inputs(self) -> Array:
-        """What the model saw, (items, …)."""
+    def inputs(self) -> Values:
+        """What people look at, which is what the model saw: (items, …); ragged are texts and encoded images."""
+        if (offsets := offsets_of("inputs")) in self._stored.extents:
+            return Ragged(self._array("inputs"), self._array(offsets))
         return self._array("inputs")
 
     @cached_property
     def probabilities(self) -> npt.NDArray[np.float32]:
-        """What it said, (items, classes)."""
+        """What the model said, (items, classes); no class where none was asked."""
         return self._array("probabilities")
 
     @cached_property
@@ -117,7 +136,7 @@ class Queue:
         """
         self._check_item(item)
         if label is not None and not 0 <= label < len(self.classes):
-            raise InputError(f"Label {label} is out of range: {self.model} has {len(self.classes)} classes.")
+            raise InputError(f"Label {label} is out of range: {self.subject} has {len(self.classes)} classes.")
         self._add({"kind": "answer", "item": item, "label": label}, person, client)
 
     def undo(self, item: str, action: str, person: str, client: str) -> None:
@@ -137,7 +156,11 @@ class Queue:
         return files.read_json(path) if path.exists() else None
 
     def _array(self, name: str) -> Array:
-        return read_array(Layout(self.path), StoredObject.from_json(self.record["object"]), name)
+        return read_array(Layout(self.path), self._stored, name)
+
+    @property
+    def _stored(self) -> StoredObject:
+        return StoredObject.from_json(self.record["object"])
 
     def _facts(self) -> list[dict[str, Any]]:
         with self._lock:
@@ -150,18 +173,18 @@ class Queue:
     def _add(self, fact: dict[str, Any], person: str, client: str) -> None:
         if not client:
             raise InputError("An answer needs the id of its action, so that sending it twice counts once.")
-        fact = {"format": QUEUE_FORMAT, **fact, "who": check_person(person), "when": now(), "client": client}
+        fact = {"format": self.record["format"], **fact, "who": check_person(person), "when": now(), "client": client}
         with self._lock:
             if all(entry.body["client"] != client for entry in self._log.entries()):
                 self._log.append(fact)
 
 
-def row_keys(inputs: Array) -> list[str]:
+def row_keys(inputs: Values) -> list[str]:
     """What names the rows that items become, for ever: a digest of the input, which is one row whoever predicted it."""
     return [f"review:{bytes(digest).hex()}" for digest in content_digests({"input": inputs})]
 
 
-def row_uids(inputs: Array) -> list[str]:
+def row_uids(inputs: Values) -> list[str]:
     """The uids of the rows that items become."""
     return [bytes(uid).hex() for uid in uids_of_keys(row_keys(inputs))]
 
@@ -187,7 +210,7 @@ def make_queue(
     arrays = {"inputs": predictions.input[rows], "probabilities": predictions.probabilities[rows]}
     ids, requests, sources = predictions.ids, predictions.request, predictions.source
     content = {
-        "format": QUEUE_FORMAT,
+        "format": _OF_PREDICTIONS,
         "model": str(bundle),
         "bundle": bundle.manifest()["digest"],
         "dataset": branch.ref,
@@ -202,7 +225,7 @@ def make_queue(
             for r, reason, probability in chosen
         ],
     }
-    return _write(reviews, bundle.name, content, arrays)
+    return write_queue(reviews, bundle.name, content, arrays)
 
 
 def open_queue(reviews: Path, name: str) -> Queue:
@@ -221,7 +244,8 @@ def list_queues(reviews: Path) -> list[str]:
     return sorted(path.parent.name for path in reviews.glob(f"*/{RECORD}"))
 
 
-def _write(reviews: Path, name: str, content: dict[str, Any], arrays: dict[str, Array]) -> Queue:
+def write_queue(reviews: Path, name: str, content: dict[str, Any], arrays: Mapping[str, Values]) -> Queue:
+    """The queue of this content, made if it is not there yet; its id is `<name>-<8 hex of the content>`."""
     path = reviews / f"{name}-{files.sha256_bytes(files.canonical_json(content))[:SHORT]}"
     if not (path / RECORD).exists():
         path.mkdir(parents=True, exist_ok=True)
@@ -235,11 +259,24 @@ def _reviewed(reviews: Path, branch: Version, predictions: Predictions) -> Set[s
     """The ids of predictions that need no look any more."""
     there = branch.find(row_uids(predictions.input)) if len(predictions) else np.zeros(0, np.int64)
     found = {prediction for prediction, row in zip(predictions.ids, there, strict=True) if row >= 0}
-    for name in list_queues(reviews):
-        queue = Queue(reviews / name)
-        if queue.applied() is not None:
-            found |= queue.answers().keys()
+    for queue in _applied(reviews):
+        found |= queue.answers().keys()
     return found
+
+
+def undecided(reviews: Path) -> Set[str]:
+    """The items that were looked at in a queue which was applied, and came to no label: skipped, or disputed."""
+    return {
+        item
+        for queue in _applied(reviews)
+        for item, said in queue.answers().items()
+        if said and decide(said).label is None
+    }
+
+
+def _applied(reviews: Path) -> list[Queue]:
+    queues = [Queue(reviews / name) for name in list_queues(reviews)]
+    return [queue for queue in queues if queue.applied() is not None]
 
 
 def _check_fits(branch: Version, feature: str, classes: list[str]) -> None:

@@ -19,7 +19,8 @@ from hpctool.export.statistics import output_statistics
 from hpctool.serve.journal import Predictions
 
 Measure = Literal["margin", "entropy"]
-Reason = Literal["uncertain", "audit"]
+#: `unlabelled` are rows of a dataset (rows.py)
+Reason = Literal["uncertain", "audit", "unlabelled"]
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def token_file(queue: Queue) -> Path:
 
 def _instructions(queue: Queue, host: str, port: int, token: str) -> list[str]:
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/?token={token}"
-    lines = [f"Review {queue.id}: {len(queue.items)} items of {queue.model}. Open in a browser:", "", f"  {url}", ""]
+    lines = [f"Review {queue.id}: {len(queue.items)} items of {queue.subject}. Open in a browser:", "", f"  {url}", ""]
     if host == LOCAL:
         here = f"{getpass.getuser()}@{socket.gethostname()}"
         lines += ["From another machine, first:", "", f"  ssh -N -L {port}:{LOCAL}:{port} {here}", ""]

@@ -22,8 +22,8 @@ def write_items(queue: Queue, path: Path) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for item, probabilities in zip(queue.items, queue.probabilities, strict=True):
-        confidence = f"{probabilities[item.guess]:.4f}"
-        writer.writerow([item.prediction, item.request, item.source, queue.classes[item.guess], confidence, ""])
+        said = [queue.classes[item.guess], f"{probabilities[item.guess]:.4f}"] if item.guess >= 0 else ["", ""]
+        writer.writerow([item.prediction, item.request, item.source, *said, ""])
     files.write_atomic(path, text.getvalue())
 
 

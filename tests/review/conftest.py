@@ -67,6 +67,12 @@ def true_label(queue: Queue, place: int) -> int:
     return int(queue.items[place].request.removeprefix("truth-").partition(":")[0])
 
 
+def images_of(queue: Queue) -> Array:
+    """What the queue shows, (items, H, W, C)."""
+    assert isinstance(queue.inputs, np.ndarray)
+    return queue.inputs
+
+
 @dataclass(frozen=True)
 class Page:
     """A review page that is being served."""

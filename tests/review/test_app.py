@@ -16,7 +16,7 @@ from PIL import Image
 from hpctool.errors import InputError
 from hpctool.review.queue import Queue
 from hpctool.review.server import bind, token_file, token_of
-from tests.review.conftest import TOKEN, serve_page
+from tests.review.conftest import TOKEN, images_of, serve_page
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_the_queue_is_told_without_its_reasons(client: httpx.Client, queue: Queu
 def test_an_image_is_what_the_model_saw(client: httpx.Client, queue: Queue) -> None:
     reply = client.get("/image/2.png")
     assert reply.headers["content-type"] == "image/png"
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(reply.content))), queue.inputs[2, :, :, 0])
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(reply.content))), images_of(queue)[2, :, :, 0])
     assert client.get("/image/999.png").status_code == 404
 
 

@@ -15,7 +15,7 @@ from hpctool.data.version import Version, open_version
 from hpctool.errors import InputError, UnknownName
 from hpctool.review.merge import Applied, apply
 from hpctool.review.queue import Queue, row_uids
-from tests.review.conftest import MakeQueue, true_label
+from tests.review.conftest import MakeQueue, images_of, true_label
 
 
 def say(queue: Queue, places: range, person: str = "ann", shift: int = 0) -> None:
@@ -26,7 +26,7 @@ def say(queue: Queue, places: range, person: str = "ann", shift: int = 0) -> Non
 
 
 def uid_of(queue: Queue, place: int) -> str:
-    return row_uids(queue.inputs[[place]])[0]
+    return row_uids(images_of(queue)[[place]])[0]
 
 
 def tip(folders: Folders) -> Version:
@@ -44,7 +44,7 @@ def test_labelled_items_become_rows_with_who_when_and_why(queue: Queue, folders:
     assert after.num_rows == before.num_rows + 5
     new = np.arange(before.num_rows, after.num_rows)
     assert after.uids(new) == [uid_of(queue, place) for place in range(5)]
-    assert np.array_equal(after.read("image", new), queue.inputs[:5])
+    assert np.array_equal(after.read("image", new), images_of(queue)[:5])
     assert after.read("label", new).tolist() == [true_label(queue, place) for place in range(5)]
     assert label_authors(after) == {"import": 100, "ann": 5}
     (told,) = blame(after, uid_of(queue, 2))

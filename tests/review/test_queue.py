@@ -16,7 +16,7 @@ from hpctool.errors import InputError, NewerFormat, UnknownName
 from hpctool.review.merge import apply
 from hpctool.review.queue import RECORD, Queue, list_queues, open_queue
 from hpctool.serve.journal import Journal
-from tests.review.conftest import MakeQueue, digits, predict, true_label
+from tests.review.conftest import MakeQueue, digits, images_of, predict, true_label
 
 
 def test_a_queue_needs_no_journal_and_says_where_it_comes_from(queue: Queue, folders: Folders) -> None:
@@ -24,7 +24,7 @@ def test_a_queue_needs_no_journal_and_says_where_it_comes_from(queue: Queue, fol
     shutil.rmtree(folders.journals)
     again = open_queue(folders.reviews, queue.id)
     rows = [found.ids.index(item.prediction) for item in again.items]
-    assert np.array_equal(again.inputs, found.input[rows])
+    assert np.array_equal(images_of(again), found.input[rows])
     assert np.array_equal(again.probabilities, found.probabilities[rows])
     assert [item.guess for item in again.items] == found.probabilities[rows].argmax(axis=1).tolist()
     assert [item.request for item in again.items] == [found.request[row] for row in rows]
@@ -141,6 +141,6 @@ def test_a_queue_for_a_dataset_that_cannot_take_it_is_not_made(
 
 def test_a_queue_of_a_newer_hpctool_is_refused(queue: Queue) -> None:
     path = queue.path / RECORD
-    files.write_json(path, files.read_json(path) | {"format": 2})
-    with pytest.raises(NewerFormat, match="is a review of format 2; this hpctool reads up to 1"):
+    files.write_json(path, files.read_json(path) | {"format": 3})
+    with pytest.raises(NewerFormat, match="is a review of format 3; this hpctool reads up to 2"):
         Queue(queue.path)

@@ -165,6 +165,10 @@ function showItem(item) {
     $("image").hidden = true;
     $("values").hidden = false;
     $("values").replaceChildren(...item.values.map((cells) => row(cells)));
+  } else if (item.text !== undefined) {
+    $("image").hidden = true;
+    $("text").hidden = false;
+    $("text").textContent = item.text;
   } else {
     $("image").alt = `Item ${place + 1}, to be labelled`;
     $("image").src = `image/${place}.png`;
@@ -180,10 +184,13 @@ function showItem(item) {
     button.querySelector(".fill").style.width = `${(share || 0) * 100}%`;
     button.querySelector(".share").textContent = share === undefined ? "" : `${Math.round(share * 100)} %`;
     const name = queue.classes[index];
-    button.setAttribute("aria-label", `${name}, the model says ${Math.round((share || 0) * 100)} percent`);
+    const said = item.guess === null ? "" : `, the model says ${Math.round((share || 0) * 100)} percent`;
+    button.setAttribute("aria-label", name + said);
   }
-  $("guess").textContent = `The model says ${queue.classes[item.guess]}.`;
-  showGuess(item.guess);
+  if (item.guess !== null) {
+    $("guess").textContent = `The model says ${queue.classes[item.guess]}.`;
+    showGuess(item.guess);
+  }
   const skipped = Boolean(answer) && answer.label === null;
   $("skip").classList.toggle("chosen", skipped);
   $("skip").setAttribute("aria-pressed", skipped);
@@ -227,6 +234,9 @@ function key(text) {
 }
 
 function makeButtons() {
+  // Rows that no model has seen: there is nothing to show beside the names.
+  const guessed = queue.items.some((item) => item.guess !== null);
+  $("labels").classList.toggle("plain", !guessed);
   const longest = Math.max(...queue.classes.map((name, index) => (name === queue.keys[index] ? 0 : name.length)));
   $("labels").style.setProperty("--name", `${Math.min(longest, 18)}ch`);
   $("labels").replaceChildren(...queue.classes.map((name, index) => {
@@ -269,7 +279,8 @@ async function load(first) {
   for (const stored of unsaved()) apply(JSON.parse(localStorage.getItem(stored)));
   document.title = `Review ${queue.id}`;
   $("title").textContent = `Review ${queue.id}`;
-  $("model").textContent = queue.model;
+  $("model").textContent = queue.subject;
+  $("become").textContent = queue.of_rows ? "labels" : "rows";
   $("dataset").textContent = queue.dataset;
   $("command").textContent = `hpctool review apply ${queue.id} --tag v2 -m "…"`;
   $("person").textContent = who || "who are you?";
