@@ -105,6 +105,15 @@ def test_a_command_that_does_not_exist_is_noticed(words: list[str], why: str) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("document", sorted(path.name for path in ROOT.glob("*.md")))
+def test_every_file_that_a_document_names_is_there(document: str) -> None:
+    named = re.findall(
+        r"`((?:tests|scripts|examples|conf|docs|jobs|hpctool)/[\w/.-]+|test_\w+\.py)`", (ROOT / document).read_text()
+    )
+    tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert [name for name in named if name not in tests and not (ROOT / name).exists()] == []
+
+
 def test_the_script_in_the_readme_is_killed_and_ends_the_same(tmp_path: Path) -> None:
     (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     last = "    losses.append(loss.item())\n"
