@@ -30,7 +30,7 @@ from hpctool.checkpoint.commits import committed
 from hpctool.checkpoint.flight import Flight
 from hpctool.checkpoint.restore import Restored, Search
 from hpctool.checkpoint.retention import Rules
-from hpctool.checkpoint.saving import Keeper, Plan
+from hpctool.checkpoint.saving import Check, Keeper, Plan
 from hpctool.errors import InputError
 from hpctool.launch import moments
 from hpctool.rundir import RunDir
@@ -98,16 +98,16 @@ class Checkpointer:
         info: Mapping[str, Any] | None = None,
         score: float | None = None,
         is_last: bool = False,
-        check: Callable[[World], None] | None = None,
+        check: Check | None = None,
         before_commit: Callable[[], None] | None = None,
     ) -> Path:
         """Commit the state of `step` and return its folder. Collective: all ranks must call it.
 
         `state` is the same on all ranks, which share the writing, or sharded over them (DTensor); `per_rank` is this
         rank's own (random generators); `info` is JSON for the manifest; `score` says how good it is, the higher the
-        better. `is_last`: rather give up the reserve than fail. `check` is called first on each rank, with the channel
-        of this save, and `before_commit` once the rank's part is written; what they raise ends the save. A step that
-        this attempt has already committed is not written again.
+        better. `is_last`: rather give up the reserve than fail. `check` compares first what must be alike on all ranks,
+        and `before_commit` is called once the rank's part is written; what they raise ends the save. A step that this
+        attempt has already committed is not written again.
         Raises InputError (state that cannot be stored), FencedError, OSError (disk full, …) or OperationError, on all
         ranks alike; nothing of this save is left then and the checkpoint before it stays.
         """
@@ -126,7 +126,7 @@ class Checkpointer:
         per_rank: Any = None,
         info: Mapping[str, Any] | None = None,
         score: float | None = None,
-        check: Callable[[World], None] | None = None,
+        check: Check | None = None,
         before_commit: Callable[[], None] | None = None,
     ) -> None:
         """Copy the state of `step`, as in `save`, and commit it beside what comes next. Collective.
@@ -244,7 +244,7 @@ class Checkpointer:
         info: Mapping[str, Any] | None,
         score: float | None,
         is_last: bool,
-        check: Callable[[World], None] | None,
+        check: Check | None,
         before_commit: Callable[[], None] | None,
     ) -> Plan:
         taken: snapshot.Snapshot | Exception
@@ -252,6 +252,8 @@ class Checkpointer:
         try:
             plain = _plain(info)
             taken = snapshot.take(state, per_rank, self.world.rank, self.world.size, self._buffers)
+            if check is not None:
+                check.copied(taken)
         except Exception as error:  # told to the other ranks, and raised on all
             taken = error
         return Plan(step, taken, plain, score, is_last, frozenset(self.keep), check, before_commit)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hpctool import files
 from hpctool.checkpoint import manifest, retention, space
@@ -27,6 +27,16 @@ from hpctool.launch import moments
 from hpctool.log import Log
 from hpctool.rundir import RunDir, now
 from hpctool.world import World
+
+
+class Check(Protocol):
+    """What must be alike on all ranks before anything is saved."""
+
+    def copied(self, copy: Snapshot) -> None:
+        """Behind the copy, in the thread that trains: take what is not in it and will be other after the next step."""
+
+    def compare(self, world: World) -> None:
+        """Collective, beside the next steps; what it raises, on all ranks alike, ends the save."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,8 @@ class Plan:
     is_last: bool
     #: steps that retention spares
     keep: frozenset[int]
-    #: called first on every rank, with the channel of this save; collective, and alike on all ranks in what it raises
-    check: Callable[[World], None] | None
+    #: compared first, in the channel of this save
+    check: Check | None
     #: done on every rank before the commit: metrics that belong to this step become durable
     before_commit: Callable[[], None] | None
 
@@ -70,7 +80,7 @@ class Keeper:
         began_s = time.monotonic()
         sizes = world.together(lambda: _size(plan.taken))
         if plan.check is not None:
-            plan.check(world)
+            plan.check.compare(world)
         final = self.rundir.checkpoint(plan.step)
         for is_again in (False, True):
             try:

@@ -70,15 +70,19 @@ class Snapshot:
         """The digests of the tensors that this rank writes of `prefix` (a key of the state; all of it if empty)."""
         found: list[Row] = []
         for name, row in sorted(self.table.items()):
-            image = self.images.get(self._home(name, row))
-            if image is None or not image.holds(name) or (prefix and name.split("/")[0] != prefix):
+            values = self.values(name)
+            if values is None or (prefix and name.split("/")[0] != prefix):
                 continue
             offsets = list(self.boxes[name].offsets) if name in self.boxes else None
-            found.append([name, row["dtype"], list(row["shape"]), offsets, files.sha256_bytes(image.values(name))])
+            found.append([name, row["dtype"], list(row["shape"]), offsets, files.sha256_bytes(values)])
         return found
 
-    def _home(self, name: str, row: Mapping[str, Any]) -> str:
-        return str(row["file"]) if "file" in row else next((n for n in self.images if n.startswith("shards-")), "")
+    def values(self, name: str) -> memoryview | None:
+        """The bytes of a tensor of the state, or of this rank's part; None where it is not this rank that writes it."""
+        row = self.table.get(name, {"file": ""})
+        home = row["file"] if "file" in row else next((n for n in self.images if n.startswith("shards-")), "")
+        image = self.images.get(home)
+        return image.values(name) if image is not None and image.holds(name) else None
 
 
 def take(state: Any, per_rank: Any, rank: int, size: int, buffers: Buffers | None = None) -> Snapshot:
@@ -167,7 +171,8 @@ def _pieces(folder: Path) -> dict[str, list[Piece]]:
 
 def _row(tensor: Any, home: str | None) -> dict[str, Any]:
     where = {"placements": sharded.placements_of(tensor)} if home is None else {"file": home}
-    return {**asdict(spec_of(tensor)), **where}
+    # Not asdict, which takes copies: the training waits for this.
+    return {**vars(spec_of(tensor)), **where}
 
 
 def _add_tensors(taken: Snapshot, name: str, tensors: Mapping[str, Any]) -> None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from hpctool.checkpoint.snapshot import Snapshot
+from hpctool.checkpoint.tensors import Bytes, is_sharded
 from hpctool.errors import DesyncError, listing
 from hpctool.world import TorchWorld, World
 
@@ -28,6 +31,9 @@ REASONS = {
     "memory or device of that rank errs",
 }
 
+
+#: weighs the bytes behind the last word of 64 bits
+_OF_THE_REST = 0x9E3779B1
 
 #: name of a tensor → a number that changes with any of its bits
 Bits = dict[str, int]
@@ -90,31 +96,48 @@ class Agreement:
         self._pending = dist.all_reduce(self._posted, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return Wishes(*map(bool, posted[:2]))
 
-    def check(self, position: Position) -> Callable[[World], None] | None:
-        """What compares this position and the parameters as they are now, and does so later, in a channel it is given.
+    def check(self, position: Position, key: str = "model") -> Check | None:
+        """What compares this position, and the parameters as they are now, beside the next steps; for a checkpoint.
 
-        For a checkpoint: before anything is built upon it, but beside the next steps. Collective, and raises
-        DesyncError on all ranks alike. None: there is nobody to compare with.
+        `key`: where the state that is saved has the model's. None: there is nobody to compare with.
         """
         if self._group is None:
             return None
-        bits = self._bits if position.step == self._position.step else {}
-        if self._every is not None:
-            # Where this boundary's exchange has looked at them already, that is still true.
-            bits = bits or bits_of(self._model.named_parameters())
-            position = position._replace(params=combined(bits))
-
-        def compare(world: World) -> None:
-            if len(set(map(tuple, world.gather(position)))) > 1:
-                raise _difference(world, position, bits)
-
-        return compare
+        parameters = self._model.named_parameters() if self._every is not None else []
+        tensors = {name: p.detach() for name, p in parameters if not is_sharded(p)}
+        # Where this boundary's exchange has looked at them already, that is still true.
+        known = self._bits if position.step == self._position.step else {}
+        return Check(position, key, tensors, dict(known))
 
     def finish(self) -> None:
         """Wait for what is posted; also before the ranks part."""
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
+
+
+class Check:
+    """Compares what is saved with what the other ranks have, before anything is built upon it (saving.Check)."""
+
+    def __init__(self, position: Position, key: str, tensors: dict[str, torch.Tensor], known: Bits) -> None:
+        self._position, self._key, self._tensors, self._bits = position, key, tensors, known
+        self._copies: dict[str, memoryview] = {}
+
+    def copied(self, copy: Snapshot) -> None:
+        """Look at the parameters that other ranks save, which the next step changes; this rank's own are copied."""
+        if not self._bits:
+            self._copies = {
+                name: at for name in self._tensors if (at := copy.values(f"{self._key}/{name}")) is not None
+            }
+            self._bits = bits_of((name, one) for name, one in self._tensors.items() if name not in self._copies)
+
+    def compare(self, world: World) -> None:
+        """Sum up the copies and compare. Collective. Raises DesyncError, on all ranks alike."""
+        own = {name: _sum_of_bytes(np.frombuffer(at, np.uint8)) for name, at in self._copies.items()}
+        bits = {name: value for name in self._tensors if (value := (self._bits | own).get(name)) is not None}
+        position = self._position._replace(params=combined(bits))
+        if len(set(map(tuple, world.gather(position)))) > 1:
+            raise _difference(world, position, bits)
 
 
 def _alike(reduced: list[int]) -> bool:
@@ -146,7 +169,7 @@ def bits_of(tensors: Iterable[tuple[str, torch.Tensor]]) -> Bits:
 
     A sum of its 64-bit words: one pass over the memory, some 0.1 s for a GB on a CPU core.
     """
-    return {name: int(_sum_of_bits(one)) for name, one in tensors if not hasattr(one, "device_mesh")}
+    return {name: int(_sum_of_bits(one)) for name, one in tensors if not is_sharded(one)}
 
 
 def combined(bits: Bits) -> int:
@@ -162,7 +185,14 @@ def _sum_of_bits(tensor: torch.Tensor) -> torch.Tensor:
     whole = raw.numel() // 8 * 8
     if raw.storage_offset() % 8:
         raw = raw.clone()
-    return raw[:whole].view(torch.int64).sum() + raw[whole:].sum() * 0x9E3779B1
+    return raw[:whole].view(torch.int64).sum() + raw[whole:].sum() * _OF_THE_REST
+
+
+def _sum_of_bytes(raw: Bytes) -> int:
+    """The same of a tensor's copy, uint8 (size in bytes,), wherever it begins."""
+    whole = raw.size // 8 * 8
+    with np.errstate(over="ignore"):
+        return int(raw[:whole].view(np.int64).sum() + np.int64(int(raw[whole:].sum()) * _OF_THE_REST))
 
 
 def _vector(wishes: Wishes, position: Position) -> torch.Tensor:

@@ -11,8 +11,8 @@ dcp.save        torch.distributed.checkpoint: ranks share the writing
 dcp.async_save  the same in a thread: as it is by default, and with an asynchronous stager. Its staging must end before
                 the optimizer may step, so its stall is the call and the rest of the staging
 hpctool         Checkpointer.save and async_save: checksums, digests, manifest, ledger and retention included
-hpctool + bits  as the training loop saves: a third of the state are parameters, whose bits are summed up on the way, so
-                that all ranks' are compared before the commit (train/agreement.py)
+hpctool + bits  as the training loop saves: a third of the state are parameters, and all ranks' are compared before the
+                commit (train/agreement.py): the stall has the sum over the bits of those that other ranks save
 """
 
 from __future__ import annotations
@@ -125,11 +125,13 @@ class Ways:
             run.mkdir(mode=0o700)
             RunDir(run).begin({})
         world.barrier()
-        self.saver = Checkpointer(RunDir(run, 1), world)
-        # As behind the first step of a training; the memory for `copy` was touched above.
-        self.saver.prepare({"model": state})
-        self.saver.wait()
+        self.saver = Checkpointer(RunDir(run, 1), world, params="model")
         learnt = torch.nn.ParameterList(list(state.values())[: len(state) // 3])
+        rest = dict(list(state.items())[len(state) // 3 :])
+        self.own_state = {"model": learnt.state_dict(), "optimizer": rest}
+        # As behind the first step of a training; the memory for `copy` was touched above.
+        self.saver.prepare(self.own_state)
+        self.saver.wait()
         self.agreement = Agreement(world, learnt, 100)
         ways = (self.copy, self.torch_save, self.dcp_save, self.dcp_async, self.dcp_staged, self.own, self.own_async)
         self.by_name = dict(zip(NAMES, (*ways, self.own_with_bits), strict=True))
@@ -164,18 +166,18 @@ class Ways:
         return lambda: answer.upload_completion.result() and None
 
     def own(self, number: int) -> Finish:
-        self.saver.save({"model": self.state}, 3 * number)
+        self.saver.save(self.own_state, 3 * number)
         return lambda: None
 
     def own_async(self, number: int) -> Finish:
-        self.saver.async_save({"model": self.state}, 3 * number + 1)
+        self.saver.async_save(self.own_state, 3 * number + 1)
         return self.saver.wait
 
     def own_with_bits(self, number: int) -> Finish:
         from hpctool.train.agreement import Position
 
         check = self.agreement.check(Position(step=number))
-        self.saver.async_save({"model": self.state}, 3 * number + 2, check=check)
+        self.saver.async_save(self.own_state, 3 * number + 2, check=check)
         return self.saver.wait
 
 

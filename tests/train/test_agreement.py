@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
 
-from hpctool.train.agreement import Agreement, Position, Wishes, bits_of, combined
+from hpctool.checkpoint.snapshot import take
+from hpctool.train.agreement import Agreement, Check, Position, Wishes, bits_of, combined
 from hpctool.world import World
 from tests.train.conftest import Attempt, MakeRun
 
@@ -34,21 +36,50 @@ def test_the_order_of_tensors_counts() -> None:
     assert combined({"a": 1, "b": 2}) != combined({"a": 2, "b": 1})
 
 
+class Listener(World):
+    """Hears what its one rank says to the others."""
+
+    def gather(self, value: Any) -> list[Any]:
+        self.said = value
+        return [value]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8])
+def test_a_save_says_the_same_whichever_tensors_it_has_copied_and_whatever_the_next_step_does(
+    dtype: torch.dtype,
+) -> None:
+    # Copies lie behind each other, so words of 64 bits begin anywhere.
+    tensors = {f"t{n}": torch.arange(3 * n + 1).sub(7 if dtype != torch.uint8 else 0).to(dtype) for n in range(9)}
+    before, worlds = combined(bits_of(tensors.items())), [Listener(), Listener()]
+    checks = []
+    for rank in range(2):
+        check = Check(Position(3), "model", dict(tensors), {})
+        check.copied(take({"model": tensors, "other": torch.ones(5)}, None, rank, 2))
+        checks.append(check)
+    for tensor in tensors.values():
+        tensor.add_(1)
+    for check, world in zip(checks, worlds, strict=True):
+        check.compare(world)
+    assert [world.said.params for world in worlds] == [before, before]
+
+
 @pytest.mark.slow
 def test_a_rank_whose_parameters_are_others_is_named_before_anything_is_saved(
     make_run: MakeRun, attempt: Attempt
 ) -> None:
     loop = "loop={max_steps: 12, global_batch_size: 24, checkpoint_every_steps: 4}"
-    base = (loop, "task._target_=usersown.Faulty", "parallel.compare_every_steps=2")
+    base = (loop, "task._target_=usersown.Faulty", "parallel.compare_every_steps=5")
     straight, run = make_run(*base, "name=straight"), make_run(*base, "name=nudged")
     assert attempt(straight, 3) == [0, 0, 0]
-    # Two discarded passes, then one for each step: pass 9 is step 7, which is compared with step 8, before its save.
-    assert attempt(run, 3, FAULT="nudge 1 9") == [1, 1, 1]
-    errors = [json.loads(run.error(rank, 1).read_text()) for rank in range(3)]
-    assert {error["type"] for error in errors} == {"DesyncError"}
-    assert "layers.7.bias, rank 1 against ranks 0, 2" in errors[0]["message"]
-    assert "newest checkpoint from before it stays" in errors[0]["message"]
-    assert [body["step"] for body in run.story().checkpoints] == [4]
+    # Two discarded passes, then one for each step: pass 9 is step 7, which only the save of step 8 compares; of the
+    # attempt that begins with step 5, pass 3 is that one, which is looked at itself.
+    for number, at in ((1, 9), (2, 3)):
+        assert attempt(run, 3, FAULT=f"nudge 1 {at}") == [1, 1, 1]
+        errors = [json.loads(run.error(rank, number).read_text()) for rank in range(3)]
+        assert {error["type"] for error in errors} == {"DesyncError"}
+        assert "layers.7.bias, rank 1 against ranks 0, 2" in errors[0]["message"]
+        assert "newest checkpoint from before it stays" in errors[0]["message"]
+        assert [body["step"] for body in run.story().checkpoints] == [4]
     assert attempt(run, 3) == [0, 0, 0]
     results = [one.result() or {} for one in (straight, run)]
     assert results[0]["param_digest"] == results[1]["param_digest"]
