@@ -16,6 +16,7 @@ from hpctool.data.authors import authored_rows, label_authors
 from hpctool.data.diff import diff as diff_versions
 from hpctool.data.history import GraphLine
 from hpctool.data.history import graph as draw
+from hpctool.data.labels import NO_LABEL_TEXT
 from hpctool.data.labels import blame as blame_row
 from hpctool.data.pictures import draw_label_changes, draw_statistics
 from hpctool.data.store import short
@@ -165,7 +166,7 @@ def stats(version: str, plot: Path | None, as_json: bool, root: Path | None) -> 
     print_table(["split", "rows"], [[name, split["rows"]] for name, split in splits.items()])
     if found.classes:
         counts = [[name, *(split["classes"][i] for split in splits.values())] for i, name in enumerate(found.classes)]
-        print_table(["class", *splits], [*counts, ["(no label)", *(split["unlabelled"] for split in splits.values())]])
+        print_table(["class", *splits], [*counts, [NO_LABEL_TEXT, *(split["unlabelled"] for split in splits.values())]])
     print_table(
         ["split", "feature", "count", "min", "max", "mean", "std"],
         [
@@ -211,9 +212,8 @@ def diff(a: str, b: str, plot: Path | None, as_json: bool, root: Path | None) ->
         if names := getattr(found, kind):
             say(f"{kind.replace('_', ' ')}: {', '.join(names)}")
     if found.relabelled:
-        print_table(
-            ["label from", "to", "rows"], found.label_counts(), title=f"labels changed: {len(found.relabelled):,}"
-        )
+        counts = [[old or NO_LABEL_TEXT, new or NO_LABEL_TEXT, count] for old, new, count in found.label_counts()]
+        print_table(["label from", "to", "rows"], counts, title=f"labels changed: {len(found.relabelled):,}")
 
 
 @group.command()
@@ -227,9 +227,14 @@ def blame(version: str, uid: str, as_json: bool, root: Path | None) -> None:
     if as_json:
         print_json(entries)
         return
+    # Before the first setting there was no row.
+    before = [e["old"] or NO_LABEL_TEXT for e in entries[:-1]] + [""]
     print_table(
         ["label", "was", "who", "when", "why", "commit"],
-        [[e["new"], e["old"], e["who"], e["when"], e["why"], short(e["commit"])] for e in entries],
+        [
+            [e["new"] or NO_LABEL_TEXT, was, e["who"], e["when"], e["why"], short(e["commit"])]
+            for e, was in zip(entries, before, strict=True)
+        ],
     )
 
 

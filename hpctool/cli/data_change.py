@@ -10,7 +10,7 @@ from hpctool.cli.output import json_option, paths_option, print_json, print_tabl
 from hpctool.data import merge as merging
 from hpctool.data.export import FORMATS
 from hpctool.data.export import export as export_version
-from hpctool.data.labels import read_fixes
+from hpctool.data.labels import NO_LABEL_TEXT, read_fixes
 from hpctool.data.labels import relabel as relabel_rows
 from hpctool.data.layout import DEFAULT_BRANCH, split_ref
 from hpctool.data.store import Store, short
@@ -23,21 +23,28 @@ from hpctool.errors import InputError, MergeConflict, counted
 @click.option("--from", "fixes", required=True, type=click.Path(path_type=Path), help="csv with columns uid, label.")
 @click.option("-m", "--message", required=True, help="Why.")
 @click.option("--tag", default=None, help="Name the new version for ever.")
+@click.option("--allow-missing", is_flag=True, help="An empty label, or -1, takes the row's label away.")
 @json_option
 @paths_option
-def relabel(dataset: str, fixes: Path, message: str, tag: str | None, as_json: bool, root: Path | None) -> None:
+def relabel(
+    dataset: str, fixes: Path, message: str, tag: str | None, allow_missing: bool, as_json: bool, root: Path | None
+) -> None:
     """Change labels: a new version that shares everything else. DATASET is NAME or NAME@branch.
 
-    The csv has the columns uid and label (a class's name or index), and perhaps who and why.
+    The csv has the columns uid and label (a class's name or index), and perhaps who and why. A row without a label
+    there is refused, as it may be a slip; with --allow-missing its label is taken away.
     """
     version = _open_branch(root, dataset)
-    changes = read_fixes(version, fixes)
+    changes = read_fixes(version, fixes, allow_missing=allow_missing)
     commit = relabel_rows(version.store, version.revision, changes, message, tag, base=version.commit)
     num_labels = commit.operation["num_labels"] if commit.id != version.commit else 0
+    num_gone = commit.operation.get("num_taken_away", 0) if num_labels else 0
     if as_json:
-        print_json({"dataset": version.ref, "commit": commit.id, "num_labels": num_labels, "tag": tag})
+        done = {"dataset": version.ref, "commit": commit.id, "num_labels": num_labels, "num_taken_away": num_gone}
+        print_json(done | {"tag": tag})
     elif num_labels:
-        say(f"{version.ref}: labels changed: {num_labels:,}; commit {short(commit.id)}.")
+        gone = f", {num_gone:,} of them taken away" if num_gone else ""
+        say(f"{version.ref}: labels changed: {num_labels:,}{gone}; commit {short(commit.id)}.")
     else:
         say(f"{version.ref}: unchanged, every label is so already; commit {short(commit.id)}.")
 
@@ -184,7 +191,14 @@ def _show_conflict(conflict: MergeConflict, as_json: bool) -> None:
         print_json({"ours": conflict.ours, "theirs": conflict.theirs, "conflicts": conflict.rows})
     elif conflict.rows:
         rows = [
-            [row["uid"], *(row[side].get(key, "") for side in ("ours", "theirs") for key in ("label", "who", "why"))]
+            [
+                row["uid"],
+                *(
+                    cell
+                    for side in (row["ours"], row["theirs"])
+                    for cell in (side["label"] or NO_LABEL_TEXT, side.get("who", ""), side.get("why", ""))
+                ),
+            ]
             for row in conflict.rows
         ]
         print_table(["uid", "ours", "by", "why", "theirs", "by", "why"], rows)

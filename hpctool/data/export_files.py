@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpctool.data.manifest import LABEL, Column
+from hpctool.data.sources.base import UNLABELLED
 from hpctool.errors import InputError
 from hpctool.world import Array
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from hpctool.data.export import Job
 
 _SHARD_BYTES = 512 << 20
-_NO_CLASS = "_unlabelled"
 #: the first bytes of encoded images, and what such files are called
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp", b"II*\0": "tif"}
 
@@ -56,7 +56,7 @@ def write_images(job: Job, path: Path) -> None:
     if len(images) != 1:
         found = f"{len(images)} columns of images" if images else "no column of images (uint8, H × W × 1, 3 or 4)"
         raise InputError(f"A folder of images takes one column of them; {job.version.ref} has {found}. See --column.")
-    folders = [safe_name(name) for name in job.version.classes] + [_NO_CLASS]
+    folders = [safe_name(name) for name in job.version.classes] + [UNLABELLED]
     path.mkdir()
     (path / "about.json").write_text(json.dumps(job.about, indent=1) + "\n")
     for split in job.splits:
@@ -69,7 +69,7 @@ def write_images(job: Job, path: Path) -> None:
             suffix, data = encoded(job.columns[images[0]], block.columns[images[0]][row])
             folder = folders[int(labels[row])] if labels is not None else "."
             (path / split / folder / f"{uid}.{suffix}").write_bytes(data)
-    for empty in path.glob(f"*/{_NO_CLASS}"):
+    for empty in path.glob(f"*/{UNLABELLED}"):
         if not any(empty.iterdir()):
             empty.rmdir()
 

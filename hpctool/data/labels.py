@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from hpctool.data.identity import Digests, places, uids_from_hex
 from hpctool.data.layout import check_name
 from hpctool.data.manifest import LABEL, NO_LABEL, UID, Manifest
 from hpctool.data.objects import StoredObject
+from hpctool.data.sources.base import MISSING
 from hpctool.data.sources.csvfile import read_csv
 from hpctool.data.stats import label_counts
 from hpctool.data.store import Store, short
@@ -23,6 +24,8 @@ from hpctool.data.version import Version
 from hpctool.errors import ConflictError, InputError, SourceError
 from hpctool.rundir import now, who
 
+#: What people read where there is no label.
+NO_LABEL_TEXT = "(no label)"
 #: Files that are written at once.
 _WRITERS = 8
 
@@ -91,7 +94,7 @@ def relabel(
         return Draft(
             manifest=store.put_manifest(manifest),
             message=message,
-            operation={"kind": "relabel", "num_labels": int(effective.size)} | ({"origin": origin} if origin else {}),
+            operation=_operation(new[effective], origin),
             changes=put_changes(store, [wanted[i] for i in effective], now_there[effective]),
             run=run,
         )
@@ -102,9 +105,10 @@ def relabel(
     return commit
 
 
-def read_fixes(version: Version, path: Path) -> list[Change]:
+def read_fixes(version: Version, path: Path, *, allow_missing: bool = False) -> list[Change]:
     """The changes that a csv file asks for: columns uid and label (a class's name or index), perhaps who and why.
 
+    With `allow_missing` an empty label, or -1, takes the row's label away; otherwise it may be a slip, and is refused.
     The whole file is checked. Raises SourceError with the line.
     """
     header, lines, rows = read_csv(path)
@@ -114,7 +118,9 @@ def read_fixes(version: Version, path: Path) -> list[Change]:
     place = {name: header.index(name) for name in header}
     cells = [{name: row[number].strip() for name, number in place.items()} for row in rows]
     uids = [cell["uid"].lower() for cell in cells]
-    labels = [_label(version, path, line, cell["label"]) for line, cell in zip(lines, cells, strict=True)]
+    labels = [
+        _label(version, path, line, cell["label"], allow_missing) for line, cell in zip(lines, cells, strict=True)
+    ]
     _check_uids(version, path, lines, uids)
     first: dict[str, int] = {}
     for line, uid, label in zip(lines, uids, labels, strict=True):
@@ -167,6 +173,11 @@ def class_name(version: Version, label: int) -> str:
     return "" if label == NO_LABEL else version.classes[label]
 
 
+def quoted(name: str) -> str:
+    """A class's name as a sentence has it; empty is no label."""
+    return f"'{name}'" if name else NO_LABEL_TEXT
+
+
 def _tip(store: Store, branch: str) -> Commit:
     tip = store.tip(branch)
     if tip is None:
@@ -197,6 +208,13 @@ def _check(version: Version, changes: list[Change]) -> npt.NDArray[np.int64]:
     return rows
 
 
+def _operation(labels: npt.NDArray[np.int64], origin: str) -> dict[str, Any]:
+    """What the commit says of itself: how many labels were set, and how many of these to none."""
+    num_taken_away = int((labels == NO_LABEL).sum())
+    more = {"num_taken_away": num_taken_away, "origin": origin}
+    return {"kind": "relabel", "num_labels": len(labels)} | {key: value for key, value in more.items() if value}
+
+
 def _labels_there(
     current: Version,
     wanted: list[Change],
@@ -211,8 +229,8 @@ def _labels_there(
     if touched.size:
         first = int(touched[0])
         uid, label = wanted[first].uid, class_name(current, int(labels[first]))
-        ours = f"'{class_name(current, wanted[first].label)}' by {wanted[first].who}"
-        theirs = f"'{label}'" if not gone[first] else "gone"
+        ours = f"{quoted(class_name(current, wanted[first].label))} by {wanted[first].who}"
+        theirs = quoted(label) if not gone[first] else "gone"
         if not gone[first] and (last := blame(current, uid)):
             theirs += f" by {last[0].who} in commit {short(last[0].commit)}"
         raise ConflictError(f"The label of row {uid} in {current.ref}", ours, theirs)
@@ -274,7 +292,13 @@ def _one_uid(version: Version, uid: str) -> npt.NDArray[np.uint8]:
     return wanted
 
 
-def _label(version: Version, path: Path, line: int, text: str) -> int:
+def _label(version: Version, path: Path, line: int, text: str, allow_missing: bool) -> int:
+    if text in MISSING and text not in version.classes:
+        if allow_missing:
+            return NO_LABEL
+        raise SourceError(
+            path, "it gives the row no label. --allow-missing takes labels away where this is meant.", line
+        )
     try:
         return version.label_index(text)
     except InputError as error:

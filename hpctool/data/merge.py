@@ -16,7 +16,7 @@ import numpy as np
 from hpctool.data.commit import Commit, Draft
 from hpctool.data.history import merge_base
 from hpctool.data.identity import places
-from hpctool.data.labels import Change, blame, class_name, put_changes, with_labels
+from hpctool.data.labels import Change, blame, class_name, put_changes, quoted, with_labels
 from hpctool.data.layout import check_name
 from hpctool.data.manifest import CONTENT, LABEL, NO_LABEL, UID, Manifest, RowGroup
 from hpctool.data.objects import read_column
@@ -273,7 +273,7 @@ def last_changes(version: Version, uids: Sequence[str]) -> dict[str, tuple[str, 
 
 
 def _sides(entry: dict[str, Any]) -> str:
-    ours, theirs = (f"'{entry[side]['label']}' by {entry[side]['who']}" for side in ("ours", "theirs"))
+    ours, theirs = (f"{quoted(entry[side]['label'])} by {entry[side]['who']}" for side in ("ours", "theirs"))
     return f"{entry['uid']} {ours}, {theirs}"
 
 

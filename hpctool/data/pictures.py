@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from hpctool.data.diff import Diff
+from hpctool.data.labels import NO_LABEL_TEXT
 from hpctool.data.version import Version
 from hpctool.errors import InputError
 
-_NO_LABEL = "(no label)"
 _MOST_CLASSES = 40  # of which each is named in a picture
 _MOST_FEATURES = 40
 _COLORS = ("#31688e", "#d1733c", "#35b779", "#8f5aa8", "#b8b12f", "#7f7f7f")
@@ -28,8 +28,8 @@ def check_picture(path: Path) -> None:
 def draw_label_changes(diff: Diff, path: Path) -> None:
     """Labels before (rows) and after (columns), of those that changed: the number of rows, the most in the darkest."""
     check_picture(path)
-    counts = {(old or _NO_LABEL, new or _NO_LABEL): count for old, new, count in diff.label_counts()}
-    names = sorted({name for pair in counts for name in pair}, key=lambda name: (name == _NO_LABEL, name))
+    counts = {(old or NO_LABEL_TEXT, new or NO_LABEL_TEXT): count for old, new, count in diff.label_counts()}
+    names = sorted({name for pair in counts for name in pair}, key=lambda name: (name == NO_LABEL_TEXT, name))
     table = np.zeros((len(names), len(names)), np.int64)
     for (old, new), count in counts.items():
         table[names.index(old), names.index(new)] = count

@@ -122,6 +122,25 @@ def test_relabel_blame_and_diff_tell_one_story(ask: Ask, tell: Callable[..., str
     assert (again["num_labels"], again["commit"]) == (0, done["commit"])
 
 
+@pytest.mark.slow
+def test_labels_taken_away_are_told_apart_from_an_empty_cell(
+    ask: Ask, tell: Callable[..., str], tmp_path: Path
+) -> None:
+    fixes = tmp_path / "fixes.csv"
+    fixes.write_text(f"uid,label\n{UID},\n")
+    with pytest.raises(SourceError, match=r"line 2: it gives the row no label\. --allow-missing takes labels away"):
+        tell("relabel", "tiny", "--from", fixes, "-m", "x")
+    asked = ("relabel", "tiny", "--from", fixes, "-m", "blurred", "--allow-missing", "--tag", "v3")
+    assert (done := ask(*asked))["num_taken_away"] == done["num_labels"] == 1
+    assert ask("diff", "tiny@v2", "tiny")["labels"] == [{"from": "cat", "to": "", "count": 1}]
+    assert re.search(r"cat +\(no label\) +1", tell("diff", "tiny@v2", "tiny"))
+    assert re.search(r"\(no label\) +cat .* blurred", tell("blame", "tiny", UID))
+    assert sum(part["unlabelled"] for part in ask("stats", "tiny")["splits"].values()) == 2
+    # The branch `other` is behind: it goes on to that, label and all.
+    ask("merge", "tiny@other", "main")
+    assert ask("blame", "tiny@other", UID)[0]["new"] == ""
+
+
 def test_labels_go_onto_a_branch_only(tell: Callable[..., str], tmp_path: Path, root: Path) -> None:
     fixes = tmp_path / "fixes.csv"
     fixes.write_text(f"uid,label\n{UID},mouse\n")
@@ -231,8 +250,8 @@ def test_merge_shows_both_sides_of_a_conflict(ask: Ask, tell: Callable[..., str]
     tell("relabel", "tiny@other", "--from", fixes, "-m", "look")
     done = CliRunner().invoke(cli, ["data", "merge", "tiny", "other", "--root", str(root)])
     assert isinstance(done.exception, InputError)
-    (row,) = [line.split() for line in done.stdout.splitlines() if uid in line]
-    assert (row[:2], row[-3:]) == ([uid, "bob@cluster"], ["dog", "eve", "look"])
+    (row,) = [re.split(r"  +", line.strip()) for line in done.stdout.splitlines() if uid in line]
+    assert (row[:3], row[-3:]) == ([uid, "(no label)", "bob@cluster"], ["dog", "eve", "look"])
     tell("merge", "tiny", "other", "--prefer", "theirs")
     assert "├─┐" in tell("log", "tiny", "--graph", "--all")
     assert [row["label"] for row in ask("show", "tiny", "--rows", "all") if row["uid"] == uid] == ["dog"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpctool.data.authors import label_authors
 from hpctool.data.labels import Change, blame, read_fixes, relabel
 from hpctool.data.prepare import Prepared
 from hpctool.data.version import Version, open_version
@@ -151,8 +152,8 @@ def test_fixes_name_classes_by_name_or_index_and_may_say_who_and_why(
     ("lines", "line", "problem"),
     [
         ("{a},1\n{b},17", 3, "label '17' is out of range: the classes of tiny@main are 0, 1, 2, 3"),
-        ("{a},-1", 2, "label '-1' is out of range"),
-        ("{a},", 2, "label '' is out of range"),
+        ("{a},1\n{b},-1", 3, "gives the row no label. --allow-missing takes"),
+        ("{a},", 2, "gives the row no label. --allow-missing takes"),
         ("{a},1\n\n" + "ff" * 16 + ",1", 4, "there is no row " + "ff" * 16),
         ("nonsense,1", 2, "'nonsense' cannot be the uid of a row"),
         ("{a},1\n{a},2", 3, "stands before with another label"),
@@ -168,6 +169,23 @@ def test_a_wrong_line_is_named_and_nothing_is_written(
         read_fixes(tiny, fixes)
     assert caught.value.line == line
     assert problem in str(caught.value)
+
+
+def test_labels_are_taken_away_where_that_is_said_to_be_meant(tiny: Version, datasets: Path, fixes: Path) -> None:
+    a, b, c = tiny.uids(np.array([0, 1, 2]))
+    before = tiny.read("label")
+    fixes.write_text(f"uid,label,who\n{a},,ann\n{b},-1,\n{c},{before[2]},\n")
+    changes = read_fixes(tiny, fixes, allow_missing=True)
+    assert [(one.uid, one.label) for one in changes] == [(a, -1), (b, -1), (c, before[2])]
+    commit = relabel(tiny.store, "main", changes, "blurred")
+    assert commit.operation == {"kind": "relabel", "num_labels": 2, "num_taken_away": 2}
+    after = open_version(datasets, "tiny")
+    assert after.read("label").tolist() == [-1, -1, *before[2:].tolist()]
+    assert (blame(after, a)[0].old, blame(after, a)[0].new, blame(after, a)[0].who) == (str(before[0]), "", "ann")
+    assert label_authors(after) == {"import": 38}
+    # The same row, labelled by somebody who had not seen that.
+    with pytest.raises(ConflictError, match=r"ours is '\d' by ann, theirs is \(no label\) by ann in commit"):
+        relabel(tiny.store, "main", [change(a, (int(before[0]) + 1) % 4)], "late", base=tiny.commit)
 
 
 @pytest.mark.parametrize(

@@ -76,11 +76,15 @@ def test_images_beside_the_classes_have_no_label_and_other_files_are_left_out(
     prepare_with: Run, photos: Path, datasets: Path
 ) -> None:
     (photos / "cat" / "a.png").rename(photos / "who.png")
+    (photos / "_unlabelled").mkdir()
+    Image.new("RGB", (5, 6), (1, 2, 3)).save(photos / "_unlabelled" / "a.png")  # as an export has it
     (photos / "README.txt").write_text("my photos")
     (photos / ".hidden.png").write_text("no image")
     notes = prepare_with("data.name=rows", *folder(photos)).notes
-    assert notes == [f"2 files in {photos} are no images and were left out.", "1 row has no label."]
-    assert by_key(open_version(datasets, "rows"), "label", ["who.png", "dog/a.png"]).tolist() == [-1, 1]
+    assert notes == [f"2 files in {photos} are no images and were left out.", "2 rows have no label."]
+    version = open_version(datasets, "rows")
+    assert by_key(version, "label", ["who.png", "dog/a.png", "_unlabelled/a.png"]).tolist() == [-1, 1, -1]
+    assert version.classes == ["cat", "dog"]
 
 
 @pytest.mark.slow

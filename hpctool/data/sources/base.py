@@ -28,7 +28,10 @@ BLOCK_ROWS = 65536
 #: whether it is still the same.
 Piece = dict[str, Any]
 
-_MISSING = ("", str(NO_LABEL))
+#: What a source, or a csv of fixes, says for no label.
+MISSING = ("", str(NO_LABEL))
+#: The folder of images that have no label: what an export writes, an image folder is read with.
+UNLABELLED = "_unlabelled"
 
 
 @dataclass
@@ -112,7 +115,7 @@ def check_names(features: Iterable[str]) -> None:
 def check_block(source: RowSource, block: Block) -> None:
     """Raises SourceError on a label that is none of the classes and on a number that is not finite."""
     if (classes := source.classes) is not None and block.labels is not None:
-        known = {*classes, *_MISSING}
+        known = {*classes, *MISSING}
         for row, label in enumerate(block.labels):
             if label not in known:
                 raise block.error(row, f"label '{label}' is none of the classes {listing(classes)} (source.classes).")
@@ -126,13 +129,13 @@ def check_block(source: RowSource, block: Block) -> None:
 
 def class_order(names: Sequence[str]) -> list[str]:
     """The classes that occur, in the order of their index: numbers by number, names by name."""
-    occurring = sorted(set(names) - set(_MISSING))
+    occurring = sorted(set(names) - set(MISSING))
     return sorted(occurring, key=int) if all(name.isdecimal() for name in occurring) else occurring
 
 
 def class_codes(names: Sequence[str], classes: Sequence[str]) -> npt.NDArray[np.int64]:
     """The index of each class in `classes`, -1 for one that means "none"."""
-    index = {name: number for number, name in enumerate(classes)} | dict.fromkeys(_MISSING, NO_LABEL)
+    index = {name: number for number, name in enumerate(classes)} | dict.fromkeys(MISSING, NO_LABEL)
     return np.array([index[name] for name in names], np.int64)
 
 

@@ -15,7 +15,7 @@ from hpctool import files
 from hpctool.data.manifest import Column
 from hpctool.data.ragged import Ragged, Values
 from hpctool.data.schema import Source
-from hpctool.data.sources.base import Block, Piece, RowSource
+from hpctool.data.sources.base import UNLABELLED, Block, Piece, RowSource
 from hpctool.data.sources.images import SUFFIXES, Target, check, decode, image_column, keeps_encoded, make_target
 from hpctool.errors import ConfigError, SourceError
 
@@ -64,7 +64,7 @@ class ImageFolder(RowSource):
         skip = 1 if self.source.split == "folder" else 0
         yield Block(
             keys=paths,
-            labels=[part[skip] if len(part) > skip + 1 else "" for part in parts],
+            labels=[part[skip] if len(part) > skip + 1 and part[skip] != UNLABELLED else "" for part in parts],
             columns={"path": Ragged.of([os.fsencode(path) for path in paths])},
             groups=[self._group_of(path) for path in paths] if self._group else None,
             splits=[part[0] if len(part) > 1 else "" for part in parts] if skip else None,
