@@ -31,6 +31,7 @@ from hpctool.files import (
     discard,
     fsync_dir,
     place,
+    read_small,
     temporary_name,
     write_durably,
 )
@@ -109,6 +110,18 @@ class Log:
         # Names are as long as each other, so the last of them is that of the highest number.
         self.top = int(max(_entries_of(self._all_names()), default="0"))
         return self.top
+
+    def mark(self) -> tuple[int, int]:
+        """What a new entry changes of the folder: its inode and the time of its last change. Raises OSError.
+
+        Two entries within one tick of the file system's clock leave it as one does: ask `has`, too.
+        """
+        status = os.stat(self.folder)
+        return status.st_ino, status.st_mtime_ns
+
+    def has(self, number: int) -> bool:
+        """Whether entry `number` is there, whole or not: one call, nothing is listed."""
+        return os.path.lexists(self.path(number))
 
     def newest(self) -> Entry | None:
         """The newest readable entry, or None."""
@@ -211,7 +224,7 @@ class Log:
                 continue
             path = self.folder / name
             with contextlib.suppress(OSError, CorruptError, NewerFormat):
-                for line in _unsealed(path, path.read_bytes()).splitlines():
+                for line in _unsealed(path, read_small(path)).splitlines():
                     item = json.loads(line)
                     self._cache.setdefault(item["n"], item["body"])
                     missing.discard(item["n"])
@@ -238,7 +251,7 @@ def _read_patiently(path: Path, patience_s: float = _PATIENCE_S) -> bytes:
     deadline, wait_s = time.monotonic() + patience_s, 0.05
     while True:
         try:
-            return path.read_bytes()
+            return read_small(path)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESTALE) or time.monotonic() + wait_s > deadline:
                 raise

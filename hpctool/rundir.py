@@ -66,6 +66,11 @@ class Story:
     entries: list[Entry] = field(default_factory=list)
 
     @property
+    def last(self) -> int:
+        """The number of the newest entry, 0 for none."""
+        return self.entries[-1].number if self.entries else 0
+
+    @property
     def checkpoints(self) -> list[dict[str, Any]]:
         """The committed checkpoints, oldest first: step, attempt, path, digest.
 

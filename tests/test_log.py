@@ -13,6 +13,7 @@ import pytest
 
 from hpctool import files
 from hpctool.errors import NewerFormat
+from hpctool.files import read_small
 from hpctool.log import Entry, Log, _read_patiently, _sealed
 
 GOLDEN = Path(__file__).with_name("assets") / "log_v1"
@@ -168,7 +169,7 @@ def test_a_process_out_of_files_does_not_take_entries_for_broken(
     def out_of_files(path: Path) -> bytes:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(Path, "read_bytes", out_of_files)
+    monkeypatch.setattr("hpctool.log.read_small", out_of_files)
     with pytest.raises(OSError, match="Too many open files"):
         Log(tmp_path).entries()
 
@@ -176,15 +177,15 @@ def test_a_process_out_of_files_does_not_take_entries_for_broken(
 @pytest.mark.slow
 def test_reading_waits_for_a_file_that_was_listed_and_is_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "entry"
-    honest, refusals = Path.read_bytes, [errno.ENOENT, errno.ESTALE]
+    honest, refusals = read_small, [errno.ENOENT, errno.ESTALE]
     path.write_bytes(b"here")
 
-    def late(self: Path) -> bytes:
+    def late(path: Path) -> bytes:
         if refusals:
             raise OSError(refusals.pop(), "late")
-        return honest(self)
+        return honest(path)
 
-    monkeypatch.setattr(Path, "read_bytes", late)
+    monkeypatch.setattr("hpctool.log.read_small", late)
     assert _read_patiently(path) == b"here"
 
 
@@ -224,13 +225,13 @@ def test_packs_repeat_ranges_of_entries_in_two_sizes(tmp_path: Path, primitive: 
 
 
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    honest, seen = Path.read_bytes, []
+    honest, seen = read_small, []
 
-    def noting(self: Path) -> bytes:
-        seen.append(self.name)
-        return honest(self)
+    def noting(path: Path) -> bytes:
+        seen.append(path.name)
+        return honest(path)
 
-    monkeypatch.setattr(Path, "read_bytes", noting)
+    monkeypatch.setattr("hpctool.log.read_small", noting)
     return seen
 
 

@@ -126,16 +126,14 @@ def was_replaced(rundir: RunDir, before: Story) -> bool:
 
 def _attempt(story: Story, before: Story) -> int:
     """The number under which the attempt that followed `before` has begun; the one before it if it never began."""
-    last = before.entries[-1].number if before.entries else 0
-    begun = [e.body["attempt"] for e in story.entries if e.number > last and e.body["kind"] == "begun"]
+    begun = [e.body["attempt"] for e in story.entries if e.number > before.last and e.body["kind"] == "begun"]
     return int(begun[0]) if begun else before.attempt
 
 
 def _task_said(story: Story, before: Story, attempt: int) -> dict[str, Any]:
     """The end of this attempt as its rank 0 wrote it down; empty if it could not."""
-    last = before.entries[-1].number if before.entries else 0
     for entry in reversed(story.entries):
-        if entry.number > last and entry.body["kind"] == "ended" and entry.body["attempt"] == attempt:
+        if entry.number > before.last and entry.body["kind"] == "ended" and entry.body["attempt"] == attempt:
             return entry.body
     return {}
 

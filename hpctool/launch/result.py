@@ -70,7 +70,7 @@ def first_error(rundir: RunDir, attempt: int) -> str:
 def process_start(pid: int) -> str:
     """When a process began, in the kernel's clock ticks: with the pid it names a process for ever. Empty if gone."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        text = files.read_small(Path(f"/proc/{pid}/stat")).decode(errors="replace")
     except OSError:
         return ""
     # The command may hold spaces and brackets; fields are counted after its last bracket. A zombie does not live.

@@ -52,8 +52,8 @@ class Index:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a cache that is damaged is no news: the runs are read instead
-                index.last = log.last()
                 bodies = [entry.body for entry in log.entries()]
+                index.last = log.top  # by the same listing, so that whatever comes later makes `seal` give up
         except (HpctoolError, OSError):
             return index
         newest: dict[str, dict[str, Any]] = {}

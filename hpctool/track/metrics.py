@@ -10,6 +10,8 @@ nothing: the reader cuts each attempt where the next one began, so that no step 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
 import os
@@ -217,14 +219,18 @@ def read_metrics(rundir: RunDir, story: Story | None = None) -> Curves:
     return {name: sorted(points[name].items()) for name in sorted(points)}
 
 
-def read_last(rundir: RunDir, story: Story | None = None) -> dict[str, tuple[int, float]]:
-    """The newest point (step, value) of each metric, from the ends of the newest two files: for tables of many runs."""
-    resumed = _resumed(story or rundir.story())
+def read_last(rundir: RunDir, story: Story | None = None, *, is_whole: bool = False) -> dict[str, tuple[int, float]]:
+    """The newest point (step, value) of each metric, from the ends of the newest two files: for tables of many runs.
+
+    Where `is_whole` says that `story` knows every attempt, the folder need not be listed.
+    """
+    story = story or rundir.story()
+    resumed = _resumed(story)
     last: dict[str, tuple[int, float]] = {}
     limit = math.inf
-    for attempt in sorted(_attempts(rundir), reverse=True)[:2]:
+    for attempt, lines in itertools.islice(_newest_first(rundir, story if is_whole else None), 2):
         limit = min([limit, *(step for later, step in resumed.items() if later > attempt)])
-        newest_first = sorted(_read_lines(rundir.metrics(attempt), _TAIL_BYTES), key=lambda line: -line["s"])
+        newest_first = sorted(lines, key=lambda line: -line["s"])
         for line in newest_first:
             if line["s"] <= limit:
                 for name, value in line["m"].items():
@@ -232,6 +238,17 @@ def read_last(rundir: RunDir, story: Story | None = None) -> dict[str, tuple[int
         if newest_first and attempt not in resumed:
             break
     return last
+
+
+def _newest_first(rundir: RunDir, story: Story | None) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """The attempts that have a file, with the lines at its end: the first two are looked for before all are listed."""
+    tried = list(range(story.attempt, 0, -1))[:2] if story else []
+    for attempt in tried:
+        with contextlib.suppress(FileNotFoundError):
+            yield attempt, list(_read_lines(rundir.metrics(attempt), _TAIL_BYTES))
+    if not tried or tried[-1] > 1:
+        for attempt in sorted(set(_attempts(rundir)).difference(tried), reverse=True):
+            yield attempt, list(_read_lines(rundir.metrics(attempt), _TAIL_BYTES))
 
 
 def reported(rundir: RunDir) -> dict[str, float | str]:
@@ -275,11 +292,8 @@ def _attempts(rundir: RunDir) -> list[int]:
 
 def _read_lines(path: Path, tail_bytes: int = 0) -> Iterator[dict[str, Any]]:
     """The lines of one attempt, or those within its last `tail_bytes`; one that cannot be read is said and skipped."""
-    with open(path, "rb") as file:
-        start = max(0, os.fstat(file.fileno()).st_size - tail_bytes) if tail_bytes else 0
-        file.seek(start)
-        data = file.read()
-    if start:
+    data, is_all = files.read_tail(path, tail_bytes) if tail_bytes else (files.read_small(path), True)
+    if not is_all:
         data = data.partition(b"\n")[2]
     # What follows the last newline is still being written, or was torn by a kill.
     for raw in data.split(b"\n")[:-1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,14 +11,16 @@ from typing import Any
 
 import yaml
 
+from hpctool import files
 from hpctool.config import flatten
 from hpctool.errors import HpctoolError, NewerFormat
 from hpctool.launch.result import RESULT_FORMAT, correct
 from hpctool.launch.slurm.queue import Queue
 from hpctool.log import decode_entry
-from hpctool.rundir import OVER, RunDir, Story
+from hpctool.rundir import OVER, RunDir, Story, fold
 from hpctool.track.keys import changed_values, typed_values
 from hpctool.track.metrics import from_json, read_last, to_json
+from hpctool.track.underway import Memory, Underway
 
 #: The word for a run whose run.json cannot be read; the other states are in hpctool.rundir.
 BROKEN = "broken"
@@ -114,9 +117,12 @@ def read_row(rundir: RunDir) -> Row:
     return read_rows([rundir])[0]
 
 
-def read_rows(rundirs: Sequence[RunDir], queue: Queue | None = None) -> list[Row]:
-    """The rows of many runs, with one question to Slurm for all of them."""
-    drafts = [_Draft(rundir) for rundir in rundirs]
+def read_rows(rundirs: Sequence[RunDir], queue: Queue | None = None, underway: Underway | None = None) -> list[Row]:
+    """The rows of many runs, with one question to Slurm for all of them.
+
+    Of runs under way `underway` knows a part, and learns what it does not know.
+    """
+    drafts = [_Draft(rundir, underway) for rundir in rundirs]
     known = [draft for draft in drafts if draft.story is not None]
     stories = [draft.story for draft in known if draft.story is not None]
     with noting([]):  # said by the row already
@@ -129,23 +135,45 @@ def read_rows(rundirs: Sequence[RunDir], queue: Queue | None = None) -> list[Row
 class _Draft:
     """A row on its way: what the run's own files say, before Slurm is asked. `story` is None if run.json is broken."""
 
-    def __init__(self, rundir: RunDir) -> None:
+    def __init__(self, rundir: RunDir, underway: Underway | None) -> None:
         self.rundir = rundir
-        self.row = Row(rundir.id, rundir=rundir)
-        self.result: dict[str, Any] = {}
+        self.row = Row(rundir.id, state="", rundir=rundir)
+        #: None while nobody has looked
+        self.result: dict[str, Any] | None = None
         self.story: Story | None = None
-        with noting(self.row.problems):
-            take_record(self.row, rundir.record())
-            self.row.state = ""
-        if self.row.problems:
-            self.row.cause = "run.json cannot be read"
-            return
-        with noting(self.row.problems):
-            self.result = _checked_result(rundir)
-        self.story = Story(state=BROKEN)
-        with noting(self.row.problems):
-            self.story = _story(rundir, self.result)
-        self.row.is_final = self.story.state in OVER
+        memory = underway.recall(rundir) if underway else None
+        if memory is not None:
+            take_record(self.row, memory.record)
+            self.row.plain = memory.config
+            self.story = fold(memory.entries)
+        else:
+            memory = self._read(underway)
+        self.row.is_final = self.story is not None and self.story.state in OVER
+        if underway and memory and not self.row.is_final:
+            underway.learn(rundir.id, memory)
+
+    def _read(self, underway: Underway | None) -> Memory | None:
+        """Read the run's files; what they say is worth remembering unless something is the matter with them."""
+        row, record = self.row, dict[str, Any]()
+        with noting(row.problems):
+            record = self.rundir.record()
+            take_record(row, record)
+        if row.problems:
+            row.state, row.cause = BROKEN, "run.json cannot be read"
+            return None
+        self.result = {}
+        with noting(row.problems):
+            self.result = _checked_result(self.rundir)
+        self.story, mark = Story(state=BROKEN), None
+        if underway and self.result.get("state") != "completed":
+            with contextlib.suppress(OSError):  # nothing has happened yet
+                # Before the entries are listed: what comes in between makes it a mark of the past.
+                mark = self.rundir.ledger.mark()
+        with noting(row.problems):
+            self.story = _story(self.rundir, self.result)
+        if mark is None or row.problems or self.story.state in OVER:
+            return None
+        return Memory(record, row.config, mark, self.story.entries)
 
     def finish(self, story: Story) -> None:
         """Fill the row in."""
@@ -153,6 +181,8 @@ class _Draft:
         row.state, row.cause, row.attempts, row.step = story.state, story.cause, story.attempt, story.step
         row.slurm_job_id = story.slurm_job_id
         with noting(row.problems):
+            if self.result is None:
+                self.result = _checked_result(self.rundir) if story.state in OVER else {}
             if self.result.get("state") == story.state and "metrics" in self.result:
                 _take_result(row, self.result)
             else:
@@ -166,7 +196,7 @@ def read_config(rundir: RunDir) -> dict[str, Any]:
     """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return flatten(yaml.load(rundir.config_yaml.read_bytes(), loader))  # noqa: S506
+        return flatten(yaml.load(files.read_small(rundir.config_yaml), loader))  # noqa: S506
     except yaml.YAMLError as error:
         raise ValueError(f"{rundir.config_yaml} is not YAML: {error}") from error
 
@@ -212,7 +242,7 @@ def _story(rundir: RunDir, result: dict[str, Any]) -> Story:
     if result.get("state") == "completed" and result.get("attempts") == 1:
         newest = ledger.newest()
         if newest and newest.body["kind"] == "ended" and newest.body["state"] == "completed":
-            first = decode_entry(ledger.path(1), ledger.path(1).read_bytes())
+            first = decode_entry(ledger.path(1), files.read_small(ledger.path(1)))
             return Story("completed", "", 1, newest.body["step"], first.get("slurm_job_id", ""))
     return rundir.story()
 
@@ -225,7 +255,8 @@ def _take_result(row: Row, result: dict[str, Any]) -> None:
 
 
 def _take_metrics(row: Row, rundir: RunDir, story: Story) -> None:
-    last = read_last(rundir, story)
+    # The files of a whole ledger's attempts are known by name; a damaged one may lack an attempt.
+    last = read_last(rundir, story, is_whole=not row.problems)
     row.metrics = {name: value for name, (_, value) in sorted(last.items())}
     if story.state in ("running", "stopping"):
         row.step = max([row.step, *(step for step, _ in last.values())])

@@ -16,6 +16,7 @@ from hpctool.launch.slurm.queue import Queue
 from hpctool.rundir import RunDir, forget
 from hpctool.track.index import Index, folders, may_be_sealed, same, suspects
 from hpctool.track.row import FIELDS, Row, noting, read_rows, take_record
+from hpctool.track.underway import Underway
 
 
 def list_rows(runs: Path, queue: Queue | None = None, scan: bool = False) -> list[Row]:
@@ -43,12 +44,16 @@ def _begun_rows(runs: Path, queue: Queue | None, scan: bool) -> dict[str, Row]:
     index = Index.read(runs)
     known = {} if scan else {name: row for name, row in index.rows.items() if inodes.get(name) == index.inodes[name]}
     compared = suspects(list(known))
+    underway = Underway(runs) if scan else Underway.read(runs)
     # A folder without run.json is what a submitter that was killed has left.
-    unknown = [name for name in inodes if name not in known and os.path.exists(runs / name / "run.json")]
-    fresh = {row.id: row for row in read_rows([RunDir(runs / name) for name in [*unknown, *compared]], queue)}
+    open_ = [name for name in inodes if name not in known]
+    unknown = [name for name in open_ if name in underway.known or os.path.exists(runs / name / "run.json")]
+    rundirs = [RunDir(runs / name) for name in [*unknown, *compared]]
+    fresh = {row.id: row for row in read_rows(rundirs, queue, underway)}
     wrong = [name for name in compared if not same(known[name], fresh[name])]
     news = [fresh[name] for name in (*unknown, *wrong) if may_be_sealed(fresh[name])]
     index.seal(news, inodes)
+    underway.save()
     forget(runs, [name for name in index.rows if name not in inodes or (name in wrong and fresh[name] not in news)])
     for name in wrong:
         fresh[name].problems.append("the index of runs said otherwise; it was mended.")

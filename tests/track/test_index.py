@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,16 @@ from typing import Any
 import pytest
 
 from hpctool.launch.start import mark_submitted
-from hpctool.rundir import RunDir, index_folder
+from hpctool.log import Log
+from hpctool.rundir import RunDir, index_folder, now
 from hpctool.track.index import Index
 from hpctool.track.row import Row
 from hpctool.track.runs import list_rows
+from hpctool.track.underway import Underway
 from tests.track.samples import Sample
 
+#: of ten thousand runs, so many are not over
+NUM_UNDERWAY = 100
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
@@ -129,28 +134,102 @@ def test_where_nothing_can_be_written_the_table_is_read_from_the_folders(unprivi
     os.chmod(unprivileged / "runs", 0o755)
 
 
-def many(runs: Path, number: int) -> None:
-    """Copies of a completed run under other names, 100 of them still under way."""
+CHANGES: dict[str, Callable[[Sample], Any]] = {
+    "nothing": lambda run: None,
+    "went on": lambda run: run.checkpoint(2).checkpoint(3).checkpoint(5),
+    "in the same tick": lambda run: in_the_same_tick(run, lambda: run.checkpoint(7)),
+    "resumed": lambda run: run.checkpoint(2).log([3]).begin(resumed=2).log([3], accuracy=0.5),
+    "completed": lambda run: run.log([9]).complete(),
+    "cancelled": lambda run: run.rundir.ledger.append({"kind": "cancel", "by": "me", "time": now()}),
+    "a gap": lambda run: run.checkpoint(2).checkpoint(3).rundir.ledger.path(3).unlink(),
+    "truncated": lambda run: os.truncate(run.checkpoint(2).checkpoint(3).rundir.ledger.path(3), 9),
+    "by symbolic links": lambda run: Log(run.rundir.ledger.folder, "symlink").append(
+        {"kind": "checkpoint", "attempt": 1, "step": 6}
+    ),
+    "made anew": lambda run: made_anew(run),
+    "deleted": lambda run: shutil.rmtree(run.rundir.path),
+    "memory flipped": lambda run: flip(run.rundir.path.parent),
+}
+
+
+def in_the_same_tick(run: Sample, action: Callable[[], Any]) -> None:
+    """As a file system with a coarse clock shows it."""
+    before = os.stat(run.rundir.ledger.folder)
+    action()
+    os.utime(run.rundir.ledger.folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def made_anew(run: Sample) -> None:
+    """Within the same folders, as their inodes may be given again."""
+    for path in (one for one in run.rundir.path.rglob("*") if one.is_file()):
+        path.unlink()
+    Sample(run.rundir.path.parent, "cc", lr=0.7).begin(where="slurm").checkpoint(6)
+
+
+def flip(runs: Path) -> None:
+    path = index_folder(runs) / "underway.json"
+    path.write_bytes(path.read_bytes().replace(b'"step":1', b'"step":4'))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_happened_to_a_run_under_way_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    monkeypatch.setattr("hpctool.track.underway.ENOUGH", 0)
+    run = three(tmp_path)[-1].checkpoint(1)
+    first = table(list_rows(tmp_path))
+    assert run.id in Underway.read(tmp_path).known
+    CHANGES[change](run)
+    assert table(list_rows(tmp_path)) == table(list_rows(tmp_path, scan=True))
+    assert (table(list_rows(tmp_path)) == first) == (change in ("nothing", "memory flipped"))
+
+
+def test_a_few_runs_under_way_are_read_and_not_remembered(tmp_path: Path) -> None:
+    three(tmp_path)
+    list_rows(tmp_path)
+    assert [path.name for path in index_folder(tmp_path).iterdir()] == ["0000000001"]
+
+
+def many(runs: Path, number: int) -> list[RunDir]:
+    """Copies of a completed run under other names, and of one under way on another host: those are returned."""
     done = Sample(runs, "aa").begin().log([1, 2]).complete().rundir.path
-    running = Sample(runs, "bb").begin().log([1]).rundir.path
+    running = Sample(runs, "bb").begin(host="node17").log([1, 2]).checkpoint(1).checkpoint(2)
+    running = running.begin(resumed=2, host="node17").log([3]).checkpoint(3)
     for index in range(number - 2):
-        source = done if index >= 100 else running
+        source = done if index >= NUM_UNDERWAY else running.rundir.path
         path = runs / f"train-{index:08x}"
-        (path / "ledger").mkdir(parents=True)
-        for name in ("run.json", "config.yaml", "result.json", "ledger/0000000001", "ledger/0000000002"):
-            if (source / name).exists():
-                os.link(source / name, path / name)
+        for folder in ("ledger", "metrics"):
+            (path / folder).mkdir(parents=True)
+        for file in (one for one in source.rglob("*") if one.is_file() and "checkpoints" not in one.parts):
+            os.link(file, path / file.relative_to(source))
+    return [RunDir(runs / f"train-{index:08x}", 2) for index in range(NUM_UNDERWAY)]
+
+
+def num_calls(runs: Path) -> int:
+    """The system calls that a listing makes on a folder of runs, by the kernel's account; 0 where nobody can trace."""
+    code = f"import pathlib\nfrom hpctool.track.runs import list_rows\nlist_rows(pathlib.Path({str(runs)!r}))"
+    traced = runs.parent / "calls.txt"
+    strace = ["strace", "-f", "-y", "-qq", "-o", str(traced), "-e", "trace=%file,%desc", "--"]
+    if shutil.which("strace") is None or subprocess.run([*strace, "true"], capture_output=True).returncode:
+        return 0
+    subprocess.run([*strace, sys.executable, "-c", code], check=True)
+    return sum(str(runs) in line for line in traced.read_text().splitlines())
 
 
 @pytest.mark.slow
 def test_ten_thousand_runs_are_listed_with_few_calls(tmp_path: Path) -> None:
-    many(tmp_path, 10_000)
-    assert len(list_rows(tmp_path)) == 10_000
+    runs = tmp_path / "runs"
+    underway = many(runs, 10_000)
+    assert len(list_rows(runs)) == 10_000
     rows: list[Row] = []
-    seen = opened(lambda: rows.extend(list_rows(tmp_path)), tmp_path)
+    seen = opened(lambda: rows.extend(list_rows(runs)), runs)
     assert len(rows) == 10_000
-    # Each is some four system calls: open, fstat, read, close.
-    assert len(seen) <= 1500 / 4 + 100 * 5
+    assert [row.step for row in rows if row.state == "running"] == [3] * (NUM_UNDERWAY + 1)
+    assert len(seen) <= 500
+    assert num_calls(runs) <= 1500
+    for rundir in underway:
+        rundir.ledger.append({"kind": "checkpoint", "attempt": 2, "step": 4, "time": now()})
+    assert num_calls(runs) <= 2500
+    assert sorted(row.step for row in list_rows(runs) if row.state == "running") == [3, *[4] * NUM_UNDERWAY]
+    assert num_calls(runs) <= 1500
 
 
 def test_an_index_of_format_1_is_read(tmp_path: Path) -> None:
@@ -165,3 +244,11 @@ def test_an_index_of_format_1_is_read(tmp_path: Path) -> None:
         "cnn",
     )
     assert index.last == 2
+
+
+def test_a_memory_of_format_1_is_read(tmp_path: Path) -> None:
+    (tmp_path / ".index").mkdir()
+    shutil.copy(ASSETS / "underway_v1.json", tmp_path / ".index" / "underway.json")
+    (run_id, memory), *others = Underway.read(tmp_path).known.items()
+    assert (run_id, others, memory.record["id"], memory.config["optim.lr"]) == ("train-cccccccc", [], run_id, 0.3)
+    assert [(entry.number, entry.body["kind"]) for entry in memory.entries] == [(1, "begun"), (3, "checkpoint")]

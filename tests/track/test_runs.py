@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -149,15 +150,15 @@ def test_a_thousand_finished_runs_are_listed_in_a_second_and_few_files_each(
         run.checkpoint(step)
     run.log([200]).complete()
     opened: list[str] = []
-    read_bytes = Path.read_bytes
+    honest = os.open
 
-    def counted(path: Path) -> bytes:
+    def counted(path: Path, flags: int) -> int:
         opened.append(path.name)
-        return read_bytes(path)
+        return honest(path, flags)
 
-    monkeypatch.setattr(Path, "read_bytes", counted)
+    monkeypatch.setattr(os, "open", counted)
     start = time.perf_counter()
     for _ in range(1000):
         assert read_row(run.rundir).step == 200
     assert time.perf_counter() - start < 2.0  # a second, on a machine that does nothing else
-    assert len(opened) / 1000 <= 5
+    assert 3 <= len(opened) / 1000 <= 5

@@ -46,7 +46,7 @@ def correct(rundirs: Sequence[RunDir], stories: list[Story], queue: Queue | None
     # It may have written down its end between our reading its ledger and Slurm's answer.
     again = {index: rundirs[index].story() for index in gone if _is_mine(rundirs[index].path)}
     for index, story in again.items():
-        if len(story.entries) != len(stories[index].entries):
+        if story.last != stories[index].last:
             stories[index] = story
     lost = {index: stories[index] for index in again if stories[index] is not again[index]}
     if lost:
