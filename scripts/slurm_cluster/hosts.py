@@ -149,7 +149,9 @@ def set_cable(state: State, node: str, up: bool) -> None:
 def set_read_only(pid: int, folder: Path) -> None:
     """Where this process lives, nothing new can be made in a folder; what it holds already stays as it is."""
     lines = ["mount --bind . .", 'mount -o remount,bind,ro "$PWD"']
-    lines.append('for inner in "$PWD"/*; do mount --bind "$inner" "$inner"; mount -o remount,bind,rw "$inner"; done')
+    lines.append('for inner in "$PWD"/*; do')
+    # Of an empty folder the shell makes the pattern itself.
+    lines.append('[ ! -e "$inner" ] || { mount --bind "$inner" "$inner"; mount -o remount,bind,rw "$inner"; }; done')
     host = ["nsenter", f"--mount=/proc/{pid}/ns/mnt", f"--root=/proc/{pid}/root", f"--wdns={folder}"]
     run(*host, "sh", "-ec", "\n".join(lines))
 

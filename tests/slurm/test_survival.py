@@ -177,8 +177,6 @@ def test_a_node_cut_off_and_healed_leaves_no_zombies_writing(lab: Lab, undisturb
 def test_a_node_that_fails_the_start_check_is_left_out_when_the_job_comes_back(lab: Lab, undisturbed: str) -> None:
     run = lab.train("unfit", "+cluster.extra={hold: null}")
     job_id = run.story().slurm_job_id
-    # The node can write what its ranks say, and nothing else.
-    lab.cluster.run("touch", *(run.path / "logs" / f"{job_id}_{rank}_log.out" for rank in range(4)))
     lab.cluster.read_only("n2", run.path / "logs")
     lab.cluster.scontrol("release", job_id)
     story = lab.until_ended(run, attempts=2)

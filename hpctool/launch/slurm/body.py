@@ -72,7 +72,9 @@ def attempt_text(commands: Commands) -> str:
     name = "%A_%a" if commands.is_array else "%j"
     log = f'{shlex.quote(str(commands.logs))}/"$job"_0_log.out'
     srun = [
-        *("srun", "--unbuffered", "--open-mode=append", f"--output={commands.logs}/{name}_%t_log.out"),
+        # What ranks say before they have logs of their own goes through srun into the script's log. With a file for
+        # each rank (%t) a node that cannot make it hangs the step for 120 s, and Slurm does not say which node it was.
+        *("srun", "--unbuffered", "--label", "--open-mode=append", f"--output={commands.logs}/{name}_0_log.out"),
         # A rank that fails ends all: the others would wait for it until the time limit.
         *("--kill-on-bad-exit=1", *commands.srun_args),
     ]

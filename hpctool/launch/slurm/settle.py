@@ -26,8 +26,9 @@ from hpctool.rundir import RunDir, Story, fold
 
 #: `srun: error: n2: task 1: Killed`, `… tasks 0,2: Exited with exit code 1`
 _TASK_ENDED = re.compile(r"error: \S+: tasks? ([0-9]+)[0-9,-]*: (.+)")
+#: without the number of the task that srun sets before a line of its output
 _OUT_OF_MEMORY = re.compile(
-    r"^.*(oom[_-]kill|error: .*out of memory|exceeded (step |job )?memory limit).*$", re.I | re.M
+    r"^(?:\s*\d+: )?(.*(?:oom[_-]kill|error: .*out of memory|exceeded (?:step |job )?memory limit).*)$", re.I | re.M
 )
 _NODE_LOST = re.compile(r"node failure|node_fail|communication connection failure|job .* failed nodes", re.I)
 
@@ -91,7 +92,7 @@ def _by_slurm(rundir: RunDir, stop: inside.Stop) -> Verdict | None:
 def _by_itself(rundir: RunDir, before: Story, outcome: Outcome, words: str) -> Verdict:
     """What it means that ranks ended though Slurm wanted nothing of them."""
     if match := _OUT_OF_MEMORY.search(words):
-        line = match.group(0).strip()
+        line = match.group(1).strip()
         return Verdict(
             "failed", f"out of memory, says Slurm ({line}); ask for more resources.mem_gb, or train with less"
         )

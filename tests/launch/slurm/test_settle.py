@@ -86,7 +86,7 @@ def test_an_error_of_ones_own_is_named_before_those_that_only_lost_their_peers(r
     ],
 )
 def test_out_of_memory_is_called_so_and_not_tried_again(run: RunDir, words: str) -> None:
-    assert settle.settle(run, 137, "srun: error: n2: task 1: Killed\n", words) == 1
+    assert settle.settle(run, 137, "srun: error: n2: task 1: Killed\n", f"1: Killed\n 0: {words}") == 1
     assert run.story().state == "failed"
     assert run.story().cause.startswith(f"out of memory, says Slurm ({words.splitlines()[0]})")
 
