@@ -13,6 +13,7 @@ from hpctool.cli.data_append import append
 from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
 from hpctool.data import describe
 from hpctool.data.authors import authored_rows, label_authors
+from hpctool.data.branches import tips
 from hpctool.data.diff import diff as diff_versions
 from hpctool.data.history import GraphLine
 from hpctool.data.history import graph as draw
@@ -81,6 +82,9 @@ def log(version: str, graph: bool, everything: bool, as_json: bool, root: Path |
     """
     found = _open(root, version)
     entries = list(describe.commit_entries(found, merged=graph, everything=everything))
+    for tip in tips(found.store) if everything else []:
+        if tip.problem:
+            say(f"hpctool: {found.name}@{tip.branch} is left out: {tip.problem}. See: hpctool data branch {found.name}")
     if as_json:
         print_json(entries)
         return

@@ -8,6 +8,8 @@ import click
 
 from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
 from hpctool.data import merge as merging
+from hpctool.data.branches import Tip
+from hpctool.data.branches import tips as branch_tips
 from hpctool.data.export import FORMATS
 from hpctool.data.export import export as export_version
 from hpctool.data.labels import NO_LABEL_TEXT, read_fixes
@@ -116,23 +118,25 @@ def tag(version: str, name: str, as_json: bool, root: Path | None) -> None:
 @click.argument("version")
 @click.argument("name", required=False)
 @click.option("--delete", "gone", default=None, metavar="NAME", help="End a branch; `gc` may take what no other needs.")
+@click.option("--force", is_flag=True, help="NAME is there already: let it begin anew at this version.")
 @json_option
 @paths_option
-def branch(version: str, name: str | None, gone: str | None, as_json: bool, root: Path | None) -> None:
+def branch(version: str, name: str | None, gone: str | None, force: bool, as_json: bool, root: Path | None) -> None:
     """List the branches, begin one at a version, or end one.
 
     \b
     hpctool data branch digits
     hpctool data branch digits@v1 experiment
     hpctool data branch digits --delete experiment
+    hpctool data branch digits@1a2b3c experiment --force
     """
     datasets = resolve_paths(root).datasets
     if name is not None and gone is not None:
         raise InputError("Begin a branch or end one: NAME and --delete do not go together.")
+    if force and name is None:
+        raise InputError("--force lets a branch begin anew; say which: hpctool data branch NAME@COMMIT BRANCH --force")
     if name is not None:
-        found = open_version(datasets, version)
-        found.store.create_branch(name, found.commit)
-        say(f"{found.name}@{name} begins at commit {short(found.commit)}.")
+        _begin(open_version(datasets, version), name, force)
     store = Store.open(datasets, split_ref(version)[0])
     if gone is not None:
         if gone == DEFAULT_BRANCH:
@@ -140,11 +144,36 @@ def branch(version: str, name: str | None, gone: str | None, as_json: bool, root
         last = store.delete_branch(gone)
         say(f"{store.name}@{gone} is gone; it was commit {short(last)}: hpctool data branch {store.name}@{short(last)}")
     listed = name is None and gone is None
-    tips = {branch: store.resolve(branch) for branch in store.branches()} if as_json or listed else {}
+    tips = branch_tips(store) if as_json or listed else []
     if as_json:
-        print_json(tips)
+        print_json({tip.branch: None if tip.problem else tip.commit for tip in tips})
     elif listed:
-        print_table(["branch", "commit"], [[branch, short(commit)] for branch, commit in tips.items()])
+        problems = any(tip.problem for tip in tips)
+        columns = ["branch", "commit", "problem"] if problems else ["branch", "commit"]
+        print_table(columns, [[tip.branch, short(tip.commit), tip.problem][: len(columns)] for tip in tips])
+        for tip in tips:
+            _say_lost(store, tip)
+
+
+def _begin(version: Version, name: str, force: bool) -> None:
+    """Begin a branch at a version; with `force` also one that is there."""
+    if not force or name not in version.store.branches():
+        version.store.create_branch(name, version.commit)
+        say(f"{version.name}@{name} begins at commit {short(version.commit)}.")
+        return
+    was = version.store.reset_branch(name, version.commit)
+    before = f"; it was commit {short(was)}" if was else ""
+    say(f"{version.name}@{name} begins anew at commit {short(version.commit)}{before}.")
+
+
+def _say_lost(store: Store, tip: Tip) -> None:
+    if not tip.problem:
+        return
+    ways = [f"hpctool data restore {store.name} --from <second root> brings it back"]
+    if tip.whole:
+        last = f"{store.name}@{short(tip.whole)}"
+        ways.append(f"hpctool data branch {last} {tip.branch} --force goes on from its newest commit that is whole")
+    say(f"hpctool: {store.name}@{tip.branch}: {tip.problem}. {'; '.join(ways)}.")
 
 
 @click.command()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hpctool.data.branches import tips
 from hpctool.data.commit import Commit
 from hpctool.data.history import ancestors, newest_first
 from hpctool.data.labels import class_name
@@ -108,4 +109,4 @@ def _dataset_row(store: Store) -> dict[str, Any]:
 
 
 def _refs(store: Store) -> dict[str, str]:
-    return {branch: store.resolve(branch) for branch in store.branches()} | store.tags()
+    return {tip.branch: tip.commit for tip in tips(store) if not tip.problem} | store.tags()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hpctool.data import order as orders
+from hpctool.data.branches import tips
 from hpctool.data.labels import class_name
 from hpctool.data.manifest import LABEL
 from hpctool.data.store import Store, short
@@ -100,7 +101,8 @@ def exposures(store: Store, uid: str) -> Iterator[Exposure]:
             index = np.flatnonzero(rows == row)
             if index.size:
                 yield _exposure(use, version, row, int(index[0]))
-    if not found and not any(_row(Version(store, name, store.resolve(name)), uid) >= 0 for name in store.branches()):
+    whole = [tip for tip in tips(store) if not tip.problem]
+    if not found and not any(_row(Version(store, tip.branch, tip.commit), uid) >= 0 for tip in whole):
         raise UnknownName(f"row of dataset '{store.name}' called", uid, [], f"See: hpctool data show {store.name}.")
 
 

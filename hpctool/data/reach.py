@@ -99,10 +99,10 @@ class Reach:
             ref, log = f"{self.store.name}@{branch}", self.store.head(branch)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # broken entries are reported here
-                entries = log.entries()
+                log.entries()
             self.damaged += [Damage(str(log.folder / name), why, [ref]) for name, why in sorted(log.broken.items())]
-            ended = [number for number, entry in enumerate(entries) if entry.body.get("deleted")]
-            for entry in entries[ended[-1] + 1 if ended else 0 :]:
+            entries = self.store.moves(branch)
+            for entry in entries:
                 self._name(names, entry.body, log.path(entry.number), ref, entry is entries[-1])
         for tag in self.store.tag_names():
             ref, path = f"{self.store.name}@{tag}", self.store.layout.tags / tag

@@ -119,9 +119,11 @@ def _copy_entry(store: Store, other: Layout, data: bytes, path: Path) -> str:
     A copy that has gone another way since is refused: a branch's commits descend from each other.
     """
     copy = other.root / path.relative_to(store.root)
-    commit_id = commit_in(copy, decode_entry(copy, data))
+    body = decode_entry(copy, data)
+    commit_id = commit_in(copy, body)
     if path.parent.parent == store.layout.heads:
-        before, after = (_neighbour(path, number) for number in (int(path.name) - 1, int(path.name) + 1))
+        before = "" if body.get("anew") else _neighbour(path, int(path.name) - 1, unless="deleted")
+        after = _neighbour(path, int(path.name) + 1, unless="anew")
         line = [one for one in (before, commit_id, after) if one]
         if not all(_descends(store, other, newer, older) for older, newer in itertools.pairwise(line)):
             return f"{copy} names {short(commit_id)}, which is not of this branch"
@@ -129,11 +131,12 @@ def _copy_entry(store: Store, other: Layout, data: bytes, path: Path) -> str:
     return ""
 
 
-def _neighbour(path: Path, number: int) -> str:
-    """The commit of another entry of the same branch, empty where that is not there or broken, too."""
+def _neighbour(path: Path, number: int, unless: str) -> str:
+    """The commit of another entry of the same branch, empty where that is not there, broken, or `unless`."""
     entry = path.with_name(f"{number:010d}")
     with contextlib.suppress(OSError, HpctoolError):
-        return commit_in(entry, decode_entry(entry, entry.read_bytes()))
+        body = decode_entry(entry, entry.read_bytes())
+        return "" if body.get(unless) else commit_in(entry, body)
     return ""
 
 

@@ -26,7 +26,7 @@ from hpctool.data.manifest import Manifest, check_format
 from hpctool.data.objects import StoredObject, read_array, write_object
 from hpctool.data.ragged import Values
 from hpctool.errors import ConflictError, CorruptError, InputError, NewerFormat, UnknownName, listing
-from hpctool.log import Log, decode_entry, encode_entry
+from hpctool.log import Entry, Log, decode_entry, encode_entry
 from hpctool.rundir import now, who
 from hpctool.world import Array
 
@@ -173,7 +173,14 @@ class Store:
             raise CorruptError(log.path(last), f"the tip of branch '{branch}' cannot be read", known.strip())
         if newest.body.get("deleted"):
             return None
-        return self.commit_of(commit_in(log.path(last), newest.body))
+        try:
+            return self.commit_of(commit_in(log.path(last), newest.body))
+        except CorruptError as error:
+            advice = (
+                f"It is the tip of branch '{branch}'. See: hpctool data restore {self.name} --from <second root>; "
+                f"hpctool data branch {self.name}"
+            )
+            raise CorruptError(error.path, error.problem, advice) from error
 
     def history(self, commit_id: str) -> Iterator[Commit]:
         """The commit and its first parents, newest first. Raises CorruptError."""
@@ -242,6 +249,34 @@ class Store:
             theirs = f"commit {short(moved.id)}" if moved else "its end"
             raise ConflictError(f"Branch '{branch}' of dataset '{self.name}'", f"its end at {short(was)}", theirs)
         return was
+
+    def reset_branch(self, branch: str, commit_id: str) -> str:
+        """Let a branch that is there begin anew at a commit; the commit that it was, empty where that cannot be read.
+
+        What only it led to is needed no more, as if it had been ended. Raises UnknownName, ConflictError where it moved
+        meanwhile.
+        """
+        log = self.head(check_name("branch", branch))
+        last, entries = log.last(), self.moves(branch)
+        if branch not in self.branches():
+            raise self.unknown_branch(branch)
+        if not self._move(log, commit_id, after=last, anew=True):
+            raise ConflictError(f"Branch '{branch}' of dataset '{self.name}'", short(commit_id), "it has just moved")
+        self._hold(self.commit_of(commit_id), None)
+        return str(entries[-1].body.get("commit", "")) if entries and entries[-1].number == last else ""
+
+    def moves(self, branch: str) -> list[Entry]:
+        """A branch's entries since it began, or began anew, the oldest first; those that can be read."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `tip` and `verify` say what is wrong with the others
+            entries = self.head(branch).entries()
+        begin = 0
+        for place, entry in enumerate(entries):
+            if entry.body.get("deleted"):
+                begin = place + 1
+            elif entry.body.get("anew"):
+                begin = place
+        return entries[begin:]
 
     def unknown_branch(self, branch: str) -> UnknownName:
         """The error for a branch that is not there."""
