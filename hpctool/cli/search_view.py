@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from hpctool.cli.output import cell_text, say
-from hpctool.cli.sweep_view import WHOLE
+from hpctool.cli.sweep_view import WHOLE, waits_text
 from hpctool.cli.tables import Column, print_columns, print_whole, settings_text, state_text, table_of
 from hpctool.launch.progress import progress
 from hpctool.rundir import RunDir, Story
@@ -40,7 +40,7 @@ def _lines(found: Looked) -> list[Text]:
     axes = ", ".join(axis.key for axis in spec.space.axes)
     how = spec.sampler if spec.schedule == "none" else f"{spec.schedule} with {spec.sampler}"
     lines = [Text.assemble((spec.id, "bold"), f"  {spec.job}, {how}, {spec.metric} ({spec.mode}) over {axes}")]
-    told = (_states(found), _budget(found), _workers(found), _best(found))
+    told = (_states(found), _budget(found), _workers(found), waits_text(found), _best(found))
     lines += [Text(f"  {line}") for line in told if line]
     if state.stopped:
         lines.append(Text(f"  it has stopped: {state.stopped}"))
@@ -105,7 +105,8 @@ def _budget(found: Looked) -> str:
 
 
 def _workers(found: Looked) -> str:
-    return "workers: " + ", ".join(f"{number} {state}" for state, number in found.workers.items())
+    why = f" ({'; '.join(found.why)})" if found.why else ""
+    return "workers: " + ", ".join(f"{number} {state}" for state, number in found.workers.items()) + why
 
 
 def _best(found: Looked) -> str:

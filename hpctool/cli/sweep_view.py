@@ -19,6 +19,8 @@ WHOLE = 40
 _NUM_BEST = 10
 _NUM_GROUPS = 12
 _NUM_METRICS = 3
+#: what waits for a shorter time has only just been submitted
+_WAITS_S = 60.0
 _ORDER = ("completed", "running", "stopping", "requeued", "queued", "failed", "cancelled")
 
 
@@ -43,7 +45,7 @@ def print_status(found: Overview, all_cells: bool) -> None:
     num_cells = f"{len(found.cells)} cell{'s' if len(found.cells) != 1 else ''}"
     print_whole(Text.assemble((found.sweep.id, "bold"), f"  {body['job']}, {num_cells} over {varied}"))
     print_whole(Text(f"  {_counts(found)}"))
-    for line in (_time_left(found), _best(found), hours_text(found.hours)):
+    for line in (waits_text(found), _time_left(found), _best(found), hours_text(found.hours)):
         if line:
             print_whole(Text(f"  {line}"))
     _print_groups(found)
@@ -56,6 +58,13 @@ def print_status(found: Overview, all_cells: bool) -> None:
 
 def _counts(found: Overview) -> str:
     return " · ".join(f"{found.counts[state]} {state}" for state in _ORDER if state in found.counts)
+
+
+def waits_text(found: Overview) -> str:
+    """For how long a sweep has only waited, if that is long enough to say."""
+    if found.waits_s is None or found.waits_s < _WAITS_S:
+        return ""
+    return f"all of it waits: nothing has begun or ended for {duration_text(found.waits_s)}"
 
 
 def _time_left(found: Overview) -> str:

@@ -20,7 +20,7 @@ from hpctool.search.journal import Journal, State, Trial, worth
 from hpctool.search.spec import is_search, read_spec
 from hpctool.track.hours import Hours
 from hpctool.track.metrics import to_json
-from hpctool.track.sweeps import Cell, Overview
+from hpctool.track.sweeps import Cell, Overview, waiting_s
 from hpctool.track.sweeps import look as look_at_sweep
 
 #: States of trials, in the order in which they are told.
@@ -34,6 +34,8 @@ class Looked(Overview):
     state: State = field(kw_only=True)
     #: state of a worker → how many are in it
     workers: dict[str, int] = field(kw_only=True)
+    #: why workers wait
+    why: list[str] = field(kw_only=True, default_factory=list)
     #: entries of the journal that cannot be used, and why
     broken: dict[str, str] = field(kw_only=True)
     #: the best value of the highest rung, each time that a value was told
@@ -100,6 +102,7 @@ class Looked(Overview):
             **{"folder": str(self.sweep.path), "metric": name, "more_is_better": more_is_better},
             "best": best and {"cell": best.index, "run": best.run, "value": best.metrics[name], "values": best.values},
             **{"trials": len(self.cells), "rungs": self.rungs, "workers": self.workers, "broken": self.broken},
+            **{"waits_s": self.waits_s, "why": self.why},
             **{"stopped": state.stopped, "max_trials": state.max_trials, "hours": self.hours.to_json()},
             "budget": {
                 **{"unit": f"{spec.unit}-hours", "used": self.used_hours, "limit": state.hours},
@@ -120,11 +123,16 @@ def look_into(runs: Path, sweep: Sweep, journal: Journal, queue: Queue | None = 
     spec, state = journal.state.spec, journal.read()
     sweep = read_sweep(sweeps_folder(runs) / sweep.id)
     body = sweep.body | {"job": spec.job, "varied": [axis.key for axis in spec.space.axes]}
-    workers = Counter(story.state for story in cell_stories(runs, sweep, quick_stories, queue))
+    stories = cell_stories(runs, sweep, quick_stories, queue)
+    workers = dict(Counter(story.state for story in stories))
+    waits_s = waiting_s(stories, time.time())
+    why = list(dict.fromkeys(s.cause for s in stories if s.cause and s.state in ("queued", "requeued")))
     broken = dict(journal.log.broken) | {f"{number:010d}": why for number, why in state.odd.items()}
     trials = [_cell(state, trial) for _, trial in sorted(state.trials.items())]
     course = _course(state, journal.log.entries())
-    return Looked(Sweep(sweep.path, body), trials, state=state, workers=dict(workers), broken=broken, course=course)
+    return Looked(
+        Sweep(sweep.path, body), trials, waits_s, state=state, workers=workers, broken=broken, course=course, why=why
+    )
 
 
 def _course(state: State, entries: Iterable[Entry]) -> list[float]:

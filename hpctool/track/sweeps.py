@@ -7,7 +7,7 @@ import re
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from hpctool.launch import overview, sweeplog
 from hpctool.launch.cells import Sweep
 from hpctool.launch.progress import progress
 from hpctool.launch.slurm.queue import Queue
-from hpctool.launch.slurm.standing import parse_time_s
+from hpctool.launch.slurm.standing import last_time_s, parse_time_s
 from hpctool.rundir import STATES, RunDir, Story
 from hpctool.track import hours
 from hpctool.track.compare import more_is_better, telling_metrics
@@ -71,6 +71,8 @@ class Overview:
 
     sweep: Sweep
     cells: list[Cell]
+    #: for how long it has only waited; None where something runs, or nothing will
+    waits_s: float | None = None
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -156,6 +158,7 @@ class Overview:
             "more_is_better": more_is_better,
             "best": best and {"cell": best.index, "run": best.run, "value": best.metrics[name], "values": best.values},
             "eta_s": self.eta_s,
+            "waits_s": self.waits_s,
             "hours": self.hours.to_json(),
             "causes": [group.to_json() for group in self.groups],
         }
@@ -174,7 +177,16 @@ def look(runs: Path, sweep: Sweep, queue: Queue | None = None) -> Overview:
         if story.attempt:
             _take_begun(cell, RunDir(runs / cell.run), story, results.get(cell.run, {}), sizes.of(body), now_s)
         cells.append(cell)
-    return Overview(sweep, cells)
+    return Overview(sweep, cells, waiting_s(stories, now_s))
+
+
+def waiting_s(stories: Sequence[Story], now_s: float) -> float | None:
+    """For how long nothing has begun, ended or been submitted of what only waits; None where something runs."""
+    waits = any(story.state in ("queued", "requeued") and story.entries for story in stories)
+    if not waits or any(story.state in ("running", "stopping") for story in stories):
+        return None
+    newest_s = max(map(last_time_s, stories))  # tickets of the local queue say no time
+    return max(0.0, now_s - newest_s) if newest_s else None
 
 
 def _take_begun(

@@ -49,10 +49,23 @@ def test_cells_that_differ_only_in_numbers_failed_for_one_cause(slurm: StandIns,
     assert ranges(group.cells) == "0-2"
 
 
+def test_a_sweep_that_only_waits_says_for_how_long(slurm: StandIns, tmp_path: Path) -> None:
+    slurm.says(*queue_of("1 RUNNING", "2 PENDING Priority"))
+    sweep = Cells(tmp_path, 3)
+    assert sweep.look().waits_s == pytest.approx(3600, abs=60)
+    sweep.begin(0, since_s=1000).rundir.ledger.append(
+        {"kind": "ended", "attempt": 1, "state": "failed", "cause": "no", "time": ago(500)}
+    )
+    assert sweep.look().waits_s == pytest.approx(500, abs=60)
+    sweep.begin(1)
+    assert sweep.look().waits_s is None
+
+
 def test_what_nobody_submitted_says_so_and_asks_nobody(slurm: StandIns, tmp_path: Path) -> None:
     found = Cells(tmp_path, 3, mode="").look()
     assert found.counts == {"queued": 3}
     assert found.groups[0].cause == "it was not submitted"
+    assert found.waits_s is None
     assert not slurm.calls()
 
 
