@@ -82,7 +82,7 @@ class Looked(Overview):
 
     @property
     def used_hours(self) -> float:
-        """GPU-hours, or core-hours, of all attempts so far."""
+        """GPU-hours, or CPU-hours, of all attempts so far."""
         return self.state.used_s / 3600
 
     @property

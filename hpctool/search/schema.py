@@ -19,7 +19,7 @@ class Budget:
 
     #: exact, whatever the number of workers
     max_trials: int | None = MISSING
-    #: over all attempts of all trials, lost work too; core-hours where a trial holds no GPU
+    #: over all attempts of all trials, lost work too; CPU-hours where a trial holds no GPU
     gpu_hours: float | None = MISSING
     #: nothing is begun after it: `2026-12-24T18:00` (UTC), or `36h`, `2d` from the submission
     deadline: str | None = MISSING

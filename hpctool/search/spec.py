@@ -54,7 +54,7 @@ class Spec:
     design: list[Point] = field(default_factory=list)
     priors: list[Prior] = field(default_factory=list)
     max_trials: int | None = None
-    #: GPU-hours, or core-hours (`unit`)
+    #: GPU-hours, or CPU-hours, one for each core (`unit`; it was called "core" before)
     hours: float | None = None
     unit: str = "core"
     #: how many of these a trial holds

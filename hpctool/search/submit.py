@@ -182,7 +182,7 @@ def _spec(
     _check_ends(asked, found)
     size = hours.size_of(config.to_plain(cfg.resources))
     if asked.budget.gpu_hours is not None and not size.num_gpus:
-        notes.append("A trial holds no GPU here: search.budget.gpu_hours counts core-hours.")
+        notes.append("A trial holds no GPU here: search.budget.gpu_hours counts CPU-hours, one for each core.")
     number = max(10, num_workers) if asked.initial is None else max(asked.initial, 0)
     if asked.schedule == "pbt":
         _check_pbt(asked, found, bases)
@@ -202,7 +202,7 @@ def _spec(
         rule=asked.rule,
         max_trials=asked.budget.max_trials,
         hours=asked.budget.gpu_hours,
-        unit="GPU" if size.num_gpus else "core",
+        unit="GPU" if size.num_gpus else "CPU",
         num_units=size.num_gpus or size.num_cpus,
         deadline_s=_deadline_s(asked.budget.deadline),
         target=asked.target,

@@ -156,7 +156,7 @@ def _curves(rundir: Any, story: Story, names: Sequence[str], num_points: int) ->
     with noting([]):
         for name, points in read_metrics(rundir, story).items():
             whole = [(step, value) for step, value in points if math.isfinite(value)]
-            if name in names and len(whole) > 1:
+            if name in names and whole:
                 kept = thinned(whole, num_points)
                 found[name] = [[step for step, _ in kept], [float(f"{value:.5g}") for _, value in kept]]
     return found

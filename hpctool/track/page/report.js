@@ -77,19 +77,19 @@
   put("made", "made ", data.made.slice(0, 16).replace("T", " "), " UTC by ", make("code", {}, data.command));
   const tile = (big, small) => make("div", { class: "tile" }, make("b", {}, big), make("span", { class: "soft small" }, small));
   put("tiles",
-    tile(runs.length, Object.entries(states).map(([state, n]) => `${n} ${state}`).join(", ") || "no runs"),
+    tile(`${runs.length} run${runs.length === 1 ? "" : "s"}`, Object.entries(states).map(([state, n]) => `${n} ${state}`).join(", ") || "no runs"),
     ...(best ? [tile(short(value(best)), `best ${metric}, ${up ? "more" : "less"} is better`), tile(best.id, "the best run")] : []),
-    tile(short(Number(total.toPrecision(3))), `${unit}${lost ? `, ${short(Number((100 * lost).toPrecision(2)))} % of it done twice` : ""}`));
+    tile(short(Number(total.toPrecision(3))), `${unit}${lost >= 0.001 ? `, ${short(Number((100 * lost).toPrecision(2)))} % of it done twice` : ""}`));
 
   // ---- charts
 
   const frame = (width, height, left, bottom, [x0, x1], [y0, y1], xName, yName) => {
     const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
-    const x = (v) => left + ((v - x0) / (x1 - x0)) * (width - left - 12), y = (v) => height - bottom - ((v - y0) / (y1 - y0)) * (height - bottom - 12);
+    const x = (v) => left + ((v - x0) / (x1 - x0)) * (width - left - 12), y = (v) => height - bottom - ((v - y0) / (y1 - y0)) * (height - bottom - 28);
     for (const t of ticks(y0, y1, 5)) svg.append(make("line", { class: "grid", x1: left, x2: width - 12, y1: y(t), y2: y(t) }), make("text", { x: left - 6, y: y(t) + 4, "text-anchor": "end" }, short(t)));
     for (const t of ticks(x0, x1, 6)) svg.append(make("text", { x: x(t), y: height - bottom + 15, "text-anchor": "middle" }, short(t)));
     svg.append(make("line", { class: "axis", x1: left, x2: width - 12, y1: height - bottom, y2: height - bottom }));
-    svg.append(make("text", { x: width - 12, y: height - 3, "text-anchor": "end" }, xName), make("text", { x: left - 40 < 2 ? 2 : left - 40, y: 10 }, yName));
+    svg.append(make("text", { x: width - 12, y: height - 3, "text-anchor": "end" }, xName), make("text", { class: "name", x: 2, y: 11 }, yName));
     return { svg, x, y };
   };
   const none = (text) => make("p", { class: "soft small" }, text);
@@ -107,25 +107,28 @@
 
   // Horizontal bars: each has a key, a share of the whole width, words behind it and more words on hovering.
   const bars = (rows) => {
+    const clip = (text) => (text.length > 30 ? `…${text.slice(-29)}` : text);
+    // Letters of 11 px are some 6.5 px wide, bold ones 7.
+    const left = 7 * Math.max(...rows.map((row) => clip(row.key).length)) + 10, room = 540 - left - 6.5 * Math.max(...rows.map((row) => row.text.length));
     const svg = make("svg", { viewBox: `0 0 560 ${26 * rows.length + 10}`, role: "img" });
     rows.forEach((row, i) => svg.append(
-      make("text", { class: "name", x: 196, y: 26 * i + 20, "text-anchor": "end" }, row.key.length > 30 ? `…${row.key.slice(-29)}` : row.key),
-      make("rect", { class: "bar", x: 204, y: 26 * i + 9, width: Math.max(1, 190 * row.share), height: 14, rx: 2 }, make("title", {}, row.about || "")),
-      make("text", { x: 212 + 190 * row.share, y: 26 * i + 20 }, row.text)));
+      make("text", { class: "name", x: left - 8, y: 26 * i + 20, "text-anchor": "end" }, clip(row.key)),
+      make("rect", { class: "bar", x: left, y: 26 * i + 9, width: Math.max(1, room * row.share), height: 14, rx: 2 }, make("title", {}, row.about || "")),
+      make("text", { x: left + 8 + room * row.share, y: 26 * i + 20 }, row.text)));
     return svg;
   };
 
   const drawImportance = () => {
     const rows = data.importance.map((row) => ({ ...row, text: `${Math.round(100 * row.share)} %`, about: `${row.groups} groups, ${row.runs} runs` }));
     if (!rows.length) return put("importance", none("Too few runs, or nothing varied, to tell."));
-    document.getElementById("importance-about").textContent = "share alone (eta², ranks)";
+    document.getElementById("importance-about").textContent = "each setting alone: eta² of the ranks";
     put("importance", bars(rows));
   };
 
   const drawParallel = () => {
     const keys = [...settings, ...(metric ? [metric] : [])];
     if (!settings.length || runs.length < 2) return document.getElementById("parallel-box").remove();
-    const width = 1120, height = 300, svg = make("svg", { viewBox: `0 0 ${width} ${height}` }), place = (i) => 60 + (i * (width - 150)) / Math.max(keys.length - 1, 1);
+    const width = 1120, height = 300, svg = make("svg", { viewBox: `0 0 ${width} ${height}` }), place = (i) => 110 + (i * (width - 220)) / Math.max(keys.length - 1, 1);
     const lines = make("g");
     svg.append(lines);
     keys.forEach((key, i) => {
@@ -145,8 +148,8 @@
       }
       scales.set(key, (run) => { const v = of(run); return v === undefined || v === null ? null : scale(v); });
       const y = (share) => 268 - share * 226;
-      svg.append(make("line", { class: "axis", x1: place(i), x2: place(i), y1: 42, y2: 268 }), make("text", { class: "name", x: place(i), y: i % 2 ? 14 : 28, "text-anchor": "middle" }, key.length > 22 ? `…${key.slice(-21)}` : key));
-      for (const mark of marks) svg.append(make("text", { class: "halo", x: place(i) + 6, y: y(scale(mark)) + 4 }, short(mark).slice(0, 18)));
+      svg.append(make("line", { class: "axis", x1: place(i), x2: place(i), y1: 42, y2: 268 }), make("text", { class: "name", x: place(i), y: keys.length > 6 && i % 2 ? 14 : 28, "text-anchor": "middle" }, key.length > 22 ? `…${key.slice(-21)}` : key));
+      for (const mark of marks) svg.append(make("text", { class: "halo", x: place(i) + (i ? 8 : -8), y: y(scale(mark)) + 4, "text-anchor": i ? "start" : "end" }, short(mark).slice(0, 18)));
       const brush = make("rect", { class: "brush", x: place(i) - 8, width: 16, visibility: "hidden" }), area = make("rect", { class: "catch", x: place(i) - 14, y: 36, width: 28, height: 238, "data-key": key });
       let from = null;
       const at = (event) => { const box = svg.getBoundingClientRect(); return Math.min(1.02, Math.max(-0.02, (268 - ((event.clientY - box.top) * height) / box.height) / 226)); };
@@ -181,12 +184,15 @@
     }
     const name = select.value, shown = runs.filter((run) => run.curves[name]);
     const { svg, x, y } = frame(1120, 320, 60, 34, extent(shown.flatMap((run) => run.curves[name][0])), extent(shown.flatMap((run) => run.curves[name][1])), "step", name);
-    const about = document.getElementById("curves-about");
+    const about = document.getElementById("curves-about"), hint = "Point at a curve to see whose it is.";
+    about.textContent = hint;
     for (const run of [...shown].sort((a, b) => (a === best) - (b === best))) {
       const [steps, values] = run.curves[name];
-      run.curve = make("path", { class: "line", d: steps.map((s, i) => `${i ? "L" : "M"}${x(s).toFixed(1)},${y(values[i]).toFixed(1)}`).join(""), stroke: colourOf(run) });
+      const d = steps.map((s, i) => `${i ? "L" : "M"}${x(s).toFixed(1)},${y(values[i]).toFixed(1)}`).join("");
+      // What was measured once is a point.
+      run.curve = make("path", { class: steps.length > 1 ? "line" : "line point", d: steps.length > 1 ? d : `${d}h0`, stroke: colourOf(run) });
       run.curve.addEventListener("pointerenter", () => { run.curve.classList.add("on"); about.textContent = `${run.id}  ${settings.map((k) => `${k}=${short(run.settings[k])}`).join("  ")}  ${metric} ${short(value(run))}`; });
-      run.curve.addEventListener("pointerleave", () => { run.curve.classList.remove("on"); about.textContent = "\u00a0"; });
+      run.curve.addEventListener("pointerleave", () => { run.curve.classList.remove("on"); about.textContent = hint; });
       svg.append(run.curve);
     }
     put("curves", svg);
@@ -220,7 +226,9 @@
   const drawTable = () => {
     const heading = columns.map((column) => {
       const is = column.key === chosen.sort.key, numeric = runs.some((run) => typeof column.of(run) === "number");
-      const cell = make("th", { class: numeric ? "number" : "" }, column.key, is ? (chosen.sort.down ? " ▾" : " ▴") : "");
+      // A long name of a narrow column goes on in the next line.
+      const parts = column.key.split(/(?<=[._/])/).flatMap((part, i) => (i ? [make("wbr"), part] : [part]));
+      const cell = make("th", { class: numeric ? "number" : "" }, ...parts, is ? (chosen.sort.down ? "\u00a0▾" : "\u00a0▴") : "");
       cell.addEventListener("click", () => { chosen.sort = { key: column.key, down: is ? !chosen.sort.down : numeric }; drawTable(); });
       return cell;
     });
