@@ -1,6 +1,7 @@
 """How good and how quick a search is, beside optuna as shipped and syne-tune's ASHA, in one run.
 
 python scripts/bench/search.py [--seeds 20] [--peers FOLDER]     the peers' environment is made if it is not there
+python scripts/bench/search.py --only hartmann boosting          without the table that takes longest to train
 
 Regret is what the incumbent comes to, against the best in the table; medians over seeds, less is better.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import random
 import statistics
 import subprocess
@@ -90,24 +92,34 @@ def quality(path: Path, seeds: int, peers: Path) -> dict[str, dict[str, list[lis
     found: dict[str, dict[str, list[list[float]]]] = {}
     with multiprocessing.get_context("fork").Pool() as pool:
         for name, sampler in (("hpctool asha (tpe)", "tpe"), ("hpctool asha (random)", "random")):
+            say(f"searching with {name}")
             found[name] = {
                 key: pool.starmap(_one, [(table, seed, sampler) for seed in range(seeds)], chunksize=1)
                 for key, table in tables.items()
             }
     for name, title in (("optuna", "optuna as shipped"), ("syne-tune", "syne-tune asha")):
-        command = [str(peers / "bin/python"), "search_peers.py", name, str(path), str(seeds)]
-        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True)
+        say(f"searching with {title}")
+        command = [str(peers / "bin/python"), "search_peers.py", name, str(path.resolve()), str(seeds)]
+        done = subprocess.run(command, cwd=HERE, stdout=subprocess.PIPE, text=True, check=True)
         found[title] = json.loads(done.stdout)
     return found
 
 
 def peers_in(path: Path) -> Path:
     """The environment of the peers, made if it is not there."""
-    if not (path / "bin/python").exists():
+    if not (path / "bin/pip").exists():
+        say(f"making the peers' environment in {path}")
         venv.create(path, with_pip=True)
+    # One that was killed in the middle has the folder, and not the packages.
+    if subprocess.run([path / "bin/python", "-c", "import optuna, syne_tune"], capture_output=True).returncode:
         packages = ["optuna==5.0.0", "syne-tune==0.16.0"]
         subprocess.run([path / "bin/pip", "install", "-q", *packages], check=True)
     return path
+
+
+def say(what: str) -> None:
+    """What takes its time, to the terminal; the table goes to stdout."""
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
 def proposal_ms(num_trials: int) -> float:
@@ -161,12 +173,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--peers", type=Path, default=Path(tempfile.gettempdir()) / "hpctool-bench-search")
     parser.add_argument("--tables", type=Path, help="where the tables are kept; made there if they are not")
+    parser.add_argument("--only", nargs="+", choices=["hartmann", "digits", "boosting"], default=[], metavar="TABLE")
     told = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = told.tables or Path(folder) / "tables.json"
         if not path.exists():
-            # Some six minutes of CPU; --tables keeps them for the next time.
-            subprocess.run([sys.executable, HERE / "search_tables.py", path], check=True)
+            say("training what the tables consist of: some six minutes of CPU; --tables FILE keeps them")
+            # Small matrices: more threads than one make it slower.
+            one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+            command = [sys.executable, HERE / "search_tables.py", path, *told.only]
+            subprocess.run(command, env=one_thread, check=True)
         tables = json.loads(path.read_text())
         found = quality(path, told.seeds, peers_in(told.peers))
     print(f"median regret over {told.seeds} seeds, 8 asynchronous workers, at 10 / 20 / 30 whole trainings")

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from hpctool.files import write_atomic
+
 NUM_STEPS = 27
 
 
@@ -106,4 +108,4 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     makers = {"hartmann": hartmann, "digits": digits, "boosting": boosting}
     tables = {name: makers[name]() for name in sys.argv[2:] or makers}
-    Path(sys.argv[1]).write_text(json.dumps(tables, separators=(",", ":")) + "\n")
+    write_atomic(Path(sys.argv[1]), json.dumps(tables, separators=(",", ":")) + "\n")
