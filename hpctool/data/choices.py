@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from hpctool import config
 from hpctool.data import extend
 from hpctool.data.append import filters_of, index_of_new
+from hpctool.data.csvtable import read_csv
 from hpctool.data.filters import Filter, saving
 from hpctool.data.identity import Digests, places, uids_of_keys, words
 from hpctool.data.ingest import (
@@ -30,7 +31,6 @@ from hpctool.data.manifest import CONTENT, NO_LABEL, UID, Manifest
 from hpctool.data.ragged import Ragged
 from hpctool.data.reader import Rows
 from hpctool.data.sources.base import Piece, RowSource
-from hpctool.data.sources.csvfile import read_csv
 from hpctool.data.splits import Index, given_rule, hashed_splits, make_rule, stratified_splits
 from hpctool.data.spool import Identity, Spool, Spooled
 from hpctool.data.store import Store

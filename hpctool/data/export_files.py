@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpctool.data.manifest import LABEL, Column
-from hpctool.data.sources.base import UNLABELLED
+from hpctool.data.manifest import LABEL, UNLABELLED, Column
 from hpctool.errors import InputError
 from hpctool.world import Array
 

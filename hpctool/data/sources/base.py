@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpctool.data.manifest import CONTENT, GROUP, LABEL, NO_LABEL, UID, Column
+from hpctool.data.manifest import CONTENT, GROUP, LABEL, MISSING, NO_LABEL, UID, Column
 from hpctool.data.ragged import Values, not_finite
 from hpctool.errors import SourceError, listing
 
@@ -27,11 +27,6 @@ BLOCK_ROWS = 65536
 #: One share of a source's rows, as JSON: `name` is what people call it; a file's `size_bytes` and `mtime_ns` say
 #: whether it is still the same.
 Piece = dict[str, Any]
-
-#: What a source, or a csv of fixes, says for no label.
-MISSING = ("", str(NO_LABEL))
-#: The folder of images that have no label: what an export writes, an image folder is read with.
-UNLABELLED = "_unlabelled"
 
 
 @dataclass

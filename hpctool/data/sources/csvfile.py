@@ -6,17 +6,14 @@ hold a line end.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
+from hpctool.data import csvtable
 from hpctool.data.manifest import Column
 from hpctool.data.schema import Source
 from hpctool.data.sources.base import (
@@ -36,9 +33,6 @@ from hpctool.errors import SourceError, UnknownName
 _GREATEST = float(np.finfo(np.float32).max)
 _BLOCK_LINES = 16384
 
-#: the line on which a row ends, and its cells
-Line = tuple[int, list[str]]
-
 
 class CsvFiles(RowSource):
     """Column `x`, float32 (number of features,). Every cell must be a finite number, unless data.allow_nan says so."""
@@ -52,20 +46,20 @@ class CsvFiles(RowSource):
         """The checksum of the file, after a look at its header."""
         paths = self._files()
         for path in paths:
-            self._names(path, read_csv(path, max_rows=0)[0])
+            self._names(path, csvtable.read_csv(path, max_rows=0)[0])
         return pin_of_files(paths)
 
     def pieces(self) -> list[Piece]:
-        self.shared = {"names": self._names(path := self._files()[0], read_csv(path, max_rows=0)[0])}
+        self.shared = {"names": self._names(path := self._files()[0], csvtable.read_csv(path, max_rows=0)[0])}
         return [file_piece(path, **part) for path in self._files() for part in _parts(path)]
 
     def blocks(self, piece: Piece) -> Iterator[Block]:
         path = piece_file(piece)
-        with _opened(path, piece) as file:
-            header = read_csv(path, max_rows=0)[0]
+        with csvtable.opened(path, piece.get("start") or 0, piece.get("stop")) as file:
+            header = csvtable.read_csv(path, max_rows=0)[0]
             if (names := self._names(path, header)) != self.shared["names"]:
                 raise SourceError(path, f"its columns are {names} where the first file has {self.shared['names']}.", 1)
-            lines = _checked(path, header, _lines(path, file, piece["line"]))
+            lines = csvtable.rows_of(path, header, csvtable.lines_of(file, piece["line"]))
             row = piece["row"]
             while chunk := list(islice(lines, _BLOCK_LINES)):
                 yield self._block(path, header, row, chunk)
@@ -78,7 +72,7 @@ class CsvFiles(RowSource):
     def _files(self) -> list[Path]:
         return source_files(self.source.path, "a table", [".csv"])
 
-    def _block(self, path: Path, header: list[str], row: int, chunk: list[Line]) -> Block:
+    def _block(self, path: Path, header: list[str], row: int, chunk: list[csvtable.Line]) -> Block:
         source = self.source
 
         def column(name: str | None) -> list[str] | None:
@@ -95,7 +89,7 @@ class CsvFiles(RowSource):
             wrong=lambda number, problem: SourceError(path, problem, chunk[number][0]),
         )
 
-    def _numbers(self, path: Path, header: list[str], chunk: list[Line]) -> np.ndarray:
+    def _numbers(self, path: Path, header: list[str], chunk: list[csvtable.Line]) -> np.ndarray:
         places = [header.index(name) for name in self.shared["names"]]
         texts = [[cells[place] for place in places] for _, cells in chunk]
         cells = chain.from_iterable(texts)
@@ -125,15 +119,6 @@ class CsvFiles(RowSource):
         return list(names)
 
 
-def read_csv(path: Path, max_rows: int | None = None) -> tuple[list[str], list[int], list[list[str]]]:
-    """A csv file's header, and the line number and cells of each row. Raises SourceError."""
-    with _opened(path, {"row": 0}) as file:
-        lines = _lines(path, file, 0)
-        header = _header(path, next(lines, (1, []))[1])
-        rows = list(islice(_checked(path, header, (line for line in lines if line[1])), max_rows))
-    return header, [line for line, _ in rows], [cells for _, cells in rows]
-
-
 def _parts(path: Path) -> Iterator[dict[str, int | None]]:
     """Where the pieces of a file begin and end: bytes, and how many lines and rows stand before."""
     if path.stat().st_size <= EARLY_BYTES or not _is_plain(path):
@@ -159,50 +144,6 @@ def _is_plain(path: Path) -> bool:
             if b'"' in data or data.count(b"\r") != data.count(b"\r\n"):
                 return False
     return True
-
-
-@contextmanager
-def _opened(path: Path, piece: Piece) -> Iterator[TextIO]:
-    """The text of a piece. Whatever goes wrong with reading it is a SourceError."""
-    try:
-        if piece.get("stop") is None:
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                yield file
-        else:
-            with open(path, "rb") as raw:
-                raw.seek(piece["start"])
-                data = raw.read(piece["stop"] - piece["start"])
-            yield io.StringIO(data.decode("utf-8-sig" if piece["start"] == 0 else "utf-8"), newline="")
-    except OSError as error:
-        raise SourceError(path, f"it cannot be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(path, f"it cannot be read as csv ({error}).") from error
-
-
-def _lines(path: Path, file: TextIO, line: int) -> Iterator[Line]:
-    reader = csv.reader(file)
-    for cells in reader:
-        yield line + reader.line_num, cells
-
-
-def _checked(path: Path, header: list[str], lines: Iterator[Line]) -> Iterator[Line]:
-    """The rows; empty lines and the header are left out. Raises SourceError on a row with too few or many cells."""
-    for line, cells in lines:
-        if not cells or (line == 1 and [cell.strip() for cell in cells] == header):
-            continue
-        if len(cells) != len(header):
-            raise SourceError(path, f"it has {len(cells)} cells where the header has {len(header)}.", line)
-        yield line, cells
-
-
-def _header(path: Path, cells: list[str]) -> list[str]:
-    header = [name.strip() for name in cells]
-    if not any(header):
-        raise SourceError(path, "it is empty; the first line must name the columns.", 1)
-    if len(set(header)) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise SourceError(path, f"the column '{twice}' stands twice in the header.", 1)
-    return header
 
 
 def _number(cell: str) -> float:

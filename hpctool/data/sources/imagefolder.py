@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from hpctool import files
-from hpctool.data.manifest import Column
+from hpctool.data.manifest import UNLABELLED, Column
 from hpctool.data.ragged import Ragged, Values
 from hpctool.data.schema import Source
-from hpctool.data.sources.base import UNLABELLED, Block, Piece, RowSource
+from hpctool.data.sources.base import Block, Piece, RowSource
 from hpctool.data.sources.images import SUFFIXES, Target, check, decode, image_column, keeps_encoded, make_target
 from hpctool.errors import ConfigError, SourceError
 
