@@ -14,7 +14,7 @@ from hpctool.rundir import RunDir, list_run_ids
 
 @dataclass(frozen=True)
 class Parent:
-    """A run or a sweep by its full id and identity, and the cells of a sweep in order."""
+    """A run or a sweep by its full id and identity, and the cells of a sweep in order; a search has none."""
 
     input: Input
     cells: list[Input] = field(default_factory=list)
@@ -44,9 +44,12 @@ def find(runs: Path, name: str) -> Parent:
         raise UnknownName("run or sweep", name, [*there, *sweeps], f"They lie in {runs}.")
     full = found[0]
     if full in sweeps:
-        members = [Input("run", cell["run"], cell["identity"]) for cell in sweeps[full].body["cells"]]
-        return Parent(Input("sweep", full, sweep_identity([one.id for one in members])), members)
+        body = sweeps[full].body["cells"]
+        members = [Input("run", cell["run"], cell["identity"]) for cell in body]
+        sweep = Input("sweep", full, sweep_identity([one.id for one in members]))
+        # Workers of a search are nobody's parents: what comes after it comes after all of them.
+        return Parent(sweep, [] if any(cell.get("ranks_of") for cell in body) else members)
     if full in there:
         return Parent(Input("run", full, RunDir(runs / full).record()["identity"]))
-    sweep = waiting[full]
-    return Parent(Input("run", full, sweep.body["cells"][sweep.run_ids.index(full)]["identity"]))
+    of = waiting[full]
+    return Parent(Input("run", full, of.body["cells"][of.run_ids.index(full)]["identity"]))

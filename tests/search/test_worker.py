@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hpctool.errors import InputError
-from hpctool.launch import inline
+from hpctool.launch import inline, parents
 from hpctool.launch.cells import open_cell, read_sweep
 from hpctool.place import Place
 from hpctool.rundir import RunDir
@@ -232,10 +232,12 @@ def test_the_trial_of_a_worker_that_does_not_come_back_is_taken_over_once(ask: A
     assert {trial.state for trial in found.journal().state.trials.values()} <= {"paused", "completed"}
 
 
-def test_a_search_may_have_more_workers_later_and_may_come_after_a_run(ask: Ask) -> None:
+def test_a_search_may_have_more_workers_later_and_may_come_before_and_after_runs(ask: Ask) -> None:
     parent = ask("search=grid", "x=0.1", "kind=a,b").journal().state.trials[0].run
     words = (*ASHA, "search.seed=5", "search.budget.max_trials=3", "search.workers=2", "cluster=local")
     found = ask(*words, start=False, after=parent)
+    # Two that come after it come after both of its workers.
+    assert parents.find(found.runs, found.spec.id).of_cell(0, 2, None).name == found.spec.id
     assert control.add_workers(found.runs, found.spec.id, 4) == 4
     with pytest.raises(InputError, match="has 4 workers, and cannot have 3"):
         control.resume_with(found.runs, found.spec.id, print, None, None, 3, code_now=False)

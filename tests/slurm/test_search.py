@@ -91,3 +91,54 @@ def test_asha_of_thirty_trials_survives_workers_that_are_preempted(cluster: Any)
     status = json.loads(lab.hpctool("sweep", "status", answer["sweep"], "--json").stdout)
     assert status["states"]["completed"] >= 1
     assert status["workers"] == {"completed": 4}
+
+
+#: Says who has ended and how, into a file beside itself.
+TELL = """#!/bin/sh
+echo "$HPCTOOL_ALERT_RUN $HPCTOOL_ALERT_STATE: $HPCTOOL_ALERT_CAUSE" >> "$(dirname "$0")/told"
+"""
+
+
+def test_a_search_is_cancelled_and_resumed_with_more_workers_and_what_comes_after_it_waits(cluster: Any) -> None:
+    folder: Path = cluster.new_folder()
+    (folder / "work.py").write_text(PROGRAM)
+    (folder / "tell.sh").write_text(TELL)
+    (folder / "tell.sh").chmod(0o755)
+    lab = Lab(cluster, folder)
+    alert = (f"cluster.alert.command=[{folder}/tell.sh]", "cluster.alert.when=[completed,cancelled]")
+    answer = json.loads(lab.hpctool(*SEARCH, "search.workers=2", *alert, "--json").stdout)
+    search = answer["sweep"]
+    # One after each of as many workers would begin too early.
+    later = ("run", "-m", "script=work.py", "params.lr=0.1,0.2", f"after={search}", "cluster=slurm", "resources.time=5")
+    runs = [RunDir(lab.runs / one) for one in json.loads(lab.hpctool(*later, "--json").stdout)["runs"]]
+
+    def told(state: str) -> str:
+        end_s = time.monotonic() + 120
+        lines: list[str] = []
+        while not any(line.startswith(f"{search} {state}: ") for line in lines):
+            assert time.monotonic() < end_s, f"{lines}\n{cluster.as_root('squeue', '--array')}"
+            time.sleep(0.5)
+            lines = (folder / "told").read_text().splitlines() if (folder / "told").exists() else []
+        return next(line for line in lines if line.startswith(f"{search} {state}: "))
+
+    journal = Journal(lab.runs / "sweeps" / search, read_spec(lab.runs / "sweeps" / search))
+    end_s = time.monotonic() + 120
+    while len(journal.read().trials) < 3:
+        assert time.monotonic() < end_s, cluster.as_root("squeue", "--array")
+        time.sleep(0.2)
+    lab.hpctool("sweep", "cancel", search)
+    assert "cancelled by" in told("cancelled")
+    lab.hpctool("sweep", "resume", search, "--workers", "4", "--max-trials", "8")
+    assert "all 8 trials are made; 8 trials, best loss" in told("completed")
+    for run in runs:
+        story = lab.until(run, lambda story: story.state == "completed")
+        ended = [RunDir(lab.runs / one).story().of_kind("ended")[-1] for one in workers(lab, search)]
+        assert story.of_kind("begun")[0]["time"] > max(body["time"] for body in ended)
+    status = json.loads(lab.hpctool("sweep", "status", search, "--json").stdout)
+    assert (status["workers"], status["trials"]) == ({"completed": 4}, 8)
+    assert len((folder / "told").read_text().splitlines()) == 2, "one alert for each end"
+
+
+def workers(lab: Lab, search: str) -> list[str]:
+    body = json.loads((lab.runs / "sweeps" / search / "sweep.json").read_text())
+    return [cell["run"] for cell in body["cells"]]
