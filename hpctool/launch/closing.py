@@ -145,15 +145,12 @@ def unfit(rundir: RunDir, where: str, world: World, error: NodeError) -> int:
     if not world.is_main:
         return EXIT_DONE
     write_error(rundir, world, error)
-    cfg, story = config.load(rundir.config_yaml), rundir.story()
-    text = "; ".join(f"{node}: {problem}" for node, problem in error.nodes.items())
-    verdict = endings.after_failure(story, f"start check: {text}", int(cfg.cluster.max_failures))
-    rundir.ledger.append({"kind": "unfit", "attempt": rundir.attempt, "nodes": error.nodes, "time": now()})
-    step = endings.committed_step(story)
+    verdict = endings.judge_unfit(rundir, rundir.attempt, error.nodes)
+    step = endings.committed_step(rundir.story())
     if verdict.state == "failed":
         return _over(rundir, "failed", verdict.cause, step)
     end(rundir, "requeued", verdict.cause, step, EXIT_CONTINUE, failure=True)
-    inside.requeue_without(endings.unfit_nodes(rundir.story()), cfg.cluster.get("exclude"))
+    inside.requeue_without(endings.left_out(rundir))
     return EXIT_CONTINUE
 
 

@@ -138,9 +138,25 @@ def _task_said(story: Story, before: Story, attempt: int) -> dict[str, Any]:
     return {}
 
 
+def judge_unfit(rundir: RunDir, attempt: int, nodes: dict[str, str]) -> Verdict:
+    """Write down the nodes that cannot do an attempt's work, with why, and decide: once more, or over."""
+    story = rundir.story()
+    text = "; ".join(f"{node}: {problem}" for node, problem in nodes.items())
+    max_failures = int(config.load(rundir.config_yaml).cluster.max_failures)
+    verdict = after_failure(story, f"start check: {text}", max_failures)
+    rundir.ledger.append({"kind": "unfit", "attempt": attempt, "nodes": nodes, "time": now()})
+    return verdict
+
+
 def unfit_nodes(story: Story) -> list[str]:
     """The nodes that have failed a start check of this run, which it shall not run on again."""
     return sorted({node for body in story.of_kind("unfit") for node in body["nodes"]})
+
+
+def left_out(rundir: RunDir) -> list[str]:
+    """What Slurm is to be told of nodes that this run shall not come to: those of its config, and the unfit ones."""
+    excluded = config.load(rundir.config_yaml).cluster.get("exclude")
+    return [*([str(excluded)] if excluded else []), *unfit_nodes(rundir.story())]
 
 
 def committed_step(story: Story) -> int:

@@ -20,7 +20,7 @@ from hpctool.launch.guard import Guard
 from hpctool.launch.hardware import hardware
 from hpctool.launch.job import load_job
 from hpctool.launch.result import own_process
-from hpctool.launch.slurm import inside
+from hpctool.launch.slurm import inside, nostart
 from hpctool.launch.sockets import SocketWorld
 from hpctool.place import Place, place_from_environment
 from hpctool.rundir import RunDir
@@ -31,7 +31,14 @@ def main(arguments: list[str]) -> int:
     """The process's exit code: 0 done, 1 failed, 2 wrong input, 75 stopped and to be continued."""
     signals.install()
     moments.reached("start")
+    if inside.where() == "slurm" and not nostart.sees(started_for(arguments)):
+        return EXIT_FAILED
     return run_attempt(open_run(arguments), inside.where(), place_from_environment())
+
+
+def started_for(arguments: list[str]) -> Path:
+    """The file that has to be there before anything else: the run's record, or the submission of a cell."""
+    return Path(arguments[1]) if arguments[0] == "--array" else Path(arguments[0], "run.json")
 
 
 def open_run(arguments: list[str]) -> RunDir:

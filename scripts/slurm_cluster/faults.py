@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import pwd
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 from slurm_cluster import configuration, hosts, processes, services
 from slurm_cluster.place import Place, Settings, State
@@ -32,10 +34,18 @@ def fail(place: Place, asked: argparse.Namespace) -> None:
 
 
 def read_only(place: Place, asked: argparse.Namespace) -> None:
+    change_folder(place, asked, hosts.set_read_only)
+
+
+def unmount(place: Place, asked: argparse.Namespace) -> None:
+    change_folder(place, asked, hosts.hide)
+
+
+def change_folder(place: Place, asked: argparse.Namespace, how: Callable[[int, Path], None]) -> None:
     state = place.load()
     (slurmd,) = slurmds(place, asked.node)
-    hosts.set_read_only(slurmd, asked.path)
-    state.read_only = sorted({*state.read_only, asked.node})
+    how(slurmd, asked.path)
+    state.odd_folders = sorted({*state.odd_folders, asked.node})
     place.save(state)
 
 
@@ -57,7 +67,7 @@ def heal_nodes(place: Place, nodes: list[str]) -> None:
         # slurmd registers when it starts: the controller would look for the node only after some time. Its file systems
         # are new ones.
         hosts.start_node(place, state, node, place.environment())
-    state.read_only = sorted(set(state.read_only) - set(nodes))
+    state.odd_folders = sorted(set(state.odd_folders) - set(nodes))
     place.save(state)
 
     def taken_back() -> bool:
@@ -162,7 +172,7 @@ def reset(place: Place, asked: argparse.Namespace) -> None:
         apply(place, state)
     # After a restart of the controller the nodes need a moment to be known again.
     until(lambda: "unknown" not in services.node_states(place).values(), timeout_s=10)
-    if broken := sorted({*hosts.cut_nodes(state), *state.read_only, *lost(place)}):
+    if broken := sorted({*hosts.cut_nodes(state), *state.odd_folders, *lost(place)}):
         heal_nodes(place, broken)
     if not until(lambda: services.idle(place), timeout_s=60):
         raise FailedError(f"Some nodes do not become idle: {services.node_states(place)}.")

@@ -152,8 +152,16 @@ def set_read_only(pid: int, folder: Path) -> None:
     lines.append('for inner in "$PWD"/*; do')
     # Of an empty folder the shell makes the pattern itself.
     lines.append('[ ! -e "$inner" ] || { mount --bind "$inner" "$inner"; mount -o remount,bind,rw "$inner"; }; done')
-    host = ["nsenter", f"--mount=/proc/{pid}/ns/mnt", f"--root=/proc/{pid}/root", f"--wdns={folder}"]
-    run(*host, "sh", "-ec", "\n".join(lines))
+    run(*_where_lives(pid), f"--wdns={folder}", "sh", "-ec", "\n".join(lines))
+
+
+def hide(pid: int, folder: Path) -> None:
+    """Where this process lives, a folder is there and empty."""
+    run(*_where_lives(pid), "mount", "-t", "tmpfs", "none", str(folder))
+
+
+def _where_lives(pid: int) -> list[str]:
+    return ["nsenter", f"--mount=/proc/{pid}/ns/mnt", f"--root=/proc/{pid}/root"]
 
 
 def cut_nodes(state: State) -> list[str]:

@@ -49,8 +49,8 @@ class State:
     opened: list[str] = field(default_factory=list)
     #: what was not there before, beside the folder
     made: list[str] = field(default_factory=list)
-    #: nodes that see some folder read-only
-    read_only: list[str] = field(default_factory=list)
+    #: nodes that see some folder otherwise than the others: read-only, or not at all
+    odd_folders: list[str] = field(default_factory=list)
 
     @property
     def switch(self) -> str:

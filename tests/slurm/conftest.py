@@ -165,6 +165,10 @@ class Cluster:
         """One node can make nothing new in a folder; what it holds already stays as it is."""
         self.change("read-only", node, str(folder))
 
+    def unmount(self, node: str, folder: Path) -> None:
+        """One node finds a folder empty, as where a file system is not mounted."""
+        self.change("unmount", node, str(folder))
+
     def heal(self, node: str) -> None:
         """Take the faults of a node away, and wait until Slurm uses it."""
         self.change("heal", node)

@@ -174,16 +174,21 @@ def test_a_node_cut_off_and_healed_leaves_no_zombies_writing(lab: Lab, undisturb
     assert lab.digest(run) == undisturbed
 
 
-def test_a_node_that_fails_the_start_check_is_left_out_when_the_job_comes_back(lab: Lab, undisturbed: str) -> None:
-    run = lab.train("unfit", "+cluster.extra={hold: null}")
+@pytest.mark.parametrize("fault", ["read-only", "unmounted"])
+def test_a_node_that_cannot_do_the_work_is_left_out_when_the_job_comes_back(
+    lab: Lab, undisturbed: str, fault: str
+) -> None:
+    run = lab.train(f"unfit-{fault}", "+cluster.extra={hold: null}")
     job_id = run.story().slurm_job_id
-    lab.cluster.read_only("n2", run.path / "logs")
+    if fault == "read-only":
+        lab.cluster.read_only("n2", run.path / "logs")
+        problem = "it cannot write into the run's folder (Read-only file system)"
+    else:
+        lab.cluster.unmount("n2", run.path)
+        problem = f"it does not see {run.run_json}"
     lab.cluster.scontrol("release", job_id)
     story = lab.until_ended(run, attempts=2)
-    assert [body["cause"] for body in story.of_kind("ended")] == [
-        "start check: n2: it cannot write into the run's folder (Read-only file system)",
-        "",
-    ]
+    assert [body["cause"] for body in story.of_kind("ended")] == [f"start check: n2: {problem}", ""]
     job = lab.cluster.job(job_id)
     assert (job["Restarts"], job["ExcNodeList"]) == ("1", "n2")
     assert "2" not in job["NodeList"]

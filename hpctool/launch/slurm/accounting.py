@@ -27,6 +27,8 @@ NONE_S = 3_600.0
 DOWN_S = 300.0
 TIMEOUT_S = 30.0
 _MOST_KEPT = 5_000
+#: what slurmd makes of it when it cannot open the file that is to hold a script's output
+_NO_LOG = "0:53"
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,19 @@ class Ended:
         if self.state == "COMPLETED":
             return "Slurm calls it completed, but it did not write down its end"
         if self.state == "FAILED":
-            code = self.exit_code.partition(":")[0]
-            return f"it ended with {f'exit code {code}' if code else 'an error'} before it could say why"
+            return self._failed()
         return f"Slurm says {self.state}"
+
+    def _failed(self) -> str:
+        code, _, by_signal = self.exit_code.partition(":")
+        if self.exit_code == _NO_LOG:
+            return (
+                "the node that was to begin it could not open its log: there the run's folder is missing, or takes no "
+                "files; cluster.exclude leaves a node out"
+            )
+        if code == "0" and by_signal not in ("", "0"):
+            return f"signal {by_signal} ended it before it could say why"
+        return f"it ended with {f'exit code {code}' if code else 'an error'} before it could say why"
 
 
 def ends(job_ids: Iterable[str]) -> tuple[dict[str, Ended], bool]:

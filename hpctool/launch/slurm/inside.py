@@ -125,18 +125,17 @@ def requeue(how: str) -> None:
     ask.call("scontrol", "requeue", *words, slurm_job_id(), timeout_s=ASK_S)
 
 
-def requeue_without(nodes: Sequence[str], excluded: str | None) -> None:
-    """Ask for the requeue, and while the job ends for it, that these nodes be left out beside those `excluded`.
+def requeue_without(nodes: Sequence[str]) -> None:
+    """Ask for the requeue, and while the job ends for it, that these nodes be left out.
 
     An ordinary user may change that of a job which waits, and a requeued one does from the moment it is granted. Where
     Slurm refuses, the script asks for the requeue once more, and the check fails again if the node comes again.
     """
     with contextlib.suppress(SchedulerError):
         requeue("incomplete")
-    everything = ",".join(filter(None, [excluded, *nodes]))
     for _ in range(_EXCLUDE_TRIES):
         try:
-            ask.call("scontrol", "update", f"JobId={slurm_job_id()}", f"ExcNodeList={everything}", timeout_s=ASK_S)
+            ask.call("scontrol", "update", f"JobId={slurm_job_id()}", f"ExcNodeList={','.join(nodes)}", timeout_s=ASK_S)
         except SchedulerError:
             time.sleep(0.5)
         else:

@@ -19,7 +19,7 @@ from hpctool.errors import EXIT_CONTINUE, EXIT_DONE, EXIT_FAILED, EXIT_INPUT, St
 from hpctool.launch import endings
 from hpctool.launch.endings import Verdict
 from hpctool.launch.ranks import Outcome
-from hpctool.launch.slurm import inside
+from hpctool.launch.slurm import inside, nostart
 from hpctool.launch.slurm.body import ATTEMPT
 from hpctool.launch.task import open_run
 from hpctool.rundir import RunDir, Story, fold
@@ -65,11 +65,17 @@ def settle(rundir: RunDir, code: int, said: str, log: str = "") -> int:
         print("hpctool: a node seems lost; Slurm is waited for, which requeues.", file=sys.stderr, flush=True)
         time.sleep(inside.VERDICT_S)
     stop = inside.why("")
-    verdict = _by_slurm(rundir, stop) or _by_itself(rundir, before, outcome, f"{said}\n{log}")
+    blind = nostart.find(said, log)
+    verdict = _by_slurm(rundir, stop) or _by_nodes(rundir, before, blind)
+    verdict = verdict or _by_itself(rundir, before, outcome, f"{said}\n{log}")
     endings.record(rundir, before, outcome, verdict)
     print(f"hpctool: {verdict.state}: {verdict.cause}", file=sys.stderr, flush=True)
     if verdict.state == "requeued":
-        if stop.ask == "plain":
+        if verdict.failure and blind:
+            # The job ends the moment that this is granted; it has yet to be told which nodes to leave out.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            inside.requeue_without(endings.left_out(rundir))
+        elif stop.ask == "plain":
             inside.try_requeue()
         return EXIT_CONTINUE
     return EXIT_INPUT if outcome.first_code == EXIT_INPUT else EXIT_FAILED
@@ -87,6 +93,11 @@ def _by_slurm(rundir: RunDir, stop: inside.Stop) -> Verdict | None:
             return Verdict("failed", over)
         return Verdict("requeued", "timeout; there was no time to save")
     return None
+
+
+def _by_nodes(rundir: RunDir, before: Story, blind: dict[str, str]) -> Verdict | None:
+    """What it means that ranks could not begin on some nodes because something is not there."""
+    return endings.judge_unfit(rundir, before.attempt + 1, blind) if blind else None
 
 
 def _by_itself(rundir: RunDir, before: Story, outcome: Outcome, words: str) -> Verdict:

@@ -64,6 +64,13 @@ def test_a_step_that_ran_out_of_memory_tells_it_of_its_job() -> None:
         ("1|CANCELLED by 4123456|0:0", "cancelled", "cancelled in Slurm by user 4123456"),
         ("1|NODE_FAIL|0:0", "failed", "its node was lost"),
         ("1|FAILED|127:0", "failed", "it ended with exit code 127 before it could say why"),
+        ("1|FAILED|0:9", "failed", "signal 9 ended it before it could say why"),
+        (
+            "1|FAILED|0:53",
+            "failed",
+            "the node that was to begin it could not open its log: there the run's folder is missing, or takes no files; "
+            "cluster.exclude leaves a node out",
+        ),
         ("1|COMPLETED|0:0", "failed", "Slurm calls it completed, but it did not write down its end"),
     ],
 )
