@@ -68,8 +68,8 @@ def test_a_step_that_ran_out_of_memory_tells_it_of_its_job() -> None:
         (
             "1|FAILED|0:53",
             "failed",
-            "the node that was to begin it could not open its log: there the run's folder is missing, or takes no files; "
-            "cluster.exclude leaves a node out",
+            "the node that was to begin it could not open its log: there the run's folder is missing, or takes no files"
+            "; cluster.exclude leaves a node out",
         ),
         ("1|COMPLETED|0:0", "failed", "Slurm calls it completed, but it did not write down its end"),
     ],
