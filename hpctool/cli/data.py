@@ -13,13 +13,13 @@ from hpctool.cli.data_append import append
 from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
 from hpctool.data import describe
 from hpctool.data.authors import authored_rows, label_authors
-from hpctool.data.branches import tips
 from hpctool.data.diff import diff as diff_versions
 from hpctool.data.history import GraphLine
 from hpctool.data.history import graph as draw
 from hpctool.data.labels import NO_LABEL_TEXT
 from hpctool.data.labels import blame as blame_row
 from hpctool.data.pictures import draw_label_changes, draw_statistics
+from hpctool.data.refs import tags, tips
 from hpctool.data.store import short
 from hpctool.data.version import Version, open_version
 from hpctool.errors import InputError, counted
@@ -82,9 +82,9 @@ def log(version: str, graph: bool, everything: bool, as_json: bool, root: Path |
     """
     found = _open(root, version)
     entries = list(describe.commit_entries(found, merged=graph, everything=everything))
-    for tip in tips(found.store) if everything else []:
+    for tip in [*tips(found.store), *tags(found.store)] if everything else []:
         if tip.problem:
-            say(f"hpctool: {found.name}@{tip.branch} is left out: {tip.problem}. See: hpctool data branch {found.name}")
+            say(f"hpctool: {found.name}@{tip.ref} is left out: {tip.problem}. See: hpctool data verify {found.name}")
     if as_json:
         print_json(entries)
         return

@@ -8,8 +8,7 @@ import click
 
 from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
 from hpctool.data import merge as merging
-from hpctool.data.branches import Tip
-from hpctool.data.branches import tips as branch_tips
+from hpctool.data import refs
 from hpctool.data.export import FORMATS
 from hpctool.data.export import export as export_version
 from hpctool.data.labels import NO_LABEL_TEXT, read_fixes
@@ -101,17 +100,34 @@ def merge(
 
 @click.command()
 @click.argument("version")
-@click.argument("name")
+@click.argument("name", required=False)
+@click.option("--delete", "gone", default=None, metavar="NAME", help="Take away a tag whose commit is lost for good.")
 @json_option
 @paths_option
-def tag(version: str, name: str, as_json: bool, root: Path | None) -> None:
-    """Name a version for ever: hpctool data tag digits v2."""
-    found = open_version(resolve_paths(root).datasets, version)
-    found.store.create_tag(name, found.commit)
-    if as_json:
-        print_json({"tag": name, "commit": found.commit})
-    else:
-        say(f"{found.name}@{name} is commit {short(found.commit)}.")
+def tag(version: str, name: str | None, gone: str | None, as_json: bool, root: Path | None) -> None:
+    """List the tags, or name a version for ever.
+
+    \b
+    hpctool data tag digits
+    hpctool data tag digits v2
+    """
+    datasets = resolve_paths(root).datasets
+    if name is not None and gone is not None:
+        raise InputError("Set a tag or take one away: NAME and --delete do not go together.")
+    if name is not None:
+        found = open_version(datasets, version)
+        found.store.create_tag(name, found.commit)
+        if as_json:
+            print_json({"tag": name, "commit": found.commit})
+        else:
+            say(f"{found.name}@{name} is commit {short(found.commit)}.")
+        return
+    store = Store.open(datasets, split_ref(version)[0])
+    if gone is not None:
+        last = refs.drop_tag(store, gone)
+        say(f"{store.name}@{gone} is gone{f'; it was commit {short(last)}' if last else ''}.")
+    if as_json or gone is None:
+        _show_refs(store, "tag", refs.tags(store), as_json)
 
 
 @click.command()
@@ -144,15 +160,19 @@ def branch(version: str, name: str | None, gone: str | None, force: bool, as_jso
         last = store.delete_branch(gone)
         say(f"{store.name}@{gone} is gone; it was commit {short(last)}: hpctool data branch {store.name}@{short(last)}")
     listed = name is None and gone is None
-    tips = branch_tips(store) if as_json or listed else []
+    if as_json or listed:
+        _show_refs(store, "branch", refs.tips(store), as_json)
+
+
+def _show_refs(store: Store, kind: str, found: list[refs.Tip], as_json: bool) -> None:
     if as_json:
-        print_json({tip.branch: None if tip.problem else tip.commit for tip in tips})
-    elif listed:
-        problems = any(tip.problem for tip in tips)
-        columns = ["branch", "commit", "problem"] if problems else ["branch", "commit"]
-        print_table(columns, [[tip.branch, short(tip.commit), tip.problem][: len(columns)] for tip in tips])
-        for tip in tips:
-            _say_lost(store, tip)
+        print_json({tip.ref: None if tip.problem else tip.commit for tip in found})
+        return
+    columns = [kind, "commit", "problem"] if any(tip.problem for tip in found) else [kind, "commit"]
+    print_table(columns, [[tip.ref, short(tip.commit), tip.problem][: len(columns)] for tip in found])
+    for tip in found:
+        if tip.problem:
+            _say_lost(store, kind, tip)
 
 
 def _begin(version: Version, name: str, force: bool) -> None:
@@ -166,14 +186,14 @@ def _begin(version: Version, name: str, force: bool) -> None:
     say(f"{version.name}@{name} begins anew at commit {short(version.commit)}{before}.")
 
 
-def _say_lost(store: Store, tip: Tip) -> None:
-    if not tip.problem:
-        return
+def _say_lost(store: Store, kind: str, tip: refs.Tip) -> None:
     ways = [f"hpctool data restore {store.name} --from <second root> brings it back"]
     if tip.whole:
         last = f"{store.name}@{short(tip.whole)}"
-        ways.append(f"hpctool data branch {last} {tip.branch} --force goes on from its newest commit that is whole")
-    say(f"hpctool: {store.name}@{tip.branch}: {tip.problem}. {'; '.join(ways)}.")
+        ways.append(f"hpctool data branch {last} {tip.ref} --force goes on from its newest commit that is whole")
+    if kind == "tag" or tip.ref != DEFAULT_BRANCH:
+        ways.append(f"hpctool data {kind} {store.name} --delete {tip.ref} gives it up")
+    say(f"hpctool: {store.name}@{tip.ref}: {tip.problem}. {'; '.join(ways)}.")
 
 
 @click.command()

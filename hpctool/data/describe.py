@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from hpctool.data.branches import tips
 from hpctool.data.commit import Commit
 from hpctool.data.history import ancestors, newest_first
 from hpctool.data.labels import class_name
 from hpctool.data.layout import DEFAULT_BRANCH
 from hpctool.data.manifest import LABEL
+from hpctool.data.refs import tags, tips
 from hpctool.data.store import Store, list_datasets
 from hpctool.data.version import Version
 from hpctool.errors import HpctoolError
@@ -109,4 +109,4 @@ def _dataset_row(store: Store) -> dict[str, Any]:
 
 
 def _refs(store: Store) -> dict[str, str]:
-    return {tip.branch: tip.commit for tip in tips(store) if not tip.problem} | store.tags()
+    return {tip.ref: tip.commit for tip in [*tips(store), *tags(store)] if not tip.problem}

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from hpctool.data import order as orders
-from hpctool.data.branches import tips
 from hpctool.data.labels import class_name
 from hpctool.data.manifest import LABEL
+from hpctool.data.refs import tips
 from hpctool.data.store import Store, short
 from hpctool.data.usage import OWN, Use, uses
 from hpctool.data.version import Version
@@ -102,7 +102,7 @@ def exposures(store: Store, uid: str) -> Iterator[Exposure]:
             if index.size:
                 yield _exposure(use, version, row, int(index[0]))
     whole = [tip for tip in tips(store) if not tip.problem]
-    if not found and not any(_row(Version(store, tip.branch, tip.commit), uid) >= 0 for tip in whole):
+    if not found and not any(_row(Version(store, tip.ref, tip.commit), uid) >= 0 for tip in whole):
         raise UnknownName(f"row of dataset '{store.name}' called", uid, [], f"See: hpctool data show {store.name}.")
 
 

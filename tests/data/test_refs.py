@@ -1,4 +1,4 @@
-"""A branch whose commit is lost hides nothing else, comes back from a copy, or goes on from what is whole of it."""
+"""A branch or tag whose commit is lost hides nothing else, comes back from a copy, or goes on from what is whole."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hpctool.cli.main import cli
-from hpctool.data.branches import Tip, tips
 from hpctool.data.commit import Commit
 from hpctool.data.describe import commit_entries
 from hpctool.data.gc import gc
 from hpctool.data.labels import relabel
+from hpctool.data.refs import Tip, drop_tag, tags, tips
 from hpctool.data.restore import restore
 from hpctool.data.store import short
 from hpctool.data.verify import verify
 from hpctool.data.version import Version, open_version
-from hpctool.errors import CorruptError, UnknownName
+from hpctool.errors import CorruptError, InputError, UnknownName
 
 
 def change(version: Version, row: int) -> Commit:
@@ -84,6 +84,24 @@ def test_a_branch_goes_on_from_a_commit_that_is_whole_and_nothing_needs_the_lost
     assert [damage.path for damage in verify(tiny.store).damaged] == []
 
 
+def test_a_tag_that_leads_nowhere_can_be_given_up_and_no_other(tiny: Version, lost: list[Commit]) -> None:
+    older, gone = lost
+    tiny.store.create_tag("v1", older.id)
+    tiny.store.create_tag("v2", gone.id)
+    assert tags(tiny.store) == [
+        Tip("v1", older.id),
+        Tip("v2", gone.id, "its commit cannot be read: it is missing"),
+    ]
+    assert [entry["refs"] for entry in commit_entries(tiny, everything=True)] == [["v1"], ["main"]]
+    with pytest.raises(InputError, match="which is there; a tag is for ever"):
+        drop_tag(tiny.store, "v1")
+    assert drop_tag(tiny.store, "v2") == gone.id
+    with pytest.raises(UnknownName, match="no tag of dataset 'tiny' called 'v2'"):
+        drop_tag(tiny.store, "v2")
+    tiny.store.reset_branch("side", older.id)
+    assert verify(tiny.store).damaged == []
+
+
 @pytest.mark.slow
 def test_the_commands_name_what_is_lost_and_the_ways_out(tiny: Version, lost: list[Commit]) -> None:
     older, gone = lost
@@ -104,3 +122,7 @@ def test_the_commands_name_what_is_lost_and_the_ways_out(tiny: Version, lost: li
     said = f"tiny@side begins anew at commit {short(older.id)}; it was commit {short(gone.id)}."
     assert said in run(*way.split()[2:]).stderr
     assert run("log", "tiny@side").exit_code == 0
+    tiny.store.create_tag("v2", gone.id)
+    assert "hpctool data tag tiny --delete v2 gives it up" in run("tag", "tiny").stderr
+    assert "tiny@v2 is gone; it was commit" in run("tag", "tiny", "--delete", "v2").stderr
+    assert json.loads(run("tag", "tiny", "--json").stdout) == {}
