@@ -176,13 +176,14 @@ class ConflictError(OperationError):
 
 
 class FencedError(OperationError):
-    """A newer attempt of this run has begun; this one may not write any more."""
+    """A newer attempt of this run has begun; this one (0: one that has not begun) may not write any more."""
 
     def __init__(self, run: str, attempt: int, newest: int) -> None:
         self.run = run
         self.attempt = attempt
         self.newest = newest
-        super().__init__(f"Attempt {attempt} of run {run} may not commit: attempt {newest} has begun. It ends here.")
+        who = f"Attempt {attempt} of run {run} may not commit" if attempt else f"This start of run {run} comes too late"
+        super().__init__(f"{who}: attempt {newest} has begun{'' if attempt else ' by a later one'}. It ends here.")
 
 
 class WorldError(OperationError):

@@ -18,7 +18,7 @@ import getpass
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def fold(entries: list[Entry]) -> Story:
         if kind == "submitted":
             job = body.get("slurm_job_id", "")
             # A job may begin, and end, before the one who submitted it has written down its number.
-            if not (story.attempt and _is_of(story.slurm_job_id, job, body.get("array", ""))):
+            if not (story.attempt and is_of_job(story.slurm_job_id, job, body.get("array", ""))):
                 story.state, story.cause = "queued", ""
             story.where = body["where"]
             story.slurm_job_id = job or story.slurm_job_id
@@ -123,7 +123,7 @@ def fold(entries: list[Entry]) -> Story:
     return story
 
 
-def _is_of(job: str, submitted: str, array: str) -> bool:
+def is_of_job(job: str, submitted: str, array: str) -> bool:
     """Whether a job that has begun is the one that was submitted, or a task of that array."""
     return bool(job) and (job == submitted or (bool(array) and job.startswith(f"{array}_")))
 
@@ -221,13 +221,17 @@ class RunDir:
         """
         forget(self.path.parent, [self.id])
 
-    def begin(self, facts: Mapping[str, Any]) -> int:
-        """Begin the next attempt and give its number. From now on no older attempt can commit."""
+    def begin(self, facts: Mapping[str, Any], check: Callable[[list[Entry]], None] = lambda entries: None) -> int:
+        """Begin the next attempt and give its number. From now on no older attempt can commit.
+
+        `check` sees what the ledger says at that moment; what it raises ends this, and nothing has begun.
+        """
         while True:
             ledger = self.ledger
             # Taken before the entries are read: whatever comes later makes `cas` fail.
             last = ledger.last()
             entries = ledger.entries()
+            check(entries)
             number = 1 + max((e.body["attempt"] for e in entries if e.body["kind"] == "begun"), default=0)
             if ledger.cas({"kind": "begun", "attempt": number, "time": now(), **facts}, after=last):
                 if fold(entries).state in OVER:

@@ -22,7 +22,7 @@ from typing import Any
 
 from hpctool import files
 from hpctool.errors import HpctoolError
-from hpctool.launch import endings, ranks
+from hpctool.launch import endings, ranks, starts
 from hpctool.launch.endings import Verdict
 from hpctool.launch.local import QUEUE_FORMAT, Queue, Submission, submissions
 from hpctool.launch.ranks import Attempt, Limits, Outcome
@@ -236,7 +236,7 @@ class Supervisor:
         ticket, number = submission.tickets[index], submission.number
         limits = Limits(ticket.time_s, ticket.signal_delay_s, ticket.kill_wait_s)
         cwd = Path(rundir.record()["cwd"])
-        environ = self._environ(submission, rundir)
+        environ = {**self._environ(submission, rundir), **starts.said(rundir.id, story.last)}
         where = cwd if cwd.is_dir() else rundir.path
         try:
             attempt = Attempt(rundir, ticket.num_ranks, limits, environ, submission.command, where)
@@ -283,6 +283,8 @@ class Supervisor:
         if not job.rundir.run_json.exists():
             return Verdict("failed", "its folder is gone")
         try:
+            if other := starts.began_instead(job.rundir, job.before, job.attempt.pid):
+                return Verdict("failed", f"this start came too late: attempt {other} is another's")
             verdict = endings.judge(job.rundir, job.before, outcome, job.max_failures, job.cancelled_by)
             endings.record(job.rundir, job.before, outcome, verdict)
         except HpctoolError as error:

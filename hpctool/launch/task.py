@@ -15,7 +15,7 @@ from typing import Any
 
 from hpctool import config, files, rendezvous
 from hpctool.errors import EXIT_FAILED, FencedError, NodeError, OperationError, Stopped, WorldError
-from hpctool.launch import cells, closing, gres, moments, output, signals, snapshot, stacks, startcheck
+from hpctool.launch import cells, closing, gres, moments, output, signals, snapshot, stacks, startcheck, starts
 from hpctool.launch.guard import Guard
 from hpctool.launch.hardware import hardware
 from hpctool.launch.job import load_job
@@ -57,7 +57,11 @@ def run_attempt(rundir: RunDir, where: str, place: Place, world: World | None = 
     """
     meeting = rendezvous.meeting_file(rundir.path / "logs", place)
     if place.rank == 0:
-        rundir.attempt = begin(rundir, where, place)
+        try:
+            rundir.attempt = begin(rundir, where, place)
+        except FencedError as error:
+            print(f"hpctool: {error}", file=sys.stderr, flush=True)
+            return EXIT_FAILED
     guard = _guard(rundir, where, place.rank == 0)
     try:
         world = world or join(ranks_of(rundir), place, rundir.path / "logs", meeting)
@@ -80,19 +84,23 @@ def run_attempt(rundir: RunDir, where: str, place: Place, world: World | None = 
 
 
 def begin(rundir: RunDir, where: str, place: Place) -> int:
-    """Begin the next attempt in the ledger and give its number. From now on no older attempt can commit."""
+    """Begin the next attempt in the ledger and give its number. From now on no older attempt can commit.
+
+    Raises FencedError where a later start of this run than the one that this process belongs to has begun.
+    """
+    start = starts.own(rundir.id, where)
     facts = {
         "where": where,
         "world_size": place.size,
         "nodes": [os.environ.get("SLURM_STEP_NODELIST", socket.gethostname())],
-        "slurm_job_id": inside.slurm_job_id() if inside.is_job(where) else "",
-        "slurm_step_id": os.environ.get("SLURM_STEP_ID", "") if inside.is_job(where) else "",
-        "restart_count": inside.restart_count(),
-        "cluster": os.environ.get("SLURM_CLUSTER_NAME", ""),
+        "slurm_job_id": start.slurm_job_id,
+        "slurm_step_id": os.environ.get("SLURM_STEP_ID", "") if start.slurm_job_id else "",
+        "restart_count": start.restart_count,
+        "cluster": start.cluster,
         "code": rundir.code(),
         "hardware": hardware(),
     }
-    return rundir.begin({**facts, **own_process()})
+    return rundir.begin({**facts, **own_process()}, partial(starts.refuse, rundir, mine=start))
 
 
 def ranks_of(rundir: RunDir) -> str:

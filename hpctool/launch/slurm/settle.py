@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hpctool import config
 from hpctool.errors import EXIT_CONTINUE, EXIT_DONE, EXIT_FAILED, EXIT_INPUT, Stopped
-from hpctool.launch import endings
+from hpctool.launch import endings, starts
 from hpctool.launch.endings import Verdict
 from hpctool.launch.ranks import Outcome
 from hpctool.launch.slurm import inside, nostart
@@ -53,7 +53,7 @@ def settle(rundir: RunDir, code: int, said: str, log: str = "") -> int:
     `code` is srun's, `said` its words, `log` what the job has printed since the attempt began.
     """
     before = _before(rundir)
-    if endings.was_replaced(rundir, before):
+    if endings.was_replaced(rundir, before) or starts.later(before.entries, starts.own(rundir.id, "slurm")):
         # A node that was cut off and is back: to ask for a requeue would end the attempt that took its place.
         print("hpctool: a newer attempt of this run has begun; this one ends.", file=sys.stderr, flush=True)
         return EXIT_FAILED

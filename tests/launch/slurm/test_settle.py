@@ -117,3 +117,10 @@ def test_a_node_that_was_cut_off_and_is_back_does_not_requeue_the_job_that_runs_
     assert settle.settle(run, 137, "srun: error: n2: task 3: Killed\n") == 1
     assert run.story().state == "running"
     assert run.result() is None
+
+
+def test_a_start_that_was_frozen_until_the_next_one_ran_says_nothing_of_it(run: RunDir, monkeypatch: Any) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    begin(run, 2, restart_count=2)
+    assert settle.settle(run, 1, "srun: error: n1: task 0: Exited with exit code 1\n") == 1
+    assert (run.story().state, run.story().of_kind("ended"), run.result()) == ("running", [], None)
