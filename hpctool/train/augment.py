@@ -1,6 +1,6 @@
 """Changes to training samples: pure functions of the sample and of a generator made for (seed, epoch, uid).
 
-One of your own is any callable of this form, named in the config: `augment._target_=myproject.Flip`.
+One of your own is any callable of this form, named in the config: `augment={_target_: myproject.Flip}`.
 
 Shapes: H rows, W columns, C channels.
 """

@@ -72,7 +72,11 @@ def make_project(root: Path) -> Path:
 
 def rehearse(name: str, folder: Path, count: int, seed: int) -> Verdict:
     """Rehearse a scenario, standing in its project."""
-    one = SCENARIOS[name]
+    return rehearse_one(SCENARIOS[name], folder, count, seed)
+
+
+def rehearse_one(one: Scenario, folder: Path, count: int, seed: int) -> Verdict:
+    """The same for one that has no name."""
     request = Request(one.job, list(one.overrides), list(one.config_dirs))
     order = Order(request, folder, one.kinds, count, one.num_ranks, seed, one.patience_s, _say, lambda _line: None)
     verdict = Rehearsal(order).run()

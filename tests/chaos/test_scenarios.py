@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.scenarios import MPIRUN, SCENARIOS, make_project, rehearse
+from tests.chaos.scenarios import MPIRUN, SCENARIOS, rehearse
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 #: Ranks of torch cost seconds each to start, those of MPI a fraction.
 FAULTS = {"single": 20, "ddp": 12, "fsdp": 10, "mpi": 24}
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    root = make_project(tmp_path / "project")
-    monkeypatch.chdir(root)
-    monkeypatch.syspath_prepend(str(root))
-    # What the ranks import, and the mpirun that they are started by.
-    monkeypatch.setenv("PYTHONPATH", str(root))
-    if MPIRUN is not None:
-        monkeypatch.setenv("PATH", f"{Path(MPIRUN).parent}:{os.environ['PATH']}")
-    for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"):
-        monkeypatch.setenv(name, "1")
-    return root
 
 
 @pytest.mark.parametrize("name", sorted(SCENARIOS))

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -108,6 +110,26 @@ class Faulty(Classify):
         sums = super().evaluate(model, batch)
         blind = os.environ.get("FAULT", "").startswith("blind")
         return {**sums, "loss": sums["loss"] * float("nan")} if blind else sums
+
+
+class Forgetful(Classify):
+    """Keeps to itself how often it was called, and lets that count: so a resumed run is another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_passes = 0
+
+    def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> tuple[Tensor, Sums]:
+        self.num_passes += 1
+        loss, sums = super().loss(model, batch)
+        return loss * self.num_passes, sums
+
+
+class Unseeded:
+    """An augmentation that asks no generator it was given."""
+
+    def __call__(self, sample: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:
+        return np.random.default_rng().permutation(sample)
 
 
 class ByPart(Classify):
