@@ -85,7 +85,9 @@ def queue(
 
 @group.command()
 @click.argument("dataset", metavar="DATASET")
-@click.option("--num", "num_rows", default=100, show_default=True, help="So many, chosen at random.")
+@click.option("--num", "num_rows", default=100, show_default=True, help="So many.")
+@click.option("--model", default=None, help="Those that this model is least sure of, as `hpctool score` had it say.")
+@click.option("--by", "measure", type=click.Choice(["margin", "entropy"]), default="margin", show_default=True)
 @click.option("--split", default=None, help="Only rows of this split.")
 @click.option("--column", default=None, help="What is shown (else the image, or the only feature).")
 @click.option("--seed", default=0, show_default=True, help="Of the random choice.")
@@ -95,6 +97,8 @@ def queue(
 def rows(
     dataset: str,
     num_rows: int,
+    model: str | None,
+    measure: Measure,
     split: str | None,
     column: str | None,
     seed: int,
@@ -102,15 +106,30 @@ def rows(
     as_json: bool,
     root: Path | None,
 ) -> None:
-    """Choose rows of a dataset that have no label yet; no model is asked. DATASET is NAME or NAME@branch.
+    """Choose rows of a dataset that have no label yet, by chance or with a model. DATASET is NAME or NAME@branch.
 
     \b
     hpctool review rows digits --num 200 --split train
+    hpctool score data.name=digits score.model=digits@production
+    hpctool review rows digits --model digits@production
     """
-    from hpctool.review.rows import make_rows_queue  # reads images
+    from hpctool.review.rows import Scored, make_rows_queue  # reads images
 
     folders = resolve_paths(root)
-    made = make_rows_queue(folders.reviews, folders.datasets, dataset, num_rows, split=split, column=column, seed=seed)
+    scored = None
+    if model is not None:
+        bundle = aliases.resolve(folders.models, model)
+        scored = Scored(bundle, open_journal(folders.journals, bundle.name), measure)
+    made = make_rows_queue(
+        folders.reviews,
+        folders.datasets,
+        dataset,
+        num_rows,
+        split=split,
+        column=column,
+        seed=seed,
+        scored=scored,
+    )
     if table is not None:
         write_items(made, table)
     if as_json:
@@ -221,7 +240,7 @@ def status(name: str | None, accept: str | None, as_json: bool, root: Path | Non
     audit = found["audit"]
     share = f"{audit['num_right'] / max(1, audit['num_items']):.1%}"
     interval = f"(95 %: {audit['low']:.1%} to {audit['high']:.1%}, {audit['num_items']} random items)"
-    if found["model"]:
+    if found["model"] and not queue.of_rows:
         right = f"{share} {interval}" if audit["num_items"] else "no audit item is decided yet"
         rows.append(["model's accuracy", right])
     applied = found["applied"]

@@ -10,6 +10,7 @@ what people said of them.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass
@@ -38,6 +39,7 @@ from hpctool.world import Array
 #: The newest that is read. A queue of predictions is of format 1, one of a dataset's rows (rows.py) of format 2.
 QUEUE_FORMAT = 2
 _OF_PREDICTIONS = 1
+_UID = re.compile(r"[0-9a-f]{32}")
 RECORD, APPLIED = "queue.json", "applied.json"
 
 
@@ -259,6 +261,10 @@ def _reviewed(reviews: Path, branch: Version, predictions: Predictions) -> Set[s
     """The ids of predictions that need no look any more."""
     there = branch.find(row_uids(predictions.input)) if len(predictions) else np.zeros(0, np.int64)
     found = {prediction for prediction, row in zip(predictions.ids, there, strict=True) if row >= 0}
+    # Rows of this dataset that were scored: they are labelled where they are (rows.py), never appended once more.
+    scored = [(one, uid) for one, uid in zip(predictions.ids, predictions.request, strict=True) if _UID.fullmatch(uid)]
+    rows = branch.find([uid for _, uid in scored]) if scored else np.zeros(0, np.int64)
+    found |= {prediction for (prediction, _), row in zip(scored, rows, strict=True) if row >= 0}
     for queue in _applied(reviews):
         found |= queue.answers().keys()
     return found
@@ -286,5 +292,10 @@ def _check_fits(branch: Version, feature: str, classes: list[str]) -> None:
             f"The model takes '{feature}' and {branch.ref} has the features {listing(branch.features)}: "
             "its predictions cannot become rows there. Choose another with --dataset."
         )
+    check_classes(branch, classes)
+
+
+def check_classes(branch: Version, classes: list[str]) -> None:
+    """Raises InputError where the model knows a class that the dataset has not."""
     if missing := [name for name in classes if name not in branch.classes]:
         raise InputError(f"{branch.ref} has no class {listing(missing)} that the model knows. See --dataset.")

@@ -60,13 +60,17 @@ def choose(predictions: Predictions, asked: Selection, reviewed: Set[str]) -> tu
         )
     rows = _candidates(predictions, reviewed)
     if not rows.size:
-        there = f"{len(predictions):,} predictions, all reviewed already" if len(predictions) else "no prediction"
+        there = (
+            f"{len(predictions):,} predictions, all reviewed or rows already" if len(predictions) else "no prediction"
+        )
         raise InputError(f"There is nothing to review: the journal holds {there}. Other --source, --since or model?")
     random = np.random.default_rng(asked.seed)
     audit = random.permutation(rows)[: asked.num_audit]
     rest = rows[~np.isin(rows, audit)]
     # A stable sort: equally uncertain rows stay in the order of their digests.
-    uncertain = rest[np.argsort(-_uncertainty(predictions, asked.measure)[rest], kind="stable")][: asked.num_uncertain]
+    uncertain = rest[np.argsort(-uncertainty(predictions.probabilities, asked.measure)[rest], kind="stable")][
+        : asked.num_uncertain
+    ]
     chosen = [Chosen(int(row), "audit", len(audit) / len(rows)) for row in audit]
     chosen += [Chosen(int(row), "uncertain", 1.0) for row in uncertain]
     return [chosen[i] for i in random.permutation(len(chosen))], len(rows)
@@ -86,6 +90,7 @@ def _candidates(predictions: Predictions, reviewed: Set[str]) -> npt.NDArray[np.
     return rows
 
 
-def _uncertainty(predictions: Predictions, measure: Measure) -> npt.NDArray[np.float64]:
-    found = output_statistics(predictions.probabilities)
+def uncertainty(probabilities: npt.NDArray[np.float32], measure: Measure) -> npt.NDArray[np.float64]:
+    """How unsure a model is, (N,), from its probabilities (N, K)."""
+    found = output_statistics(probabilities)
     return -found["margin"] if measure == "margin" else found["entropy"]

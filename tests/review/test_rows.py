@@ -17,14 +17,18 @@ from PIL import Image
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
+from hpctool.cli.output import Folders
 from hpctool.cli.review import group
 from hpctool.data.authors import label_authors
 from hpctool.data.labels import Change, blame, relabel
 from hpctool.data.version import Version, open_version
 from hpctool.errors import InputError, UnknownName
+from hpctool.export.bundle import Bundle
 from hpctool.review.merge import apply
-from hpctool.review.queue import Queue
-from hpctool.review.rows import make_rows_queue
+from hpctool.review.queue import Queue, make_queue
+from hpctool.review.rows import Scored, make_rows_queue
+from hpctool.review.select import Selection
+from hpctool.serve.journal import Journal, Origin, write_segment
 from tests.browser import NEEDS_BROWSER, browser
 from tests.data.conftest import datasets, prepare_arrays, prepare_with
 from tests.review.conftest import TOKEN, images_of, serve_page
@@ -143,6 +147,48 @@ def test_a_label_that_came_meanwhile_or_was_taken_away_again_is_kept(
     # What people skipped, or are at odds about, waits in its own review; what lost its label is asked once more.
     rest = {item.prediction for item in make_rows_queue(reviews, datasets, "tiny", 50).items}
     assert rest == {item.prediction for item in [queue.items[2], *queue.items[4:]]}
+
+
+@pytest.mark.slow
+def test_the_rows_that_a_model_is_least_sure_of_come_first_and_are_never_appended_again(folders: Folders) -> None:
+    version = open_version(folders.datasets, "digits")
+    uids = version.uids(np.arange(12))
+    taken = [Change(uid, -1, "eve", "", "2026-01-01T00:00:00Z") for uid in uids[:10]]
+    relabel(version.store, "main", taken, "nobody knows")
+    bundle, journal = Bundle(folders.models / "digits" / "0001"), Journal(folders.journals / "digits")
+    with pytest.raises(
+        InputError, match=r"has scored no row of digits@main .* First: hpctool score data\.name=digits@main"
+    ):
+        make_rows_queue(folders.reviews, folders.datasets, "digits", 4, scored=Scored(bundle, journal))
+    # As `hpctool score` writes it: row n is a 3, the surer the greater n is; rows 8 and 9 were not scored.
+    scored = [*range(8), 10, 11]
+    sure = np.linspace(0.3, 0.9, len(scored), dtype=np.float32)
+    said = np.repeat(((1 - sure) / 9)[:, None], 10, axis=1)
+    said[:, 3] = sure
+    columns = {
+        "number": np.arange(len(scored)),
+        "time": np.full(len(scored), 1.7e9),
+        "request": np.array([uids[row].encode() for row in scored]),
+        "source": np.full(len(scored), b""),
+        "input": version.read("image", np.array(scored)),
+        "probabilities": said,
+        "logits": np.log(said),
+    }
+    origin = Origin("digits@0001", "b" * 64, "score", "score-0123abcd", version.commit)
+    write_segment(folders.journals / "digits", "0123abcd", origin, columns)
+    queue = make_rows_queue(folders.reviews, folders.datasets, "digits", 4, scored=Scored(bundle, journal))
+    assert [(item.prediction, item.guess, item.reason) for item in queue.items] == [
+        (uid, 3, "uncertain") for uid in uids[:4]
+    ]
+    assert np.allclose(queue.probabilities[:, 3], sure[:4])
+    queue.answer(uids[0], 5, "ann", "1")
+    assert apply(queue, folders.datasets, "look").num_rows == 1
+    after = open_version(folders.datasets, "digits")
+    assert (after.num_rows, int(after.read("label")[0])) == (version.num_rows, 5)
+    assert blame(after, uids[0])[0].why == f"review {queue.id}: uncertain"
+    # Neither those that wait nor those with a label are offered as new rows; what was served is.
+    served = make_queue(folders.reviews, folders.datasets, journal, bundle, Selection(100, 1))
+    assert len(served.items) == served.record["num_candidates"] == 60
 
 
 @pytest.mark.slow
