@@ -10,7 +10,6 @@ nothing: the reader cuts each attempt where the next one began, so that no step 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import math
@@ -18,7 +17,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,9 @@ METRICS_FORMAT = 1
 
 #: A metric's name → its points (step, value), in order of the step; each step at most once.
 Curves = dict[str, list[tuple[int, float]]]
+
+#: A metric's name → its newest point.
+Last = dict[str, tuple[int, float]]
 
 #: Told of everything that is logged on rank 0, before it reaches the disk: the run, the step and the numbers.
 Listener = Callable[[RunDir, int, Mapping[str, float]], None]
@@ -219,36 +221,70 @@ def read_metrics(rundir: RunDir, story: Story | None = None) -> Curves:
     return {name: sorted(points[name].items()) for name in sorted(points)}
 
 
-def read_last(rundir: RunDir, story: Story | None = None, *, is_whole: bool = False) -> dict[str, tuple[int, float]]:
-    """The newest point (step, value) of each metric, from the ends of the newest two files: for tables of many runs.
+def read_last(
+    rundir: RunDir, story: Story | None = None, *, is_whole: bool = False, before: Last | None = None
+) -> Last:
+    """The newest point (step, value) of each metric, from the ends of the newest files: for tables of many runs.
 
-    Where `is_whole` says that `story` knows every attempt, the folder need not be listed.
+    Where `is_whole` says that `story` knows every attempt, the folder need not be listed; `before` is what
+    `read_before` gave for this attempt.
     """
     story = story or rundir.story()
+    newest = story.attempt if is_whole else max([story.attempt, *_attempts(rundir)])
+    own = _last_of(_end(rundir, newest) or [])
+    if before is None:
+        began_anew = own and newest not in _resumed(story)
+        before = {} if began_anew else _before(rundir, story, newest)
+    return before | own
+
+
+def read_before(rundir: RunDir, story: Story) -> Last | None:
+    """What the attempts before the newest have measured, up to where that resumed: nothing will change it any more.
+
+    None while the newest has not said where it resumed.
+    """
+    return _before(rundir, story, story.attempt) if story.attempt in _resumed(story) else None
+
+
+def _before(rundir: RunDir, story: Story, newest: int) -> Last:
+    """The newest points in the two files before that of attempt `newest`, as far as they were not replaced."""
     resumed = _resumed(story)
-    last: dict[str, tuple[int, float]] = {}
+    last: Last = {}
     limit = math.inf
-    for attempt, lines in itertools.islice(_newest_first(rundir, story if is_whole else None), 2):
+    for attempt, lines in itertools.islice(_earlier(rundir, newest), 2):
         limit = min([limit, *(step for later, step in resumed.items() if later > attempt)])
-        newest_first = sorted(lines, key=lambda line: -line["s"])
-        for line in newest_first:
-            if line["s"] <= limit:
-                for name, value in line["m"].items():
-                    last.setdefault(name, (line["s"], from_json(value)))
-        if newest_first and attempt not in resumed:
+        last = _last_of(line for line in lines if line["s"] <= limit) | last
+        if lines and attempt not in resumed:
             break
     return last
 
 
-def _newest_first(rundir: RunDir, story: Story | None) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """The attempts that have a file, with the lines at its end: the first two are looked for before all are listed."""
-    tried = list(range(story.attempt, 0, -1))[:2] if story else []
+def _earlier(rundir: RunDir, newest: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """The attempts before `newest` that have a file, with its end: the first two are tried before all are listed."""
+    tried = list(range(newest - 1, 0, -1))[:2]
     for attempt in tried:
-        with contextlib.suppress(FileNotFoundError):
-            yield attempt, list(_read_lines(rundir.metrics(attempt), _TAIL_BYTES))
-    if not tried or tried[-1] > 1:
-        for attempt in sorted(set(_attempts(rundir)).difference(tried), reverse=True):
-            yield attempt, list(_read_lines(rundir.metrics(attempt), _TAIL_BYTES))
+        if (lines := _end(rundir, attempt)) is not None:
+            yield attempt, lines
+    if tried and tried[-1] > 1:
+        for attempt in reversed([one for one in _attempts(rundir) if one < tried[-1]]):
+            yield attempt, _end(rundir, attempt) or []
+
+
+def _end(rundir: RunDir, attempt: int) -> list[dict[str, Any]] | None:
+    """The lines at the end of an attempt's file; None if it has none."""
+    try:
+        return list(_read_lines(rundir.metrics(attempt), _TAIL_BYTES)) if attempt else None
+    except FileNotFoundError:
+        return None
+
+
+def _last_of(lines: Iterable[dict[str, Any]]) -> Last:
+    """The point of the highest step of each metric."""
+    last: Last = {}
+    for line in sorted(lines, key=lambda line: -line["s"]):
+        for name, value in line["m"].items():
+            last.setdefault(name, (line["s"], from_json(value)))
+    return last
 
 
 def reported(rundir: RunDir) -> dict[str, float | str]:

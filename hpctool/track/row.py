@@ -19,7 +19,7 @@ from hpctool.launch.slurm.queue import Queue
 from hpctool.log import decode_entry
 from hpctool.rundir import OVER, RunDir, Story, fold
 from hpctool.track.keys import changed_values, typed_values
-from hpctool.track.metrics import from_json, read_last, to_json
+from hpctool.track.metrics import from_json, read_before, read_last, to_json
 from hpctool.track.underway import Memory, Underway
 
 #: The word for a run whose run.json cannot be read; the other states are in hpctool.rundir.
@@ -141,16 +141,16 @@ class _Draft:
         #: None while nobody has looked
         self.result: dict[str, Any] | None = None
         self.story: Story | None = None
-        memory = underway.recall(rundir) if underway else None
-        if memory is not None:
-            take_record(self.row, memory.record)
-            self.row.plain = memory.config
-            self.story = fold(memory.entries)
+        self.memory = underway.recall(rundir) if underway else None
+        if self.memory is not None:
+            take_record(self.row, self.memory.record)
+            self.row.plain = self.memory.config
+            self.story = fold(self.memory.entries)
         else:
-            memory = self._read(underway)
+            self.memory = self._read(underway)
         self.row.is_final = self.story is not None and self.story.state in OVER
-        if underway and memory and not self.row.is_final:
-            underway.learn(rundir.id, memory)
+        if underway and self.memory and not self.row.is_final:
+            underway.learn(rundir.id, self.memory)
 
     def _read(self, underway: Underway | None) -> Memory | None:
         """Read the run's files; what they say is worth remembering unless something is the matter with them."""
@@ -186,7 +186,9 @@ class _Draft:
             if self.result.get("state") == story.state and "metrics" in self.result:
                 _take_result(row, self.result)
             else:
-                _take_metrics(row, self.rundir, story)
+                _take_metrics(row, self.rundir, story, self.memory)
+        if row.problems and self.memory:
+            self.memory.before = None  # whoever reads it again says so again
 
 
 def read_config(rundir: RunDir) -> dict[str, Any]:
@@ -254,9 +256,12 @@ def _take_result(row: Row, result: dict[str, Any]) -> None:
     row.data_commit = result.get("data_commit") or row.data_commit
 
 
-def _take_metrics(row: Row, rundir: RunDir, story: Story) -> None:
+def _take_metrics(row: Row, rundir: RunDir, story: Story, memory: Memory | None) -> None:
+    before = memory.before_attempt(story.attempt) if memory else None
+    if memory and before is None and (before := read_before(rundir, story)) is not None:
+        memory.before = story.attempt, before
     # The files of a whole ledger's attempts are known by name; a damaged one may lack an attempt.
-    last = read_last(rundir, story, is_whole=not row.problems)
+    last = read_last(rundir, story, is_whole=not row.problems, before=before)
     row.metrics = {name: value for name, (_, value) in sorted(last.items())}
     if story.state in ("running", "stopping"):
         row.step = max([row.step, *(step for step, _ in last.values())])

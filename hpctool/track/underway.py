@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hpctool import files
 from hpctool.errors import CorruptError, HpctoolError
 from hpctool.log import Entry, decode_entry, encode_entry
 from hpctool.rundir import RunDir, index_folder
+from hpctool.track.metrics import Last, from_json, to_json
 
 UNDERWAY_FORMAT = 1
 #: files that must have been read for what they say to be written down: a few runs are as quickly read as looked up
@@ -34,6 +35,12 @@ class Memory:
     config: dict[str, Any]
     mark: tuple[int, int]
     entries: list[Entry]
+    #: an attempt, and what those before it have measured (metrics.read_before)
+    before: tuple[int, Last] | None = None
+
+    def before_attempt(self, attempt: int) -> Last | None:
+        """What was measured before an attempt, if that is known."""
+        return self.before[1] if self.before and self.before[0] == attempt else None
 
 
 @dataclass
@@ -79,7 +86,7 @@ class Underway:
         if log.broken:
             return None
         self.num_read += len(new)
-        return Memory(known.record, known.config, mark, [*known.entries, *new])
+        return replace(known, mark=mark, entries=[*known.entries, *new])
 
     def learn(self, run_id: str, memory: Memory) -> None:
         """Note how a run stands that is under way, and of which nothing was unreadable."""
@@ -105,6 +112,9 @@ def _path(runs: Path) -> Path:
 def _packed(memory: Memory) -> dict[str, Any] | None:
     entries = [[one.number, one.body] for one in _thinned(memory.entries)]
     told = {"record": memory.record, "config": memory.config, "mark": memory.mark, "entries": entries}
+    if memory.before:
+        attempt, last = memory.before
+        told["before"] = [attempt, {name: [step, to_json(value)] for name, (step, value) in last.items()}]
     try:
         files.canonical_json(told)
     except (TypeError, ValueError):  # a date or a NaN in somebody's configuration
@@ -115,7 +125,10 @@ def _packed(memory: Memory) -> dict[str, Any] | None:
 def _unpacked(told: dict[str, Any]) -> Memory:
     inode, time_ns = told["mark"]
     entries = [Entry(int(number), dict(body)) for number, body in told["entries"]]
-    return Memory(dict(told["record"]), dict(told["config"]), (inode, time_ns), entries)
+    memory = Memory(dict(told["record"]), dict(told["config"]), (inode, time_ns), entries)
+    if before := told.get("before"):
+        memory.before = before[0], {name: (step, from_json(value)) for name, (step, value) in before[1].items()}
+    return memory
 
 
 def _thinned(entries: list[Entry]) -> list[Entry]:

@@ -139,12 +139,13 @@ CHANGES: dict[str, Callable[[Sample], Any]] = {
     "went on": lambda run: run.checkpoint(2).checkpoint(3).checkpoint(5),
     "in the same tick": lambda run: in_the_same_tick(run, lambda: run.checkpoint(7)),
     "resumed": lambda run: run.checkpoint(2).log([3]).begin(resumed=2).log([3], accuracy=0.5),
+    "resumed twice": lambda run: run.checkpoint(2).begin(resumed=2).log([3]).checkpoint(3).begin(resumed=3),
     "completed": lambda run: run.log([9]).complete(),
     "cancelled": lambda run: run.rundir.ledger.append({"kind": "cancel", "by": "me", "time": now()}),
-    "a gap": lambda run: run.checkpoint(2).checkpoint(3).rundir.ledger.path(3).unlink(),
-    "truncated": lambda run: os.truncate(run.checkpoint(2).checkpoint(3).rundir.ledger.path(3), 9),
+    "a gap": lambda run: run.checkpoint(2).checkpoint(3).rundir.ledger.path(6).unlink(),
+    "truncated": lambda run: os.truncate(run.checkpoint(2).checkpoint(3).rundir.ledger.path(6), 9),
     "by symbolic links": lambda run: Log(run.rundir.ledger.folder, "symlink").append(
-        {"kind": "checkpoint", "attempt": 1, "step": 6}
+        {"kind": "checkpoint", "attempt": 2, "step": 6}
     ),
     "made anew": lambda run: made_anew(run),
     "deleted": lambda run: shutil.rmtree(run.rundir.path),
@@ -174,9 +175,10 @@ def flip(runs: Path) -> None:
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_happened_to_a_run_under_way_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     monkeypatch.setattr("hpctool.track.underway.ENOUGH", 0)
-    run = three(tmp_path)[-1].checkpoint(1)
+    run = three(tmp_path)[-1].checkpoint(1).begin(resumed=1).log([2], accuracy=0.8).checkpoint(1)
     first = table(list_rows(tmp_path))
-    assert run.id in Underway.read(tmp_path).known
+    memory = Underway.read(tmp_path).known[run.id]
+    assert memory.before_attempt(2) == {"train/loss": (1, pytest.approx(0.9967, abs=1e-4)), "val/accuracy": (1, 0.9)}
     CHANGES[change](run)
     assert table(list_rows(tmp_path)) == table(list_rows(tmp_path, scan=True))
     assert (table(list_rows(tmp_path)) == first) == (change in ("nothing", "memory flipped"))
