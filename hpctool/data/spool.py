@@ -22,7 +22,7 @@ from hpctool import files
 from hpctool.data.hdf5 import plain_arrays
 from hpctool.data.identity import Digests, uids_of_keys
 from hpctool.data.layout import Layout
-from hpctool.data.manifest import Column
+from hpctool.data.manifest import NO_LABEL, Column
 from hpctool.data.objects import StoredObject, damage, offsets_of, open_object, read_array, write_object
 from hpctool.data.ragged import Ragged, Values, concatenate, take
 from hpctool.data.sources.base import Block, Piece, RowSource, check_block, class_codes, class_order
@@ -165,8 +165,13 @@ class Spooled:
         self.columns = self._columns()
 
     def identity(self, classes: Sequence[str] | None) -> Identity:
-        """Everybody's uid, label, group and split. Raises SourceError on a split that has no name."""
+        """Everybody's uid, label, group and split. Raises SourceError on a split that has no name.
+
+        Where the source has no labels and classes are named all the same, people are to give them: all are missing.
+        """
         labels, occurring = self._codes("label", classes)
+        if labels is None and classes:
+            labels, occurring = np.full(self.num_rows, NO_LABEL, np.int64), list(classes)
         splits, split_names = self._codes("split", None)
         groups = (
             np.concatenate([self._all(n, "group") for n in range(len(self._objects))]) if self._has("group") else None

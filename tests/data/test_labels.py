@@ -122,6 +122,12 @@ def test_a_dataset_without_labels_says_how_to_get_them(prepare_arrays: Callable[
     assert version.classes == []
     with pytest.raises(InputError, match=r"has no labels; prepare it with source\.classes"):
         relabel(version.store, "main", [change(version.uids()[0], 0)], "label")
+    # Doing what that says: the file still has none, and the classes are those that people will give.
+    prepare_arrays("source.label=null", "source.classes=[cat,dog]", x=np.arange(5))
+    version = open_version(datasets, "tiny")
+    assert (version.classes, version.read("label").tolist()) == (["cat", "dog"], [-1] * 5)
+    relabel(version.store, "main", [change(version.uids()[0], 1)], "label")
+    assert open_version(datasets, "tiny").read("label").tolist() == [1, -1, -1, -1, -1]
 
 
 # -- from a csv file
