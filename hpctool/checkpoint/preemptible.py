@@ -23,6 +23,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from hpctool.checkpoint.restore import Restored
 from hpctool.checkpoint.streams import random_state, set_random_state
 from hpctool.checkpoint.things import Thing, leaves, of_single_ranks, replaced, thing
 from hpctool.errors import EXIT_CONTINUE, InputError, OperationError, listing
-from hpctool.launch import moments, signals
+from hpctool.launch import moments, signals, starts
 from hpctool.launch.result import own_process
 from hpctool.rundir import RunDir
 from hpctool.world import World
@@ -259,7 +260,8 @@ class _Standalone(RunDir):
 def _begin(rundir: RunDir, world: World) -> int:
     rundir.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     facts = {"where": "alone", "world_size": world.size, "nodes": [socket.gethostname()]}
-    return rundir.begin({**facts, **own_process()})
+    start = starts.of_job()
+    return rundir.begin({**facts, **start.facts(), **own_process()}, partial(starts.refuse, rundir, mine=start))
 
 
 def _program() -> str:

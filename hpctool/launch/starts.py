@@ -39,11 +39,25 @@ class Start:
     #: the newest entry that the ledger had; None where it was not the local queue that started it
     last: int | None = None
 
+    def facts(self) -> dict[str, Any]:
+        """What a `begun` entry says of it."""
+        return {
+            "slurm_job_id": self.slurm_job_id,
+            "slurm_step_id": os.environ.get("SLURM_STEP_ID", "") if self.slurm_job_id else "",
+            "restart_count": self.restart_count,
+            "cluster": self.cluster,
+        }
+
+
+def of_job() -> Start:
+    """That of the Slurm job in which this process is, if it is in one."""
+    return Start(inside.slurm_job_id(), inside.restart_count(), os.environ.get("SLURM_CLUSTER_NAME", ""))
+
 
 def own(run: str, where: str) -> Start:
     """The start that this process belongs to."""
     if inside.is_job(where):
-        return Start(inside.slurm_job_id(), inside.restart_count(), os.environ.get("SLURM_CLUSTER_NAME", ""))
+        return of_job()
     told, _, last = os.environ.get(START, "").partition(" ")
     # A run that is begun within another one's process has that one's environment.
     return Start(last=int(last) if where == "local" and told == run else None)

@@ -93,10 +93,7 @@ def begin(rundir: RunDir, where: str, place: Place) -> int:
         "where": where,
         "world_size": place.size,
         "nodes": [os.environ.get("SLURM_STEP_NODELIST", socket.gethostname())],
-        "slurm_job_id": start.slurm_job_id,
-        "slurm_step_id": os.environ.get("SLURM_STEP_ID", "") if start.slurm_job_id else "",
-        "restart_count": start.restart_count,
-        "cluster": start.cluster,
+        **start.facts(),
         "code": rundir.code(),
         "hardware": hardware(),
     }

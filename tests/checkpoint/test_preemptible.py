@@ -240,6 +240,21 @@ def test_an_array_of_each_ranks_own_comes_back_to_its_rank(here: Path) -> None:
         alone.register(band=np.zeros(4))
 
 
+def test_a_job_that_was_frozen_until_its_requeue_had_begun_does_not_take_over(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("SLURM_JOB_ID", "71"), ("SLURM_RESTART_COUNT", "1")):
+        monkeypatch.setenv(name, value)
+    requeued = job()
+    requeued.register(notes={})
+    assert next(requeued.steps(10)) == 0
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    with pytest.raises(FencedError, match="comes too late: attempt 1 has begun by a later one"):
+        job().register(notes={})
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    job().register(notes={})
+
+
 # -- in a run of hpctool's
 
 
