@@ -76,9 +76,10 @@ class Agreement:
         self._pending: dist.Work | None = None
         self._alone = Wishes()  # of the boundary before, where there is one rank
 
-    def exchange(self, wishes: Wishes, position: Position) -> Wishes:
+    def exchange(self, wishes: Wishes, position: Position, *, saves: bool = False) -> Wishes:
         """Post what this rank wishes and where it is; what all ranks posted at the boundary before.
 
+        `saves`: a save follows in any case, which compares the parameters itself (`check`), for less.
         Collective: all ranks must call it. Raises DesyncError, on all ranks alike, where they were not alike then.
         """
         if self._group is None:
@@ -87,7 +88,7 @@ class Agreement:
         self.finish()
         posted, before, bits = self._posted.tolist(), self._position, self._bits
         self._position, self._bits = position, {}
-        if self._every is not None and position.step % self._every == 0:
+        if self._every is not None and position.step % self._every == 0 and not saves:
             self._bits = bits_of(self._model.named_parameters())
             self._position = position._replace(params=combined(self._bits))
         self._posted = _vector(wishes, self._position)

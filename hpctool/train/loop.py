@@ -225,13 +225,14 @@ class Trainer:
         minutes_due = every_min is not None and time.monotonic() - self.saved_s >= 60 * every_min
         # Clocks differ; rank 0's decides.
         wishes = Wishes(stop=signals.stop_requested(), save=minutes_due and self.world.is_main)
-        agreed = self.agreement.exchange(wishes, self.position())
         every_steps = self.cfg.loop.checkpoint_every_steps
+        is_due = self.is_over or self.best.entered or bool(every_steps and self.step % every_steps == 0)
+        agreed = self.agreement.exchange(wishes, self.position(), saves=is_due)
         if self.is_over:
             self.save(writer, is_last=True)
         elif agreed.stop:
             self.save_and_stop(writer)
-        elif agreed.save or (every_steps and self.step % every_steps == 0) or self.best.entered:
+        elif agreed.save or is_due:
             self.save(writer)
 
     def position(self) -> Position:

@@ -68,11 +68,11 @@ def test_a_rank_whose_parameters_are_others_is_named_before_anything_is_saved(
     make_run: MakeRun, attempt: Attempt
 ) -> None:
     loop = "loop={max_steps: 12, global_batch_size: 24, checkpoint_every_steps: 4}"
-    base = (loop, "task._target_=usersown.Faulty", "parallel.compare_every_steps=5")
+    base = (loop, "task._target_=usersown.Faulty", "parallel.compare_every_steps=2")
     straight, run = make_run(*base, "name=straight"), make_run(*base, "name=nudged")
     assert attempt(straight, 3) == [0, 0, 0]
-    # Two discarded passes, then one for each step: pass 9 is step 7, which only the save of step 8 compares; of the
-    # attempt that begins with step 5, pass 3 is that one, which is looked at itself.
+    # Two discarded passes, then one for each step: pass 9 is step 7, which the save of step 8 compares; of the attempt
+    # that begins with step 5, pass 3 is that one, and step 6 is compared without a save.
     for number, at in ((1, 9), (2, 3)):
         assert attempt(run, 3, FAULT=f"nudge 1 {at}") == [1, 1, 1]
         errors = [json.loads(run.error(rank, number).read_text()) for rank in range(3)]
