@@ -27,13 +27,16 @@ def tell(rundir: RunDir, state: str, cause: str) -> None:
 
     Of a sweep each cell that fails or stalls is told, and then once how the whole ended; of a search not its trials.
     """
-    # A hang comes back; it is told because somebody may want to look.
-    kind = "stalled" if cause.startswith("hang") else state
     try:
         asked = config.load(rundir.config_yaml).cluster.get("alert") or {}
         when = asked.get("when") or ()
         if not any(asked.get(key) for key in ("command", "webhook", "mail")):
             return
+        story = rundir.story()
+        if story.state == "cancelled":  # of which a rank that was told to stop need not know
+            state, cause = story.state, story.cause
+        # A hang comes back; it is told because somebody may want to look.
+        kind = "stalled" if cause.startswith("hang") else state
         record = rundir.record()
         is_trial = record.get("trial") is not None
         alone = {"stalled"} if is_trial else {"stalled", "failed"} if record.get("sweep") else set(KINDS)

@@ -70,6 +70,16 @@ def test_a_command_gets_the_facts_in_its_environment_and_never_in_its_words(tmp_
     assert (tmp_path / "told").read_text() == f"{run.id}|failed|$(touch hacked); `true`\n"
 
 
+def test_a_run_whose_rank_only_knows_that_it_was_stopped_is_told_as_cancelled(tmp_path: Path) -> None:
+    run = a_run(tmp_path, when=["cancelled"], command=["sh", "-c", f'echo "$HPCTOOL_ALERT_CAUSE" >> {tmp_path}/told'])
+    run.ledger.append({"kind": "begun", "attempt": 1, "where": "local"})
+    tell(run, "requeued", "preempted")
+    run.ledger.append({"kind": "cancel", "by": "me@here"})
+    run.ledger.append({"kind": "ended", "attempt": 1, "state": "requeued", "cause": "preempted"})
+    tell(run, "requeued", "preempted")
+    assert (tmp_path / "told").read_text() == "cancelled by me@here\n"
+
+
 def test_mail_goes_through_the_hosts_sendmail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sendmail").write_text(f"#!/bin/sh\ncat > {tmp_path}/mail\n")
     (tmp_path / "sendmail").chmod(0o755)
