@@ -10,8 +10,9 @@
       .tmp-…  .trash-…               unfinished or half deleted; swept by the next attempt
 
 `async_save` only copies the state, into memory that is kept from save to save; everything else, what the ranks say to
-each other included, happens in one thread beside the training and in a channel of its own. What went wrong there is
-raised by `poll`, at the next step. Where ranks have no second channel (MPI, sockets) it saves before it returns.
+each other included, happens in one thread beside the training and in a channel of its own. `poll` says at each step
+whether that went wrong, so that all ranks can raise it after the same one. Where ranks have no second channel (MPI,
+sockets) it saves before it returns.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class Checkpointer:
         """Copy the state of `step`, as in `save`, and commit it beside what comes next. Collective.
 
         Waits for the save before it, if that is still under way. A disk that is full is no error here but a warning,
-        and `unsaved` in the ledger: training goes on with the checkpoint before. Raises what `poll` raises.
+        and `unsaved` in the ledger: training goes on with the checkpoint before. Raises what `wait` raises.
         """
         began_s = time.monotonic()
         self._land()
@@ -156,26 +157,28 @@ class Checkpointer:
             self._flight = Flight()
             self._flight.begin(lambda: self._buffers.touch(sizes))
 
-    def poll(self) -> None:
-        """Raise what went wrong with a save under way, if it is known by now; takes microseconds. Not collective.
+    def poll(self) -> bool:
+        """Whether a save under way has failed, as far as is known by now; takes microseconds. Not collective.
 
-        Raises InputError, FencedError, OperationError and OSError as `save` does. All ranks learn of the same error,
-        but not necessarily before the same step.
+        All ranks have failed then, but may learn of it before different steps: who raises it alone (`wait`) leaves the
+        others in theirs. They agree on it first.
         """
-        if self._flight is not None and self._flight.is_over:
-            self._land()
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether `poll` would raise; for ranks that want to agree on it first."""
-        return self._flight is not None and self._flight.has_failed
+        if self._flight is None or not self._flight.is_over:
+            return False
+        if self._flight.has_failed:
+            return True
+        self._land()
+        return False
 
     def wait(self) -> None:
-        """Wait for the save under way; what is committed then is all that was asked for. Raises what `poll` raises."""
+        """Wait for the save under way; what is committed then is all that was asked for.
+
+        Raises InputError, FencedError, OperationError and OSError as `save` does.
+        """
         self._land()
 
     def close(self) -> None:
-        """Wait for the save under way and let go of the reserve. Collective. Raises what `poll` raises."""
+        """Wait for the save under way and let go of the reserve. Collective. Raises what `wait` raises."""
         try:
             self._land()
         finally:

@@ -138,7 +138,7 @@ class Preemptible:
         # Clocks differ; rank 0's decides.
         is_time = self.every_min is not None and time.monotonic() - self._saved_s >= 60 * self.every_min
         is_time = is_wanted or (is_time and self._world.is_main)
-        wishes = np.array([signals.stop_requested(), is_time, self._checkpoints.has_failed], np.int64)
+        wishes = np.array([signals.stop_requested(), is_time, self._checkpoints.poll()], np.int64)
         must_stop, is_time, has_failed = (bool(wish) for wish in self._world.reduce(wishes, "max"))
         if has_failed:
             self._checkpoints.wait()

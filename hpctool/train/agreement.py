@@ -44,6 +44,11 @@ class Wishes(NamedTuple):
 
     stop: bool = False
     save: bool = False
+    #: the save under way has failed, which other ranks may not know yet
+    failed: bool = False
+
+
+_NUM_WISHES = len(Wishes._fields)
 
 
 class Position(NamedTuple):
@@ -95,7 +100,7 @@ class Agreement:
         if not _alike(posted):
             raise _difference(self._world, before, bits)
         self._pending = dist.all_reduce(self._posted, dist.ReduceOp.MAX, group=self._group, async_op=True)
-        return Wishes(*map(bool, posted[:2]))
+        return Wishes(*map(bool, posted[:_NUM_WISHES]))
 
     def check(self, position: Position, key: str = "model") -> Check | None:
         """What compares this position, and the parameters as they are now, beside the next steps; for a checkpoint.
@@ -143,8 +148,9 @@ class Check:
 
 def _alike(reduced: list[int]) -> bool:
     """`reduced` is the largest of each number and of its opposite over the ranks: alike, they are opposites."""
-    half = (len(reduced) - 2) // 2
-    return all(high == -low for high, low in zip(reduced[2 : 2 + half], reduced[2 + half :], strict=True))
+    numbers = reduced[_NUM_WISHES:]
+    half = len(numbers) // 2
+    return all(high == -low for high, low in zip(numbers[:half], numbers[half:], strict=True))
 
 
 def _difference(world: World, position: Position, bits: Bits) -> DesyncError:
@@ -198,7 +204,7 @@ def _sum_of_bytes(raw: Bytes) -> int:
 
 def _vector(wishes: Wishes, position: Position) -> torch.Tensor:
     numbers = position.numbers()
-    return torch.tensor([wishes.stop, wishes.save, *numbers, *(-one for one in numbers)], dtype=torch.int64)
+    return torch.tensor([*wishes, *numbers, *(-one for one in numbers)], dtype=torch.int64)
 
 
 def _sides(values: list[Any], shown: bool = True) -> str:

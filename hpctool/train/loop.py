@@ -220,14 +220,16 @@ class Trainer:
 
     def save_or_stop(self, writer: MetricWriter) -> None:
         """Do what the ranks agreed on at the boundary before, and say what this one wants now. Collective."""
-        self.checkpoints.poll()
         every_min = self.cfg.loop.checkpoint_every_min
         minutes_due = every_min is not None and time.monotonic() - self.saved_s >= 60 * every_min
         # Clocks differ; rank 0's decides.
-        wishes = Wishes(stop=signals.stop_requested(), save=minutes_due and self.world.is_main)
+        save = minutes_due and self.world.is_main
+        wishes = Wishes(stop=signals.stop_requested(), save=save, failed=self.checkpoints.poll())
         every_steps = self.cfg.loop.checkpoint_every_steps
         is_due = self.is_over or self.best.entered or bool(every_steps and self.step % every_steps == 0)
         agreed = self.agreement.exchange(wishes, self.position(), saves=is_due)
+        if agreed.failed:
+            self.checkpoints.wait()
         if self.is_over:
             self.save(writer, is_last=True)
         elif agreed.stop:
@@ -284,7 +286,7 @@ class Trainer:
     def save(self, writer: MetricWriter, *, is_last: bool = False) -> None:
         """Commit a checkpoint of this step, beside the next ones unless it is the last of this attempt. Collective.
 
-        Raises what became of the save before (Checkpointer.poll), and with `is_last` of this one: DesyncError where the
+        Raises what became of the save before (Checkpointer.wait), and with `is_last` of this one: DesyncError where the
         ranks are not alike, which is compared first and beside the training, too.
         """
         with self.watchdog.phase("save"):

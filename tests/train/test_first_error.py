@@ -73,7 +73,11 @@ def launched(make_run: MakeRun, how: str, root: Path, fault: str, *overrides: st
     more = ["task._target_=usersown.Faulty", *overrides, "--config-dir", str(PROJECT / "conf")]
     command = [f"{here}/{launcher}", *options, f"{here}/hpctool", "train", "data.name=stripes", *paths, LOOP, *more]
     environ = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "FAULT": fault}
-    done = subprocess.run(command, env=environ, text=True, capture_output=True, timeout=300, check=False)
+    for _ in range(3):
+        done = subprocess.run(command, env=environ, text=True, capture_output=True, timeout=300, check=False)
+        # Once of some ten times mpirun itself does not start, whatever it was to run: known of PMIx.
+        if "listener thread failed to start" not in done.stderr:
+            break
     return made, done.returncode, done.stdout + done.stderr
 
 
@@ -82,6 +86,7 @@ def test_the_first_error_is_named_whoever_starts_the_ranks(make_run: MakeRun, ro
     run, code, said = launched(make_run, how, root, "raise 2 6")
     assert code != 0
     # Who has lost its peers may be ended by the launcher before it has seen why; what is there is the first one's word.
+    assert rank_errors(run, 1), said
     assert rank_errors(run, 1)[0]["rank"] == 2, said
     assert rank_errors(run, 1)[0]["message"] == "row 17 is not what it was"
     assert "row 17 is not what it was" in said
