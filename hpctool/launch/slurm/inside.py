@@ -6,6 +6,7 @@ What `scontrol show job` says while the ranks save (measured, Slurm 22.05):
     preempted, grace time                RUNNING      set          unchanged   we ask for the requeue
     preempted REQUEUE, no grace          COMPLETING   None         raised      Slurm has requeued
     preempted CANCEL, no grace           COMPLETING   set          unchanged   we ask, and Slurm does it
+    its grace time is over               COMPLETING   the end's    unchanged   the same
     scancel                              COMPLETING   None         unchanged   nothing: it is over
     scancel within a grace time          COMPLETING   set          unchanged   nothing; the grace time was not over
     scontrol requeue by anyone           COMPLETING   None         raised      Slurm has requeued
@@ -111,9 +112,19 @@ def judge(record: dict[str, str], restarts_before: int, limits: Limits, now_s: f
     limit_s = ask.seconds(record.get("TimeLimit", ""))
     if started_s is not None and limit_s is not None and now_s >= started_s + limit_s:
         return Stop("timeout", "plain", started_s + limit_s + limits.kill_wait_s)
-    if preempted_s is not None and now_s >= preempted_s + limits.grace_s:
-        return Stop("preempted", "plain", preempted_s + limits.grace_s + limits.kill_wait_s)
+    if preempted_s is not None and _made_way(preempted_s, now_s if end_s is None else end_s, limits.grace_s):
+        killed_s = preempted_s + limits.grace_s if end_s is None else end_s
+        return Stop("preempted", "plain", killed_s + limits.kill_wait_s)
     return Stop("cancelled", deadline_s=None if end_s is None else end_s + limits.kill_wait_s)
+
+
+def _made_way(preempted_s: float, end_s: float, grace_s: float) -> bool:
+    """Whether preemption has ended a job, and not its user meanwhile.
+
+    Slurm sets PreemptTime anew when it ends the job behind the grace time, to the same second as EndTime. A user's
+    scancel leaves it as it was, and EndTime lies within the grace time.
+    """
+    return end_s <= preempted_s or end_s >= preempted_s + grace_s
 
 
 def requeue(how: str) -> None:

@@ -72,7 +72,10 @@ def commit_fault(what: str, model: Any) -> float:
         files.write_durably = failing(files.write_durably)
     if what == "gil":
         # As a library does that computes for ever and never lets Python's other threads run.
-        ctypes.PyDLL(None).sleep(600)
+        # Not by a sleep: a signal, as of who asks for stacks, would end it.
+        libc, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
+        libc.pthread_mutex_lock(mutex)
+        libc.pthread_mutex_lock(mutex)
     if what == "raise":
         raise ValueError("row 17 is not what it was")
     if what.startswith("exit"):
