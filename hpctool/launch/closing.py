@@ -194,11 +194,13 @@ def _wait_for_own_error(rundir: RunDir, timeout_s: float) -> None:
 
     Not longer than it takes: mpirun kills this rank one second after it has seen the other one leave.
     """
-    deadline_s = time.monotonic() + timeout_s
+    deadline_s, pause_s = time.monotonic() + timeout_s, 0.05
     while time.monotonic() < deadline_s:
         if any(error["type"] != "WorldError" for error in rank_errors(rundir, rundir.attempt)):
             return
-        time.sleep(min(0.05, timeout_s))
+        time.sleep(pause_s)
+        # Under Slurm all ranks may wait for minutes, and each look lists a folder on the shared file system.
+        pause_s = min(2 * pause_s, 0.5)
 
 
 def write_error(rundir: RunDir, world: World, error: Exception) -> None:

@@ -2,8 +2,8 @@
 
 A process that was frozen before its attempt began and wakes up when another has taken its place must not take the run
 from it. Whoever starts processes gives them what tells starts apart. The local queue: how far the run's ledger was then
-(HPCTOOL_START). Slurm: the job, how often it was restarted, and which submission it is. What was
-typed here and now is meant.
+(HPCTOOL_START). Slurm: the job, how often it was restarted, and which submission it is. What was typed here and now is
+meant.
 """
 
 from __future__ import annotations

@@ -140,7 +140,8 @@ class Check:
     def compare(self, world: World) -> None:
         """Sum up the copies and compare. Collective. Raises DesyncError, on all ranks alike."""
         own = {name: _sum_of_bytes(np.frombuffer(at, np.uint8)) for name, at in self._copies.items()}
-        bits = {name: value for name in self._tensors if (value := (self._bits | own).get(name)) is not None}
+        summed = self._bits | own
+        bits = {name: summed[name] for name in self._tensors if name in summed}
         position = self._position._replace(params=combined(bits))
         if len(set(map(tuple, world.gather(position)))) > 1:
             raise _difference(world, position, bits)
