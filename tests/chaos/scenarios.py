@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,19 +71,19 @@ def make_project(root: Path) -> Path:
     return root
 
 
-def rehearse(name: str, folder: Path, count: int, seed: int) -> Verdict:
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def rehearse(name: str, folder: Path, count: int, seed: int, say: Callable[[str], None] = _say) -> Verdict:
     """Rehearse a scenario, standing in its project."""
-    return rehearse_one(SCENARIOS[name], folder, count, seed)
+    return rehearse_one(SCENARIOS[name], folder, count, seed, say)
 
 
-def rehearse_one(one: Scenario, folder: Path, count: int, seed: int) -> Verdict:
+def rehearse_one(one: Scenario, folder: Path, count: int, seed: int, say: Callable[[str], None] = _say) -> Verdict:
     """The same for one that has no name."""
     request = Request(one.job, list(one.overrides), list(one.config_dirs))
-    order = Order(request, folder, one.kinds, count, one.num_ranks, seed, one.patience_s, _say, lambda _line: None)
+    order = Order(request, folder, one.kinds, count, one.num_ranks, seed, one.patience_s, say, lambda _line: None)
     verdict = Rehearsal(order).run()
     verdict.write()
     return verdict
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
