@@ -34,6 +34,11 @@ REASONS = {
 
 #: weighs the bytes behind the last word of 64 bits
 _OF_THE_REST = 0x9E3779B1
+#: A save looks at one block of so many, and at others the next time: a look at all would hold up the training longer
+#: than the copy does, the more ranks share in that.
+_PARTS = 4
+#: words of 64 bits, so 4 KB
+_BLOCK = 512
 
 #: name of a tensor → a number that changes with any of its bits
 Bits = dict[str, int]
@@ -67,7 +72,8 @@ class Position(NamedTuple):
 class Agreement:
     """The reduction of one run, whose ranks all train `model`.
 
-    Its bits are compared with every `compare_every`-th step and with each save; None: never.
+    Its bits are compared with every `compare_every`-th step, and a part of them with each save: all within four saves.
+    None: never.
     """
 
     def __init__(self, world: World, model: nn.Module, compare_every: int | None) -> None:
@@ -77,6 +83,7 @@ class Agreement:
             self._group = world.new_group()
         self._position = Position()
         self._bits: Bits = {}
+        self._num_checks = 0
         self._posted = _vector(Wishes(), self._position)
         self._pending: dist.Work | None = None
         self._alone = Wishes()  # of the boundary before, where there is one rank
@@ -84,7 +91,7 @@ class Agreement:
     def exchange(self, wishes: Wishes, position: Position, *, saves: bool = False) -> Wishes:
         """Post what this rank wishes and where it is; what all ranks posted at the boundary before.
 
-        `saves`: a save follows in any case, which compares the parameters itself (`check`), for less.
+        `saves`: a save follows in any case, which compares the parameters itself (`check`): its own are copied anyway.
         Collective: all ranks must call it. Raises DesyncError, on all ranks alike, where they were not alike then.
         """
         if self._group is None:
@@ -113,7 +120,10 @@ class Agreement:
         tensors = {name: p.detach() for name, p in parameters if not is_sharded(p)}
         # Where this boundary's exchange has looked at them already, that is still true.
         known = self._bits if position.step == self._position.step else {}
-        return Check(position, key, tensors, dict(known))
+        is_due = self._every is not None and position.step % self._every == 0
+        part = None if is_due else self._num_checks % _PARTS
+        self._num_checks += 1
+        return Check(position, key, tensors, dict(known), part)
 
     def finish(self) -> None:
         """Wait for what is posted; also before the ranks part."""
@@ -123,10 +133,15 @@ class Agreement:
 
 
 class Check:
-    """Compares what is saved with what the other ranks have, before anything is built upon it (saving.Check)."""
+    """Compares what is saved with what the other ranks have, before anything is built upon it (saving.Check).
 
-    def __init__(self, position: Position, key: str, tensors: dict[str, torch.Tensor], known: Bits) -> None:
-        self._position, self._key, self._tensors, self._bits = position, key, tensors, known
+    `part`: which blocks of the parameters; None: all.
+    """
+
+    def __init__(
+        self, position: Position, key: str, tensors: dict[str, torch.Tensor], known: Bits, part: int | None = None
+    ) -> None:
+        self._position, self._key, self._tensors, self._bits, self._part = position, key, tensors, known, part
         self._copies: dict[str, memoryview] = {}
 
     def copied(self, copy: Snapshot) -> None:
@@ -135,11 +150,12 @@ class Check:
             self._copies = {
                 name: at for name in self._tensors if (at := copy.values(f"{self._key}/{name}")) is not None
             }
-            self._bits = bits_of((name, one) for name, one in self._tensors.items() if name not in self._copies)
+            others = ((name, one) for name, one in self._tensors.items() if name not in self._copies)
+            self._bits = bits_of(others, self._part)
 
     def compare(self, world: World) -> None:
         """Sum up the copies and compare. Collective. Raises DesyncError, on all ranks alike."""
-        own = {name: _sum_of_bytes(np.frombuffer(at, np.uint8)) for name, at in self._copies.items()}
+        own = {name: _sum_of_bytes(np.frombuffer(at, np.uint8), self._part) for name, at in self._copies.items()}
         summed = self._bits | own
         bits = {name: summed[name] for name in self._tensors if name in summed}
         position = self._position._replace(params=combined(bits))
@@ -172,12 +188,13 @@ def _differing_tensors(told: list[Bits]) -> str:
     return f"{listing(names, 3)}, {_sides([one.get(names[0], 0) for one in told], shown=False)}"
 
 
-def bits_of(tensors: Iterable[tuple[str, torch.Tensor]]) -> Bits:
+def bits_of(tensors: Iterable[tuple[str, torch.Tensor]], part: int | None = None) -> Bits:
     """A number for each tensor that changes with any of its bits, as rank after rank has it; sharded ones are left out.
 
-    A sum of its 64-bit words: one pass over the memory, some 0.1 s for a GB on a CPU core.
+    A sum of its 64-bit words: one pass over the memory, some 0.1 s for a GB on a CPU core. With a `part` (0 to 3) only
+    every fourth block of 4 KB of a large tensor counts, from that one on.
     """
-    return {name: int(_sum_of_bits(one)) for name, one in tensors if not is_sharded(one)}
+    return {name: int(_sum_of_bits(one, part)) for name, one in tensors if not is_sharded(one)}
 
 
 def combined(bits: Bits) -> int:
@@ -188,19 +205,29 @@ def combined(bits: Bits) -> int:
     return total
 
 
-def _sum_of_bits(tensor: torch.Tensor) -> torch.Tensor:
+def _sum_of_bits(tensor: torch.Tensor, part: int | None) -> torch.Tensor:
     raw = tensor.detach().contiguous().flatten().view(torch.uint8)
     whole = raw.numel() // 8 * 8
     if raw.storage_offset() % 8:
         raw = raw.clone()
-    return raw[:whole].view(torch.int64).sum() + raw[whole:].sum() * _OF_THE_REST
+    total: torch.Tensor = _sum_of_words(raw[:whole].view(torch.int64), part) + raw[whole:].sum() * _OF_THE_REST
+    return total
 
 
-def _sum_of_bytes(raw: Bytes) -> int:
+def _sum_of_bytes(raw: Bytes, part: int | None) -> int:
     """The same of a tensor's copy, uint8 (size in bytes,), wherever it begins."""
     whole = raw.size // 8 * 8
     with np.errstate(over="ignore"):
-        return int(raw[:whole].view(np.int64).sum() + np.int64(int(raw[whole:].sum()) * _OF_THE_REST))
+        rest = np.int64(int(raw[whole:].sum()) * _OF_THE_REST)
+        return int(_sum_of_words(raw[:whole].view(np.int64), part) + rest)
+
+
+def _sum_of_words(words: Any, part: int | None) -> Any:
+    """Of a tensor or an array, int64 (count,): of all words, or of those that belong to the part."""
+    whole = len(words) // _BLOCK * _BLOCK
+    if part is None or whole < _PARTS * _BLOCK:
+        return words.sum()
+    return words[:whole].reshape(-1, _BLOCK)[part::_PARTS].sum() + words[whole:].sum()
 
 
 def _vector(wishes: Wishes, position: Position) -> torch.Tensor:

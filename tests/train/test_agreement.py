@@ -44,16 +44,18 @@ class Listener(World):
         return [value]
 
 
+@pytest.mark.parametrize("part", [None, 0, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8])
 def test_a_save_says_the_same_whichever_tensors_it_has_copied_and_whatever_the_next_step_does(
-    dtype: torch.dtype,
+    dtype: torch.dtype, part: int | None
 ) -> None:
-    # Copies lie behind each other, so words of 64 bits begin anywhere.
-    tensors = {f"t{n}": torch.arange(3 * n + 1).sub(7 if dtype != torch.uint8 else 0).to(dtype) for n in range(9)}
-    before, worlds = combined(bits_of(tensors.items())), [Listener(), Listener()]
+    # Copies lie behind each other, so words of 64 bits begin anywhere; t7 and t8 are of many blocks.
+    sizes = [*(3 * n + 1 for n in range(7)), 20_001, 40_003]
+    tensors = {f"t{n}": torch.arange(s).sub(7 if dtype != torch.uint8 else 0).to(dtype) for n, s in enumerate(sizes)}
+    before, worlds = combined(bits_of(tensors.items(), part)), [Listener(), Listener()]
     checks = []
     for rank in range(2):
-        check = Check(Position(3), "model", dict(tensors), {})
+        check = Check(Position(3), "model", dict(tensors), {}, part)
         check.copied(take({"model": tensors, "other": torch.ones(5)}, None, rank, 2))
         checks.append(check)
     for tensor in tensors.values():
@@ -61,6 +63,29 @@ def test_a_save_says_the_same_whichever_tensors_it_has_copied_and_whatever_the_n
     for check, world in zip(checks, worlds, strict=True):
         check.compare(world)
     assert [world.said.params for world in worlds] == [before, before]
+
+
+def test_four_saves_look_at_every_bit_and_each_of_them_at_a_quarter() -> None:
+    tensor = torch.arange(5000, dtype=torch.int64)
+    whole = [bits_of([("t", tensor)], part)["t"] for part in range(4)]
+    blocks = tensor[:4608].reshape(9, 512).sum(1).tolist()
+    rest = int(tensor[4608:].sum())
+    assert whole == [sum(blocks[part::4]) + rest for part in range(4)]
+    for place in (0, 511, 512, 2047, 2048, 4607, 4608, 4999):
+        changed = tensor.clone()
+        changed[place] += 1
+        found = [bits_of([("t", changed)], part)["t"] != whole[part] for part in range(4)]
+        assert sum(found) == (1 if place < 4608 else 4)
+
+
+def test_a_save_looks_at_all_of_them_where_a_whole_comparison_is_due() -> None:
+    agreement, parts = Agreement(World(), torch.nn.Linear(1, 1), 6), []
+    agreement._group = object()  # type: ignore[assignment]  # never asked
+    for step in (4, 6, 8, 10, 12, 14, 16):
+        check = agreement.check(Position(step))
+        assert check is not None
+        parts.append(check._part)
+    assert parts == [0, None, 2, 3, None, 1, 2]
 
 
 @pytest.mark.slow
