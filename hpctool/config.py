@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
+from hpctool import yamltraps
 from hpctool.errors import ConfigError, InputError, TargetError, UnknownName, listing, nearest
 from hpctool.targets import why_not_importable
 
@@ -71,6 +72,9 @@ def compose(job: str, overrides: Sequence[str] = (), config_dirs: Sequence[Path]
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             raise _explained(error, primary or job, overrides) from error
         choices = {k: str(v) for k, v in whole.hydra.runtime.choices.items() if "hydra/" not in k and v is not None}
+    names = [primary or job, *(f"{group.partition('@')[0]}/{choice}" for group, choice in choices.items())]
+    for path in (folder / f"{name}.yaml" for folder in config_dirs for name in names):
+        yamltraps.check_file(path)
     nodes = whole._content
     assert isinstance(nodes, dict)
     cfg = OmegaConf.create({key: node for key, node in nodes.items() if key != "hydra"})
@@ -107,6 +111,7 @@ def typed(cfg: DictConfig, schema: type) -> DictConfig:
     except OmegaConfBaseException as error:
         raise _dead_end(error) from error
     assert isinstance(merged, DictConfig)
+    yamltraps.check_texts(merged, cfg)
     return merged
 
 

@@ -23,7 +23,7 @@ Spawn = Callable[..., "subprocess.Popen[str]"]
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hpctool"
 CONF = ROOT / "conf"
-GROUND = ("errors", "files", "log", "place", "rendezvous", "world", "rundir", "targets", "config")
+GROUND = ("errors", "files", "log", "place", "rendezvous", "world", "rundir", "targets", "yamltraps", "config")
 #: in the order of data: a room imports the ground floor and earlier rooms
 ROOMS = (
     *("launch", "track", "checkpoint", "data", "train", "chaos", "search"),
