@@ -202,14 +202,18 @@ def _stale(stage: Stage, fault: Fault, _held: Held, _patience_s: float) -> Struc
         step = max((made.step for made in committed(run)), default=0) + 1
         # A save that never got its name, one that got it and never was committed, and a half written table of files.
         run.checkpoints.mkdir(mode=0o700, exist_ok=True)
-        final = run.checkpoint(step, attempt)
-        for folder in (run.checkpoints / files.temporary_name(f".tmp-{final.name}"), final):
+        final = run.checkpoint(step, max(attempt, 1))
+        left = [run.checkpoints / files.temporary_name(f".tmp-{final.name}")]
+        # What bears the number of an attempt that is yet to begin would be no dead one's.
+        left += [final] if attempt else []
+        for folder in left:
             folder.mkdir(mode=0o700, exist_ok=True)
             (folder / "MANIFEST.json").write_text('{"format": 1, "step": ')
             (folder / "tensors-00000.safetensors").write_bytes(os.urandom(64))
         (run.checkpoints / ".trash-step-00000001.a1-chaos").mkdir(exist_ok=True)
         (run.path / "ledger" / ".tmp-chaos").write_text("half an ent")
-    return Struck(f"{final.name} without a ledger entry, a temporary folder and a half deleted one")
+    named = f"{final.name} without a ledger entry, " if attempt else ""
+    return Struck(f"{named}a temporary folder and a half deleted one")
 
 
 def _zombie(stage: Stage, fault: Fault, held: Held, _patience_s: float) -> Struck:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -150,6 +151,9 @@ def _rehearse(name: str, count: int, seed: int) -> Done:
         done = Done(name, seed, rehearse(name, folder, count, seed, say))
     except HpctoolError as error:
         done = Done(name, seed, broken=str(error))
+    except Exception as error:  # a bug of chaos itself must not end what the others rehearse
+        traceback.print_exc()
+        done = Done(name, seed, broken=f"{type(error).__name__}: {error}")
     if not done.is_good and folder.exists():
         kept = Path(tempfile.mkdtemp(prefix="soak-")) / folder.name
         shutil.copytree(folder, kept, symlinks=True)
