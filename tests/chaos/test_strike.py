@@ -20,7 +20,7 @@ job.register(total=total)
 for step in job.steps(6):
     total += step
 """
-SEEN = {moment: [0] for moments in PHASES.values() for moment in moments}
+SEEN: dict[str, list[int]] = {moment: [0] for moments in PHASES.values() for moment in moments}
 
 
 @pytest.mark.slow
