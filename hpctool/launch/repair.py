@@ -100,7 +100,7 @@ def _withdraw(jobs: Iterable[str]) -> None:
     waiting = [job for job in jobs if job]
     if waiting:
         with contextlib.suppress(SchedulerError):
-            ask.call("scancel", "--state=PENDING", *waiting, env=ask.outside())
+            ask.call("scancel", "--state=PENDING", *waiting)
 
 
 def _children(rundir: RunDir) -> list[str]:

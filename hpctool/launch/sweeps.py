@@ -163,7 +163,7 @@ def cancel(sweep: Sweep, runs: Path, say: Say) -> None:
     local.cancel(runs, sweep.id)
     if jobs:
         # Where this fails it is written down what is wanted; asked again, it is tried again.
-        ask.call("scancel", *jobs, env=ask.outside())
+        ask.call("scancel", *jobs)
         say(f"Slurm jobs {', '.join(jobs)} are cancelled.")
     if elsewhere := {one.cluster for one in submitted} - {one.cluster for one in submissions}:
         say(f"What the cluster {', '.join(sorted(elsewhere))} has of it can only be cancelled there.")
@@ -189,11 +189,11 @@ def cancel_cell(sweep: Sweep, runs: Path, index: int) -> str | None:
     _note_cancelled(sweep, runs, {index: story})
     if story.state in ("running", "stopping"):
         step = f"{story.slurm_job_id}.{story.of_kind('begun')[-1]['slurm_step_id']}"
-        ask.call("scancel", "--signal=TERM", step, env=ask.outside())
+        ask.call("scancel", "--signal=TERM", step)
         return f"run {rundir.id} is told to stop; it saves if it can. Other cells in its job go on."
     local.cancel(runs, rundir.id)
     if not is_claimed and story.slurm_job_id:
-        ask.call("scancel", story.slurm_job_id, env=ask.outside())
+        ask.call("scancel", story.slurm_job_id)
     return f"run {rundir.id}, cell {index} of {sweep.id}, is cancelled before it began."
 
 

@@ -17,7 +17,7 @@ from hpctool import files
 from hpctool.errors import CorruptError, OperationError, SchedulerError
 from hpctool.launch.private import private_folder
 from hpctool.launch.slurm import ask, states
-from hpctool.launch.slurm.queue import cache_key, cell_ids, environment
+from hpctool.launch.slurm.queue import cache_key, cell_ids
 
 CACHE_FORMAT = 1
 #: A job that accounting does not know yet is asked for again after so long; the database may lag behind.
@@ -103,7 +103,6 @@ def _ask(kept: dict[str, Any], missing: set[str]) -> None:
         text = ask.call(
             *("sacct", "--noheader", "--parsable2", "--format=JobID,State,ExitCode", f"--jobs={','.join(numbers)}"),
             timeout_s=TIMEOUT_S,
-            env=environment(),
         )
     except SchedulerError as error:
         switched_off = "disabled" in error.reason or not ask.have("sacct")

@@ -17,6 +17,11 @@ from hpctool.errors import SchedulerError
 #: `Key=Value Key=Value …` as scontrol prints it; a value may hold spaces, a key begins with a letter.
 _PAIR = re.compile(r"(?:^|\s)([A-Z][A-Za-z0-9_:./-]*)=")
 
+#: What says which Slurm is meant and who asks it; all else of SLURM_* tells of a job.
+_OF_THE_SITE = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+#: Formats and filters of users' own, which change what Slurm's programs print and cancel.
+_FOR_EYES = ("SQUEUE_", "SACCT_", "SACCTMGR_", "SINFO_", "SCANCEL_", "SCONTROL_")
+
 TIMEOUT_S = 60.0
 
 
@@ -28,13 +33,24 @@ def have(program: str) -> bool:
 def outside() -> dict[str, str]:
     """This process's environment without what a job or step has left in it: a job inside a job must not inherit it."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_", "PMI"))}
-    return kept | {k: v for k, v in os.environ.items() if k in ("SLURM_CONF", "SLURM_CLUSTERS")}
+    return kept | {k: v for k, v in os.environ.items() if k in _OF_THE_SITE}
+
+
+def as_read_here() -> dict[str, str]:
+    """An environment in which Slurm's programs say all, in the form that is read here, whatever users like to see."""
+    kept = {key: value for key, value in outside().items() if not key.startswith(_FOR_EYES)}
+    # 0: cells that wait together are listed in full, not cut after 64 characters.
+    return kept | {"SLURM_BITSTR_LEN": "0", "SLURM_TIME_FORMAT": "standard"}
 
 
 def call(
     *command: str, timeout_s: float = TIMEOUT_S, env: Mapping[str, str] | None = None, with_stderr: bool = False
 ) -> str:
-    """What a Slurm program prints. Raises SchedulerError where it is missing, does not answer or refuses."""
+    """What a Slurm program prints. Raises SchedulerError where it is missing, does not answer or refuses.
+
+    `env` is for those that start jobs, which inherit it.
+    """
+    env = as_read_here() if env is None else env
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False, env=env

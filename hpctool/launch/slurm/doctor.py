@@ -241,7 +241,7 @@ def _memory(found: Site) -> Iterator[Finding]:
 def mpi_plugins() -> list[str]:
     """What `srun --mpi=list` offers, the most usual first; empty where it cannot be asked."""
     try:
-        text = ask.call("srun", "--mpi=list", timeout_s=site.TIMEOUT_S, with_stderr=True, env=ask.outside())
+        text = ask.call("srun", "--mpi=list", timeout_s=site.TIMEOUT_S, with_stderr=True)
     except SchedulerError:
         return []
     words = [line.strip().removeprefix("srun: ") for line in text.splitlines()]

@@ -184,7 +184,6 @@ def _ask(kept: dict[str, Any]) -> dict[str, Any]:
         text = ask.call(
             *("squeue", *options),
             timeout_s=min(LONGEST_TIMEOUT_S, patience_s),
-            env=environment(),
         )
     except SchedulerError as error:
         pause_s = 2 * kept["pause_s"] if kept["problem"] else 2 * every_s()
@@ -192,13 +191,6 @@ def _ask(kept: dict[str, Any]) -> dict[str, Any]:
     took_s = time.time() - began_s
     pause_s = min(LONGEST_S, max(every_s(), SLOWNESS * took_s))
     return kept | {"asked_s": began_s, "tried_s": time.time(), "pause_s": pause_s, "problem": "", "text": text}
-
-
-def environment() -> dict[str, str]:
-    """An environment in which squeue and sacct say all, in the form that is read here."""
-    kept = {key: value for key, value in ask.outside().items() if not key.startswith(("SQUEUE_", "SACCT_"))}
-    # 0: cells that wait together are listed in full, not cut after 64 characters.
-    return kept | {"SLURM_BITSTR_LEN": "0", "SLURM_TIME_FORMAT": "standard"}
 
 
 def _problem(kept: dict[str, Any]) -> str:

@@ -83,7 +83,7 @@ def submit_script(path: Path, *options: str) -> str:
 
 def in_queue() -> dict[str, str]:
     """The scripts of this user's jobs in the queue: path → job id (of an array, its own). Raises SchedulerError."""
-    listed = ask.call("squeue", "--me", "--noheader", "--format=%F|%o", env=ask.outside()).splitlines()
+    listed = ask.call("squeue", "--me", "--noheader", "--format=%F|%o").splitlines()
     return {path.strip(): job.strip() for job, _, path in (line.partition("|") for line in listed)}
 
 

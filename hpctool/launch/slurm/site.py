@@ -182,7 +182,7 @@ class Site:
         if not self.has_accounting:
             return []
         command = ("sacctmgr", "--noheader", "--parsable2", "--readonly", "show", kind, *which)
-        text = ask.call(*command, f"format={','.join(fields)}", timeout_s=TIMEOUT_S, env=_plain_environment())
+        text = ask.call(*command, f"format={','.join(fields)}", timeout_s=TIMEOUT_S)
         return [line.split("|") for line in text.splitlines() if line.strip()]
 
 
@@ -194,7 +194,7 @@ def read() -> Site:
     partitions.sort(key=lambda one: (not one.is_default, one.name))
     form = "--format=%R|%D|%c|%m|%G|%f"
     # One line for each kind of node, not for each node.
-    lines = ask.call("sinfo", "--noheader", "--exact", "--all", form, timeout_s=TIMEOUT_S, env=_plain_environment())
+    lines = ask.call("sinfo", "--noheader", "--exact", "--all", form, timeout_s=TIMEOUT_S)
     shapes = tuple(_shape(line) for line in lines.splitlines() if line.count("|") == 5)
     return Site(config, {one.name: one for one in partitions}, shapes)
 
@@ -274,8 +274,3 @@ def _association(row: list[str]) -> Association:
 def _names(text: str) -> tuple[str, ...]:
     """A list joined by commas; empty for ALL and for none."""
     return () if text.upper() in (*_NO_LIMIT, "ALL") else tuple(part for part in text.split(",") if part)
-
-
-def _plain_environment() -> dict[str, str]:
-    """An environment in which nobody's own settings filter what is printed."""
-    return {key: value for key, value in ask.outside().items() if not key.startswith(("SINFO_", "SACCTMGR_"))}
