@@ -9,8 +9,8 @@ from typing import Any
 
 from hpctool.errors import ConfigError
 
-# A type may begin with a digit (`1g.10gb`, a slice of a GPU), but is no number.
-_TYPE = r"(?P<type>(?!\d+[kKmMgGtT]?(?::|$))\w[\w.+-]*)"
+# A type may begin with a digit (`1g.10gb`, a slice of a GPU) or be a number (`gpu:3090:8`): what stands last counts.
+_TYPE = r"(?P<type>(?!\d+[kKmMgGtT]?$)\w[\w.+-]*)"
 _ENTRY = re.compile(rf"(?P<name>[A-Za-z][\w.-]*)(?::{_TYPE})?(?::(?P<count>\d+)(?P<unit>[kKmMgGtT]?))?")
 _GPUS = re.compile(rf"(?:{_TYPE}:)?(?P<count>\d+)")
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -36,16 +36,30 @@ class Gres:
 
 
 def parse_gres(text: str, key: str = "resources.gres") -> list[Gres]:
-    """`gpu:a100:2,nvme` as a list; what Slurm adds of sockets (`(S:0-1)`) is left out. Raises ConfigError."""
+    """`gpu:a100:2,nvme` as a list. Raises ConfigError."""
     found = []
-    for entry in filter(None, re.sub(r"\([^)]*\)", "", text).split(",")):
-        # Nodes list what is shared without being counted as `name:no_consume:1`.
-        match = _ENTRY.fullmatch(entry.replace(":no_consume", "").removeprefix("gres/").removeprefix("gres:"))
-        if match is None:
+    for entry in _entries(text):
+        if (one := _gres(entry)) is None:
             raise ConfigError(key, f"'{entry}' is no generic resource. Write name:count or name:type:count.")
-        count = int(match["count"] or 1) * _UNITS[(match["unit"] or "").lower()]
-        found.append(Gres(match["name"], match["type"] or "", count))
+        found.append(one)
     return found
+
+
+def listed_gres(text: str) -> list[Gres]:
+    """What Slurm lists of a node, without what it adds of sockets (`(S:0-1)`) and what cannot be read."""
+    return [one for entry in _entries(re.sub(r"\([^)]*\)", "", text)) if (one := _gres(entry)) is not None]
+
+
+def _entries(text: str) -> list[str]:
+    return [entry for entry in text.split(",") if entry]
+
+
+def _gres(entry: str) -> Gres | None:
+    # Nodes list what is shared without being counted as `name:no_consume:1`.
+    match = _ENTRY.fullmatch(entry.replace(":no_consume", "").removeprefix("gres/").removeprefix("gres:"))
+    if match is None:
+        return None
+    return Gres(match["name"], match["type"] or "", int(match["count"] or 1) * _UNITS[(match["unit"] or "").lower()])
 
 
 def parse_gpus(value: int | str | None, key: str) -> list[Gres]:

@@ -18,6 +18,8 @@ NOTHING = {"nodes": 2, "tasks_per_node": 4, "gres": None, "gpus_per_node": 0, "g
         ({"gpus_per_node": 4}, "gpu:4", 8),
         ({"gpus_per_node": "a100:4"}, "gpu:a100:4", 8),
         ({"gpus_per_node": "a100:2,h100:1"}, "gpu:a100:2 gpu:h100:1", 6),
+        ({"gpus_per_node": "3090:4"}, "gpu:3090:4", 8),
+        ({"gres": "gpu:4090:1,gpu:2"}, "gpu:4090:1 gpu:2", 6),
         ({"gpus_per_task": "1"}, "gpu:4", 8),
         ({"gpus": 8}, "gpu:4", 8),
         ({"gpus": 3}, "gpu:1", 3),
@@ -35,15 +37,20 @@ def test_every_style_says_what_a_node_must_have_and_how_many_gpus_that_makes(
 
 
 def test_what_nodes_list_is_read() -> None:
-    text = "gpu:a100:4(S:0-1),gpu:2(S:0,1),shard:a100:8(S:0),gpfs:no_consume:1,gpu:1g.10gb:7"
-    assert [str(one) for one in gres.parse_gres(text)] == [
+    text = "gpu:a100:4(S:0-1),gpu:2(S:0,1),shard:a100:8(S:0),gpfs:no_consume:1,gpu:1g.10gb:7,gpu:3090:8(S:0-1)"
+    assert [str(one) for one in gres.listed_gres(text)] == [
         "gpu:a100:4",
         "gpu:2",
         "shard:a100:8",
         "gpfs:1",
         "gpu:1g.10gb:7",
+        "gpu:3090:8",
     ]
-    assert gres.parse_gres("(null)") == []
+    assert gres.listed_gres("(null)") == []
+
+
+def test_what_cannot_be_read_of_a_node_keeps_nobody_from_its_others() -> None:
+    assert gres.listed_gres("gpu:a100:4,some:thing:new:2,7") == [Gres("gpu", "a100", 4)]
 
 
 @pytest.mark.parametrize("text", ["two", "a100:", "-1", "a100:2:3", "2;rm", "1.5"])

@@ -92,12 +92,10 @@ def allocation(cfg: DictConfig, cells_at_once: int) -> DictConfig:
     resources.tasks_per_node *= cells_at_once
     if resources.mem_gb is not None:
         resources.mem_gb *= cells_at_once
-    for key in ("gpus_per_node", "gpus"):
+    for key, suffix in (("gpus_per_node", ""), ("gpus", ""), ("gres", ":1"), ("licenses", ":1")):
         if resources[key] is not None:
-            resources[key] = _times(str(resources[key]), cells_at_once)
-    for key in ("gres", "licenses"):
-        if resources[key] is not None:
-            resources[key] = ",".join(_times(part, cells_at_once, ":1") for part in resources[key].split(","))
+            parts = str(resources[key]).split(",")
+            resources[key] = ",".join(_times(part, cells_at_once, suffix) for part in parts)
     return whole
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from hpctool.errors import ConfigError
 from hpctool.launch import limits
-from hpctool.launch.gres import Gres, parse_gres
+from hpctool.launch.gres import Gres, listed_gres
 from hpctool.launch.slurm import ask
 
 #: A cluster that does not answer within this is not waited for: sbatch will say what it thinks.
@@ -248,7 +248,7 @@ def _shape(line: str) -> Shape:
         num_nodes=number(nodes) or 0,
         cpus=number(cpus) or 0,
         memory_mb=number(memory) or 0,
-        gres=tuple(parse_gres(gres.strip())),
+        gres=tuple(listed_gres(gres.strip())),
         features=frozenset(_names(features.strip())),
     )
 

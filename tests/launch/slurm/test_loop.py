@@ -31,6 +31,11 @@ def asked(*overrides: str) -> DictConfig:
         (["resources.nodes=2"], {"nodes": 2, "tasks_per_node": 3}, ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]),
         (["resources.gpus_per_node=1"], {"gpus_per_node": "3"}, ["--gpus-per-node=1"]),
         (["resources.gpus_per_node=a100:2"], {"gpus_per_node": "a100:6"}, ["--gpus-per-node=a100:2"]),
+        (
+            ["resources.gpus_per_node='3090:1,h100:1'"],
+            {"gpus_per_node": "3090:3,h100:3"},
+            ["--gpus-per-node=3090:1,h100:1"],
+        ),
         (["resources.gpus=4"], {"gpus": "12"}, ["--gpus=4"]),
         (["resources.gpus_per_task=1"], {"gpus_per_task": "1", "tasks_per_node": 3}, []),
         (["resources.gres='gpu:a100:1,nvme'"], {"gres": "gpu:a100:3,nvme:3"}, ["--gres=gpu:a100:1,nvme"]),
