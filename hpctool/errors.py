@@ -186,6 +186,17 @@ class FencedError(OperationError):
         super().__init__(f"{who}: attempt {newest} has begun{'' if attempt else ' by a later one'}. It ends here.")
 
 
+class CancelledError(OperationError):
+    """A job of a run that its user has cancelled has begun all the same."""
+
+    def __init__(self, run: str, by: str) -> None:
+        self.run = run
+        self.by = by
+        super().__init__(
+            f"Run {run} was cancelled by {by}, so this job ends. hpctool runs retry {run} starts it again."
+        )
+
+
 class WorldError(OperationError):
     """Ranks that cannot find each other, or that do not agree."""
 

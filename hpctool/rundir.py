@@ -108,6 +108,8 @@ def fold(entries: list[Entry]) -> Story:
             story.state, story.cause, story.attempt = "running", "", attempt
             story.where = body.get("where", story.where)
             story.slurm_job_id = body.get("slurm_job_id", story.slurm_job_id)
+        elif kind == "refused" and story.state in UNDERWAY:
+            story.state, story.cause = "failed", f"not submitted: {body['reason']}"
         elif kind == "checkpoint" and attempt >= story.attempt:
             story.step = max(story.step, body["step"])
         elif kind == "rollback" and attempt >= story.attempt:

@@ -15,10 +15,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from hpctool import files
-from hpctool.errors import InputError, SchedulerError, SubmitError
+from hpctool.errors import SchedulerError, SubmitError
 from hpctool.launch import limits, snapshot
 from hpctool.launch.cells import Sweep
-from hpctool.launch.slurm import ask, loop, site
+from hpctool.launch.slurm import loop, site
 from hpctool.launch.slurm import script as slurm
 from hpctool.launch.slurm.queue import QUEUE, cluster_name
 from hpctool.launch.sweeplog import ARRAY, CLAIMS, Living, SweepLog, to_ranges
@@ -84,11 +84,18 @@ def shares(sizes: Sequence[int], max_parallel: int) -> list[int]:
 
 
 def submit(
-    sweep: Sweep, runs: Path, parts: list[Shape], max_parallel: int, code: dict[str, Any], begun: Collection[int]
+    sweep: Sweep,
+    runs: Path,
+    parts: list[Shape],
+    max_parallel: int,
+    code: dict[str, Any],
+    begun: Collection[int],
+    seen: int,
 ) -> list[Array]:
     """Submit cells, as arrays that together never run more than `max_parallel` of them at once.
 
-    `begun` are those cells that have run folders. Raises SubmitError, which says what was queued before.
+    `begun` are those cells that have run folders, `seen` is how far the sweep's log was when they were chosen. Raises
+    ConflictError where somebody else has submitted some since, SubmitError, which says what was queued before.
     """
     queued: list[Array] = []
     free, lanes = _free(SweepLog(sweep.path), max_parallel)
@@ -98,7 +105,7 @@ def submit(
         lane = len(queued) % free
         behind = f"afterany:{lanes[lane]}" if lane < len(lanes) else ""
         try:
-            array = _Submitter(sweep, runs, part, share, room.tasks(part.cfg), code, begun).submit(behind)
+            array = _Submitter(sweep, runs, part, share, room.tasks(part.cfg), code, begun, seen).submit(behind)
         except SubmitError as error:
             raise _with_what_is_queued(error, sweep, queued) from error
         queued.append(array)
@@ -138,6 +145,7 @@ class _Submitter:
     most: int
     code: dict[str, Any]
     begun: Collection[int]
+    seen: int
 
     def submit(self, dependency: str) -> Array:
         """Ask until it is taken: with a task for each cell, or with as many tasks as Slurm allows."""
@@ -167,7 +175,7 @@ class _Submitter:
     def _ask(self, mode: str, num_tasks: int, at_once: int, options: Sequence[str]) -> str:
         log = SweepLog(self.sweep.path)
         tasks = self.part.tasks if mode == ARRAY else None
-        number = log.submitting(self.part.cells, mode, self.code, self.share, tasks)
+        number = log.submitting(self.part.cells, mode, self.code, self.share, tasks, self.seen)
         script = self._write(number, mode, num_tasks, at_once)
         try:
             job_id = slurm.submit_script(script, *options)
@@ -263,9 +271,3 @@ class Room:
                 # With no room at all sbatch is asked for one, and says why not.
                 found = min(found, max(1, most - queued))
         return found
-
-
-def require_slurm() -> None:
-    """Before anything is written. Raises InputError where there is no Slurm."""
-    if not ask.have("sbatch"):
-        raise InputError("cluster=slurm, but there is no sbatch here. Use cluster=local, or log in where Slurm is.")

@@ -4,8 +4,8 @@ Where a cluster takes fewer jobs than a sweep has cells, tasks claim cells one a
 a log: entry n is the n-th cell of the submission, so two tasks never have the same. A task that comes back after a
 requeue first gets the cells that it had claimed and that have not ended.
 
-Exit codes: 0 (a cell is printed), 3 none is left, 75 the task should be requeued: a cell of its is to be tried once
-more, or there is too little time for another.
+Exit codes: 0 (a cell is printed), 3 none is left, 1 nor is one, and one of its own has failed, 75 the task should be
+requeued: a cell of its is to be tried once more, or there is too little time for another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hpctool import files
-from hpctool.errors import EXIT_CONTINUE, EXIT_DONE
+from hpctool.errors import EXIT_CONTINUE, EXIT_DONE, EXIT_FAILED
 from hpctool.launch.slurm import inside
 from hpctool.launch.sweeplog import SweepLog
 from hpctool.rundir import OVER, RunDir, now
@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> int:
         return EXIT_CONTINUE
     position = claims.next(tried)
     if position is None:
-        return EXIT_NONE_LEFT
+        # The script has forgotten what failed before it was requeued.
+        return EXIT_FAILED if claims.any_failed() else EXIT_NONE_LEFT
     print(position)
     return EXIT_DONE
 
@@ -79,6 +80,10 @@ class Claims:
     def any_left(self, tried: list[int]) -> bool:
         """Whether there may be another cell for this loop."""
         return self.log.last() < len(self.ids) or any(position not in tried for position in self._mine())
+
+    def any_failed(self) -> bool:
+        """Whether a cell of this loop has failed."""
+        return any(self._state(position) == "failed" for position in self._mine())
 
     def has_time(self, elapsed_s: float, num_cells: int) -> bool:
         """Whether another cell, if it takes as long as those before, will be over before the job is told to stop."""

@@ -67,11 +67,12 @@ def _repair_run(rundir: RunDir, again: set[str], sweep: str, say: Say) -> None:
     _withdraw([story.slurm_job_id])
     say(f"run {rundir.id} comes after it and waits for it again.")
     rundir.result_json.unlink(missing_ok=True)
-    start(rundir, config.load(rundir.config_yaml), say)
+    start(rundir, config.load(rundir.config_yaml), say, story.last)
     after_restart(rundir.path.parent, [rundir.id], say)
 
 
 def _repair_sweep(child: Sweep, runs: Path, again: set[str], sweep: str, say: Say) -> None:
+    seen = SweepLog(child.path).last()
     members: list[dict[str, Any]] = child.body["cells"]
     mine = [index for index, cell in enumerate(members) if _waited_for(cell.get("after"), again, sweep)]
     standing = overview.cell_stories(runs, child, overview.quick_stories)
@@ -81,7 +82,7 @@ def _repair_sweep(child: Sweep, runs: Path, again: set[str], sweep: str, say: Sa
     _withdraw(standing[i].slurm_job_id for i in dropped if i in latest and latest[i].mode == ARRAY)
     if dropped:
         say(f"{len(dropped)} of {len(members)} cells of sweep {child.id} come after it and wait for it again.")
-        sweeps.start_again(child, runs, dropped, say)
+        sweeps.start_again(child, runs, dropped, say, seen)
 
 
 def _waited_for(after: After, again: set[str], sweep: str) -> bool:

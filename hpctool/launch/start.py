@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +13,12 @@ from omegaconf import DictConfig
 
 from hpctool import config, files
 from hpctool.errors import EXIT_DONE, InputError, OperationError
-from hpctool.launch import chain, inline, limits, local, snapshot
+from hpctool.launch import chain, handover, inline, limits, local, snapshot
 from hpctool.launch.endings import unfit_nodes
 from hpctool.launch.result import current_story, is_alive
-from hpctool.launch.slurm import check
+from hpctool.launch.slurm import ask, check
 from hpctool.launch.slurm import script as slurm
-from hpctool.launch.slurm.queue import cluster_name
+from hpctool.launch.slurm.queue import QUEUE, cluster_name
 from hpctool.launch.slurm.standing import cluster_of, is_elsewhere
 from hpctool.place import Place
 from hpctool.rundir import OVER, RunDir, now, who
@@ -28,13 +26,16 @@ from hpctool.rundir import OVER, RunDir, now, who
 Say = Callable[[str], None]
 
 
-def start(rundir: RunDir, cfg: DictConfig, say: Say) -> int:
-    """Start a run where its config says; the exit code of an inline run, else 0. Raises SubmitError, InputError."""
+def start(rundir: RunDir, cfg: DictConfig, say: Say, seen: int) -> int:
+    """Start a run where its config says; the exit code of an inline run, else 0.
+
+    `seen`: the newest entry of its ledger when that was decided. Raises SubmitError, InputError, ConflictError.
+    """
     kind = cfg.cluster.kind
     if kind == "inline":
         return inline.run_here(rundir, Place())
     if kind == "local":
-        mark_submitted(rundir, "local")
+        handover.mark_submitted(rundir, "local")
         record = rundir.record()
         local.enqueue(rundir.path.parent, [ticket(cfg, rundir.id, record["sweep"], record["cell"])])
         say(f"It runs in the background here. hpctool runs show {rundir.id} · hpctool runs logs -f {rundir.id}")
@@ -47,14 +48,17 @@ def start(rundir: RunDir, cfg: DictConfig, say: Say) -> int:
     if unfit := unfit_nodes(rundir.story()):
         options.append(f"--exclude={','.join(filter(None, [cfg.cluster.exclude, *unfit]))}")
         say(f"Without {', '.join(unfit)}: a start check failed there.")
-    job_id = slurm.submit_script(rundir.submit_script, *options)
-    mark_submitted(rundir, "slurm", job_id)
+    job_id = handover.to_slurm(rundir, options, seen)
     say(f"Slurm job {job_id}{f', after {dependency}' if dependency else ''}. hpctool runs show {rundir.id}")
     return EXIT_DONE
 
 
 def retry(rundir: RunDir, say: Say) -> int:
-    """Start a failed or cancelled run once more; it goes on from its newest checkpoint. Raises InputError."""
+    """Start a failed or cancelled run once more; it goes on from its newest checkpoint. Raises InputError.
+
+    Raises ConflictError where somebody else does, SubmitError, SchedulerError.
+    """
+    handover.find_submitted(rundir)
     story = current_story(rundir)
     if story.state not in ("failed", "cancelled"):
         raise InputError(f"Run {rundir.id} is {story.state}; only a failed or cancelled run can be tried again.")
@@ -63,7 +67,7 @@ def retry(rundir: RunDir, say: Say) -> int:
     check.before_submission(rundir.path.parent, [config.to_plain(cfg)], say)
     rundir.result_json.unlink(missing_ok=True)
     say(f"run {rundir.id} ended {story.state} at step {story.step}; it goes on from there.")
-    code = start(rundir, cfg, say)
+    code = start(rundir, cfg, say, story.last)
     from hpctool.launch import repair
 
     repair.after_restart(rundir.path.parent, [rundir.id], say)
@@ -73,10 +77,13 @@ def retry(rundir: RunDir, say: Say) -> int:
 def cancel(rundir: RunDir) -> str:
     """End a run for good, and give a sentence on how. It saves if it can; nothing brings it back but `retry`.
 
-    Raises InputError where it has ended, OperationError where Slurm does not answer.
+    Raises InputError where it has ended, SchedulerError where Slurm does not answer; asked again, it is tried again.
     """
+    handover.find_submitted(rundir)
     story = current_story(rundir)
-    if story.state in OVER:
+    # Its job is still there where scancel did not reach Slurm.
+    is_left = story.state == "cancelled" and story.where == "slurm" and _is_in_queue(story.slurm_job_id)
+    if story.state in OVER and not is_left:
         raise InputError(f"Run {rundir.id} is {story.state} already; there is nothing to cancel.")
     if local.cancel(rundir.path.parent, rundir.id):
         return f"run {rundir.id} is told to stop; it saves if it can."
@@ -87,7 +94,7 @@ def cancel(rundir: RunDir) -> str:
     # Said first: whoever sees the signal must know that its user wants no requeue.
     rundir.ledger.append({"kind": "cancel", "by": who(), "time": now()})
     if story.where == "slurm" and story.slurm_job_id:
-        _scancel(story.slurm_job_id)
+        ask.call("scancel", story.slurm_job_id)
         return f"Slurm job {story.slurm_job_id} of run {rundir.id} is cancelled."
     begun = story.of_kind("begun")
     if begun and begun[-1].get("host") == socket.gethostname() and is_alive(begun[-1]):
@@ -95,27 +102,6 @@ def cancel(rundir: RunDir) -> str:
             os.kill(int(begun[-1]["pid"]), signal.SIGTERM)
         return f"run {rundir.id} is told to stop; it saves if it can."
     return f"run {rundir.id} is cancelled."
-
-
-def find_submitted(rundir: RunDir) -> bool:
-    """Whether Slurm has the job of a run whose submitter ended before it knew; then it is written down.
-
-    Raises SchedulerError.
-    """
-    if not rundir.submit_script.exists() or rundir.story().entries:
-        return False
-    job_id = slurm.in_queue().get(str(rundir.submit_script))
-    if job_id:
-        mark_submitted(rundir, "slurm", job_id)
-    return job_id is not None
-
-
-def mark_submitted(rundir: RunDir, where: str, slurm_job_id: str = "") -> None:
-    """Write into the ledger that somebody will run this."""
-    cluster = {"cluster": cluster_name()} if where == "slurm" else {}
-    body = {"kind": "submitted", "where": where, "slurm_job_id": slurm_job_id, "time": now()}
-    if rundir.ledger.append({**body, **cluster}) > 1:
-        rundir.reopen()
 
 
 def ticket(cfg: DictConfig, run: str, sweep: str | None = None, cell: int | None = None) -> local.Ticket:
@@ -140,9 +126,6 @@ def short(path: Path) -> str:
     return relative if not relative.startswith("..") else str(path)
 
 
-def _scancel(job_id: str) -> None:
-    if shutil.which("scancel") is None:
-        raise OperationError(f"Slurm job {job_id} cannot be cancelled from here: there is no scancel.")
-    done = subprocess.run(["scancel", job_id], capture_output=True, text=True, timeout=60, check=False)
-    if done.returncode != 0:
-        raise OperationError(f"scancel {job_id} answered: {done.stderr.strip()}")
+def _is_in_queue(job_id: str) -> bool:
+    job = QUEUE.answer().jobs.get(job_id)
+    return job is not None and not job.is_over

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from hpctool.errors import FencedError
+from hpctool.errors import CancelledError, FencedError
 from hpctool.launch.slurm import inside
 from hpctool.log import Entry
 from hpctool.rundir import RunDir, Story, is_of_job
@@ -45,6 +45,8 @@ class Start:
             "slurm_job_id": self.slurm_job_id,
             "slurm_step_id": os.environ.get("SLURM_STEP_ID", "") if self.slurm_job_id else "",
             "restart_count": self.restart_count,
+            # By the controller's clock, which says the same of a job in squeue.
+            "slurm_start_s": int(os.environ.get("SLURM_JOB_START_TIME", 0)) if self.slurm_job_id else 0,
             "cluster": self.cluster,
         }
 
@@ -75,9 +77,25 @@ def later(entries: Sequence[Entry], mine: Start) -> int:
 
 
 def refuse(rundir: RunDir, entries: Sequence[Entry], mine: Start) -> None:
-    """Raise FencedError where a later start has begun."""
+    """Raise FencedError where a later start has begun, CancelledError where this one's job was cancelled before."""
     if newest := later(entries, mine):
         raise FencedError(rundir.id, 0, newest)
+    if by := cancelled_by(entries, mine):
+        raise CancelledError(rundir.id, by)
+
+
+def cancelled_by(entries: Sequence[Entry], mine: Start) -> str:
+    """Who has cancelled the submission that this start comes from; empty for nobody, or one made by hand.
+
+    scancel may not have reached Slurm, or an administrator may have requeued the job.
+    """
+    own = max((e.number for e in entries if e.body["kind"] == "submitted" and _is_own(mine, e.body)), default=0)
+    later_cancels = [e.body["by"] for e in entries if own and e.number > own and e.body["kind"] == "cancel"]
+    return later_cancels[-1] if later_cancels else ""
+
+
+def _is_own(mine: Start, submitted: Mapping[str, Any]) -> bool:
+    return is_of_job(mine.slurm_job_id, *_named(submitted)) and submitted.get("cluster", "") in ("", mine.cluster)
 
 
 def began_instead(rundir: RunDir, before: Story, pid: int) -> int:

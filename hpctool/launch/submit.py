@@ -12,12 +12,14 @@ from typing import Any
 from hpctool import config, files
 from hpctool.errors import EXIT_DONE, InputError
 from hpctool.launch import arrays, cells, chain, inline, limits, local, repair, snapshot, sweeps
+from hpctool.launch.handover import find_submitted
 from hpctool.launch.job import Chain, Link, load_job
 from hpctool.launch.plan import Plan, Planned, Request, after_record, make_plan, record
 from hpctool.launch.result import current_story
 from hpctool.launch.slurm import check
 from hpctool.launch.slurm import script as slurm
-from hpctool.launch.start import find_submitted, short, start
+from hpctool.launch.slurm.script import require_slurm
+from hpctool.launch.start import short, start
 from hpctool.launch.sweepfile import write_sweep
 from hpctool.place import Place, place_from_environment
 from hpctool.rundir import RunDir, create_run, now, who
@@ -109,15 +111,19 @@ def _submit_run(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
         say(f"run {cell.run_id} is queued already, as a cell of sweep {sweep}. hpctool sweep status {sweep}")
         answer.reused = [cell.run_id]
         return _awaited(plan, answer, say, sweep)
-    if rundir is not None and _reusable(rundir, cell, code, say):
-        answer.reused = [cell.run_id]
-        return _awaited(plan, answer, say)
+    seen = 0
+    if rundir is not None:
+        find_submitted(rundir)
+        seen = rundir.ledger.last()
+        if _reusable(rundir, cell, code, say):
+            answer.reused = [cell.run_id]
+            return _awaited(plan, answer, say)
     was_there = rundir is not None
     rundir = _going_on(rundir, cell, code, say) if rundir else _create(plan, cell, code)
     repair.note_child(plan.runs, after_record(cell.after), rundir.id)
     answer.submitted = [rundir.id]
     say(f"{plan.request.job}: run {rundir.id} in {short(rundir.path)}")
-    answer.exit_code = start(rundir, cell.cfg, say)
+    answer.exit_code = start(rundir, cell.cfg, say, seen)
     if was_there:
         repair.after_restart(plan.runs, [rundir.id], say)
     return _awaited(plan, answer, say)
@@ -126,10 +132,10 @@ def _submit_run(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
 def _submit_sweep(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
     kind = plan.cfg.cluster.kind
     if kind == "slurm":
-        arrays.require_slurm()
+        require_slurm()
     _check_names(plan)
     sweep = write_sweep(plan, code.record())
-    todo, counts = sweeps.left_to_do(sweep, plan.runs, say)
+    todo, counts, seen = sweeps.left_to_do(sweep, plan.runs, say)
     say(sweeps.progress(sweep, counts, len(todo)))
     ids = [cell.run_id for cell in plan.cells]
     answer = Submission(ids, str(sweep.path), sweep.id, submitted=[ids[index] for index in todo])
@@ -141,7 +147,7 @@ def _submit_sweep(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
         repair.note_child(plan.runs, after_record(plan.parent), sweep.id)
         # The resources are those that are asked for now; sweep.json has those of the first time.
         parts = arrays.shapes((index, plan.cells[index].plain) for index in todo)
-        answer.slurm_job_ids = sweeps.start_cells(sweep, plan.runs, parts, code.record(), say)
+        answer.slurm_job_ids = sweeps.start_cells(sweep, plan.runs, parts, code.record(), say, seen)
         answer.slurm_job_id = ",".join(answer.slurm_job_ids)
     return _awaited(plan, answer, say, sweep.id)
 
@@ -210,6 +216,8 @@ def _submit_ranks(request: Request, multirun: bool, place: Place, say: Say) -> S
     def prepare() -> str:
         code = _snapshot(plan)
         rundir = _existing(plan, cell)
+        if rundir is not None:
+            find_submitted(rundir)
         if rundir is not None and _reusable(rundir, cell, code, say):
             return ""
         rundir = _going_on(rundir, cell, code, say) if rundir else _create(plan, cell, code)
@@ -234,7 +242,6 @@ def _existing(plan: Plan, cell: Planned) -> RunDir | None:
 
 def _reusable(rundir: RunDir, cell: Planned, code: snapshot.Code, say: Say) -> bool:
     """Whether the run that is there answers what was asked; says what it found."""
-    find_submitted(rundir)
     story = current_story(rundir)
     if story.state != "completed" and sweeps.is_settled(story):
         say(f"run {rundir.id} is {story.state} already. hpctool runs show {rundir.id}")

@@ -18,21 +18,20 @@ from __future__ import annotations
 
 import functools
 import re
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpctool.launch.result import is_alive, own_process
+from hpctool.errors import ConflictError
+from hpctool.launch import handover
+from hpctool.launch.result import own_process
 from hpctool.launch.slurm.queue import QUEUE, Answer, Queue, cluster_name
 from hpctool.launch.slurm.standing import is_elsewhere, parse_time_s
 from hpctool.log import Entry, Log
 from hpctool.rundir import Story, fold, now, who
 
 ARRAY, CLAIMS, LOCAL = "array", "claims", "local"
-#: sbatch is given up after two minutes
-_SUBMITTING_S = 150.0
 
 
 @dataclass
@@ -64,7 +63,7 @@ class Submission:
 
     def is_being_made(self) -> bool:
         """Whether its submitter may still be at it."""
-        return is_alive(self.process) and time.time() - parse_time_s(self.time) < _SUBMITTING_S
+        return handover.is_being_made(self.process, self.time)
 
     @functools.cached_property
     def positions(self) -> dict[int, int]:
@@ -84,14 +83,35 @@ class SweepLog:
         self.log = Log(folder / "log")
 
     def submitting(
-        self, cells: Iterable[int], mode: str, code: dict[str, Any], share: int, tasks: Iterable[int] | None = None
+        self,
+        cells: Iterable[int],
+        mode: str,
+        code: dict[str, Any],
+        share: int,
+        tasks: Iterable[int] | None = None,
+        seen: int | None = None,
     ) -> int:
         """Say that these cells, in ascending order, are about to be submitted; gives the submission's number.
 
         At most `share` of them run at once. `tasks` are their indices in the array, where they do not count from 0.
+        `seen` is what `last` said before it was decided that nobody else will run them; None: nobody else can.
+        Raises ConflictError where another process has submitted something since then.
         """
+        mine = own_process()
         more = {"share": share} | ({} if tasks is None else {"tasks": list(tasks)})
-        return self._add("submitting", cells=to_ranges(cells), mode=mode, code=code, process=own_process(), **more)
+        told = {"cells": to_ranges(cells), "mode": mode, "code": code, "process": mine, **more}
+        while True:
+            last = self.log.last()
+            for theirs in self.log.entries() if seen is not None else ():
+                body = theirs.body
+                if theirs.number > (seen or 0) and body["kind"] == "submitting" and body["process"] != mine:
+                    raise ConflictError(f"Sweep {self.folder.name}", "this submission", f"that of {body['by']}")
+            if self.log.cas({"kind": "submitting", "time": now(), "by": who(), **told}, after=last):
+                return last + 1
+
+    def last(self) -> int:
+        """The number of the newest entry, for `submitting`."""
+        return self.log.last()
 
     def submitted(self, number: int, slurm_job_id: str) -> None:
         """Slurm has taken a submission."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hpctool.errors import EXIT_DONE, ConflictError, InputError
-from hpctool.launch import arrays, cells, chain, endings, inline, local, overview, snapshot
+from hpctool.launch import arrays, cells, chain, endings, handover, inline, local, overview, snapshot
 from hpctool.launch.cells import Sweep
 from hpctool.launch.overview import cell_stories, quick_stories
+from hpctool.launch.result import current_story
 from hpctool.launch.slurm import ask, check, inside
 from hpctool.launch.slurm import script as slurm
 from hpctool.launch.slurm.queue import QUEUE
@@ -37,13 +38,27 @@ def is_settled(story: Story) -> bool:
     return story.state in UNDERWAY and bool(story.entries)
 
 
-def left_to_do(sweep: Sweep, runs: Path, say: Say) -> tuple[list[int], Counter[str]]:
-    """The cells that nobody will run, and how many of the others are done, queued … Says it if Slurm does not answer.
+class Left(NamedTuple):
+    """The cells that nobody will run, how many of the others are done, queued …, and how far the log was then."""
+
+    todo: list[int]
+    counts: Counter[str]
+    seen: int
+
+
+def left_to_do(sweep: Sweep, runs: Path, say: Say) -> Left:
+    """What is left of a sweep. Says it if Slurm does not answer.
 
     Raises ConflictError while somebody else is submitting the sweep, SchedulerError if that cannot be known.
     """
     find_unknown(sweep)
+    seen = SweepLog(sweep.path).last()
     standing = cell_stories(runs, sweep, quick_stories)
+    for index in (index for index, story in enumerate(standing) if handover.is_unknown(story)):
+        # It was submitted as a run by itself, by somebody who ended before Slurm's answer.
+        rundir = RunDir(runs / sweep.run_ids[index])
+        handover.find_submitted(rundir)
+        standing[index] = current_story(rundir)
     open_ = [index for index, story in enumerate(standing) if not is_settled(story)]
     elsewhere = queued_cells(runs, [sweep.run_ids[index] for index in open_], but=sweep.id)
     todo = [index for index in open_ if sweep.run_ids[index] not in elsewhere]
@@ -52,7 +67,7 @@ def left_to_do(sweep: Sweep, runs: Path, say: Say) -> tuple[list[int], Counter[s
         counts["queued in another sweep"] = len(open_) - len(todo)
     if QUEUE.problem:
         say(f"{QUEUE.problem} Cells that Slurm had are taken to be there still.")
-    return todo, counts
+    return Left(todo, counts, seen)
 
 
 def queued_cells(runs: Path, run_ids: Iterable[str], but: str = "") -> dict[str, str]:
@@ -72,10 +87,13 @@ def queued_cells(runs: Path, run_ids: Iterable[str], but: str = "") -> dict[str,
     return found
 
 
-def start_cells(sweep: Sweep, runs: Path, parts: list[arrays.Shape], code: dict[str, Any], say: Say) -> list[str]:
+def start_cells(
+    sweep: Sweep, runs: Path, parts: list[arrays.Shape], code: dict[str, Any], say: Say, seen: int
+) -> list[str]:
     """Start cells where their config says: here, in the local queue or on Slurm. Gives the Slurm jobs' ids.
 
-    Raises SubmitError, SchedulerError, OSError.
+    `seen`: how far the sweep's log was when that was decided.
+    Raises ConflictError where somebody else has submitted some since, SubmitError, SchedulerError, OSError.
     """
     todo = [index for part in parts for index in part.cells]
     cluster = parts[0].cfg.cluster
@@ -83,14 +101,14 @@ def start_cells(sweep: Sweep, runs: Path, parts: list[arrays.Shape], code: dict[
         parts = chain.arranged(sweep, runs, parts)
     begun = _take_up(sweep, runs, todo, code)
     if cluster.kind == "local":
-        SweepLog(sweep.path).submitting(todo, LOCAL, code, cluster.max_parallel)
+        SweepLog(sweep.path).submitting(todo, LOCAL, code, cluster.max_parallel, seen=seen)
         # All of one shape have the same ticket but for the names.
         shaped = [(part, ticket(part.cfg, "")) for part in parts]
         named = [(index, one) for part, one in shaped for index in part.cells]
         local.enqueue(runs, [one.of_cell(sweep.run_ids[index], sweep.id, index) for index, one in sorted(named)])
         say(f"The cells run in the background here, {cluster.max_parallel} at once. hpctool sweep status {sweep.id}")
         return []
-    queued = arrays.submit(sweep, runs, parts, cluster.max_parallel, code, begun)
+    queued = arrays.submit(sweep, runs, parts, cluster.max_parallel, code, begun, seen)
     for array in queued:
         how = "each a cell" if array.mode == ARRAY else f"which claim {len(array.cells)} cells one after the other"
         after = f", after {array.dependency}" if array.dependency else ""
@@ -116,7 +134,7 @@ def resume(sweep: Sweep, runs: Path, say: Say, *, states: Collection[str] = (), 
     The code is that of the last submission; `code_now`: as it is now in the folder that the sweep came from.
     Raises InputError, SubmitError, SchedulerError.
     """
-    todo, counts = left_to_do(sweep, runs, say)
+    todo, counts, seen = left_to_do(sweep, runs, say)
     if states:
         standing = cell_stories(runs, sweep, quick_stories)
         todo = [index for index in todo if standing[index].state in states]
@@ -124,11 +142,16 @@ def resume(sweep: Sweep, runs: Path, say: Say, *, states: Collection[str] = (), 
     if not todo:
         return EXIT_DONE
     code = snapshot.take(runs, Path(sweep.body["cwd"])).record() if code_now else None
-    return start_again(sweep, runs, todo, say, code)
+    return start_again(sweep, runs, todo, say, seen, code)
 
 
-def start_again(sweep: Sweep, runs: Path, todo: Collection[int], say: Say, code: dict[str, Any] | None = None) -> int:
-    """Start cells as sweep.json has them, with the code of the last submission if no other is given; the exit code."""
+def start_again(
+    sweep: Sweep, runs: Path, todo: Collection[int], say: Say, seen: int, code: dict[str, Any] | None = None
+) -> int:
+    """Start cells as sweep.json has them, with the code of the last submission if no other is given; the exit code.
+
+    `seen` and what is raised: as `start_cells` says.
+    """
     code = code or SweepLog(sweep.path).code() or sweep.body["code"]
     plains = {index: cells.plain_config(sweep, index) for index in todo}
     parts = arrays.shapes(plains.items())
@@ -137,7 +160,7 @@ def start_again(sweep: Sweep, runs: Path, todo: Collection[int], say: Say, code:
     chain.check(runs, (sweep.body["cells"][index].get("after") for index in todo), kind)
     if kind == "inline":
         return run_here(sweep, runs, todo, code)
-    start_cells(sweep, runs, parts, code, say)
+    start_cells(sweep, runs, parts, code, say, seen)
     return EXIT_DONE
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hpctool import config, files, rendezvous
-from hpctool.errors import EXIT_FAILED, FencedError, NodeError, OperationError, Stopped, WorldError
+from hpctool.errors import EXIT_FAILED, CancelledError, FencedError, NodeError, OperationError, Stopped, WorldError
 from hpctool.launch import cells, closing, gres, moments, output, signals, snapshot, stacks, startcheck, starts
 from hpctool.launch.guard import Guard
 from hpctool.launch.hardware import hardware
@@ -59,7 +59,7 @@ def run_attempt(rundir: RunDir, where: str, place: Place, world: World | None = 
     if place.rank == 0:
         try:
             rundir.attempt = begin(rundir, where, place)
-        except FencedError as error:
+        except (FencedError, CancelledError) as error:
             print(f"hpctool: {error}", file=sys.stderr, flush=True)
             return EXIT_FAILED
     guard = _guard(rundir, where, place.rank == 0)

@@ -12,8 +12,10 @@ from hpctool import files
 from hpctool.errors import EXIT_DONE, InputError
 from hpctool.launch import snapshot, sweeps
 from hpctool.launch.cells import Sweep, read_sweep, sweeps_folder
+from hpctool.launch.handover import mark_submitted
 from hpctool.launch.overview import cell_stories, quick_stories
-from hpctool.launch.start import Say, mark_submitted
+from hpctool.launch.start import Say
+from hpctool.launch.sweeplog import SweepLog
 from hpctool.rundir import OVER, SHORT, UNDERWAY, RunDir, now, who
 from hpctool.search.journal import Journal
 from hpctool.search.spec import Spec, identity_of, read_spec, worker_identity
@@ -37,8 +39,12 @@ def open_search(runs: Path, sweep_id: str) -> tuple[Sweep, Spec, Journal]:
     return read_sweep(folder), spec, journal
 
 
-def start(runs: Path, sweep_id: str, slots: Iterable[int], say: Say, code: dict[str, Any] | None = None) -> int:
-    """Start workers; the exit code of those that run here, else 0. Raises SubmitError, SchedulerError, InputError."""
+def start(
+    runs: Path, sweep_id: str, slots: Iterable[int], say: Say, seen: int, code: dict[str, Any] | None = None
+) -> int:
+    """Start workers; the exit code of those that run here, else 0. `seen`: how far the sweep's log was when they were
+    found to be idle. Raises ConflictError, SubmitError, SchedulerError, InputError.
+    """
     sweep = read_sweep(sweeps_folder(runs) / sweep_id)
     todo = list(slots)
     for slot in todo:
@@ -46,7 +52,7 @@ def start(runs: Path, sweep_id: str, slots: Iterable[int], say: Say, code: dict[
         if rundir.run_json.exists() and rundir.story().state == "completed":
             # Done for then; asked for again, it looks for more.
             mark_submitted(rundir, "local")
-    return sweeps.start_again(sweep, runs, todo, say, code)
+    return sweeps.start_again(sweep, runs, todo, say, seen, code)
 
 
 def idle_slots(sweep: Sweep, runs: Path) -> list[int]:
@@ -70,12 +76,13 @@ def resume(runs: Path, sweep_id: str, say: Say, limits: Limits | None = None, *,
         if state.stopped:
             say(f"search {sweep_id} had stopped: {state.stopped}. It goes on.")
         journal.add("resume", max_trials=new.max_trials, hours=new.hours, deadline_s=new.deadline_s)
+    seen = SweepLog(sweep.path).last()
     todo = idle_slots(sweep, runs)
     say(f"search {sweep_id}: {len(state.trials)} trials so far, starting {len(todo)} of {len(sweep.run_ids)} workers")
     if not todo:
         return EXIT_DONE
     code = snapshot.take(runs, Path(sweep.body["cwd"])).record() if code_now else None
-    return start(runs, sweep_id, todo, say, code)
+    return start(runs, sweep_id, todo, say, seen, code)
 
 
 def add_workers(runs: Path, sweep_id: str, num_workers: int) -> int:

@@ -20,6 +20,7 @@ from hpctool.launch.identity import NOT_IDENTITY
 from hpctool.launch.job import Input, load_job
 from hpctool.launch.plan import Plan, Planned, Request, after_record
 from hpctool.launch.slurm import check
+from hpctool.launch.slurm.script import require_slurm
 from hpctool.launch.start import short
 from hpctool.launch.submit import Say, Submission
 from hpctool.launch.sweepfile import write_sweep
@@ -68,7 +69,7 @@ def submit(request: Request, multirun: bool = False, *, say: Say) -> Submission:
     for note in asked.notes:
         say(note)
     if asked.cfg.cluster.kind == "slurm":
-        arrays.require_slurm()
+        require_slurm()
     check.before_submission(asked.runs, [config.to_plain(asked.cfg)], say)
     workers = _workers(asked)
     answer = Submission([], str(asked.folder), asked.spec.id)
@@ -88,7 +89,7 @@ def submit(request: Request, multirun: bool = False, *, say: Say) -> Submission:
     repair.note_child(asked.runs, after_record(asked.after), asked.spec.id)
     axes = ", ".join(axis.key for axis in asked.spec.space.axes)
     say(f"search {asked.spec.id} over {axes}: {asked.spec.num_workers} workers, in {short(asked.folder)}")
-    answer.exit_code = control.start(asked.runs, asked.spec.id, range(asked.spec.num_workers), say)
+    answer.exit_code = control.start(asked.runs, asked.spec.id, range(asked.spec.num_workers), say, 0)
     return _awaited(asked, answer, say)
 
 

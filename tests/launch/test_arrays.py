@@ -40,7 +40,7 @@ def sweep(tmp_path: Path) -> Sweep:
 
 def submit(sweep: Sweep, plains: list[dict[str, Any]], max_parallel: int = 64) -> list[arrays.Array]:
     parts = arrays.shapes(enumerate(plains))
-    return arrays.submit(sweep, sweep.path.parent.parent, parts, max_parallel, CODE, ())
+    return arrays.submit(sweep, sweep.path.parent.parent, parts, max_parallel, CODE, (), 0)
 
 
 @pytest.mark.parametrize(
@@ -166,10 +166,10 @@ def test_a_cell_that_has_a_folder_says_in_its_ledger_that_it_waits(
     run = create_run(runs, {"name": "toy", "identity": "00000001" * 8, "job": "run", "code": CODE}, {})
     assert run.id == sweep.run_ids[1]
     parts = arrays.shapes(enumerate([plain] * 3))
-    arrays.submit(sweep, runs, parts, 64, CODE, {1})
+    arrays.submit(sweep, runs, parts, 64, CODE, {1}, 0)
     assert (run.story().state, run.story().slurm_job_id) == ("queued", "101_1")
     toy_slurm.set("max_array", 2)
-    arrays.submit(sweep, runs, parts, 64, CODE, {1})
+    arrays.submit(sweep, runs, parts, 64, CODE, {1}, 0)
     # Whoever claims it gives it a job; until then the number of the array tells late news from new ones.
     assert run.ledger.entries()[-1].body["array"] == "102"
     RunDir(run.path).begin({"where": "slurm", "slurm_job_id": "102_0"})

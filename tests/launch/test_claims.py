@@ -50,6 +50,17 @@ def make_run(submission: Path, position: int, state: str = "", task: str = "7_0"
     return run
 
 
+Ask = Callable[..., int]
+
+
+@pytest.fixture
+def ask(submission: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """Ask as the batch script does; the exit code."""
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    return lambda *told: claims.main([str(submission), *map(str, told)])
+
+
 def test_each_cell_has_one_task_and_what_was_cancelled_has_none(submission: Path) -> None:
     first, second = Claims(submission, "7_0"), Claims(submission, "7_1")
     taken: list[int] = []
@@ -85,22 +96,19 @@ def test_a_task_that_comes_back_first_gets_what_it_had_and_had_not_ended(submiss
     assert Claims(submission, "7_0", slot=1).next([]) == 7
 
 
+def test_a_task_that_comes_back_knows_what_had_failed_before(submission: Path, ask: Ask) -> None:
+    for position in range(NUM_CELLS):
+        Claims(submission, "7_0").log.append({"task": f"7_{position % 2}", "slot": 0, "time": ""})
+        make_run(submission, position, "completed" if position != 2 else "failed")
+    assert ask() == 1, "that of a cell which it had before it was requeued"
+    assert ask("--slot", 1) == claims.EXIT_NONE_LEFT
+
+
 def test_what_somebody_else_has_started_or_finished_meanwhile_is_left_alone(submission: Path) -> None:
     make_run(submission, 0, task="99")
     make_run(submission, 1, "completed", task="99")
     make_run(submission, 2, "requeued", task="98")
     assert Claims(submission, "7_0").next([]) == 2
-
-
-Ask = Callable[..., int]
-
-
-@pytest.fixture
-def ask(submission: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """Ask as the batch script does; the exit code."""
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
-    return lambda *told: claims.main([str(submission), *map(str, told)])
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ echo "$@" >> {folder}/sbatch.calls
 script="${{@: -1}}"
 count=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
 count=$((${{count:-0}} + 1))
+if [ -e {folder}/slow ]; then sleep $(cat {folder}/slow); fi
 if [ -e {folder}/refuse ]; then cat {folder}/refuse >&2; exit 1; fi
 most=$(cat {folder}/max_submit 2> /dev/null || echo 100000)
 left=$(cat {folder}/refuse_after 2> /dev/null || echo 100000)
@@ -47,6 +48,7 @@ esac
 
 _SCANCEL = """#!/bin/bash
 echo "$@" >> {folder}/scancel.calls
+if [ -e {folder}/silent ]; then echo "scancel: error: Unable to contact slurm controller" >&2; exit 1; fi
 for job in "$@"; do sed -i "/^$job /d" {folder}/jobs; done
 """
 
@@ -79,7 +81,8 @@ class ToySlurm:
         self.key = queue.cache_key()
 
     def set(self, name: str, value: object = "") -> None:
-        """max_submit, max_array: a limit; refuse, deaf: what sbatch says; refuse_after: so many jobs; die, silent."""
+        """max_submit, max_array: a limit; refuse, deaf: what sbatch says; refuse_after: so many jobs; slow: seconds
+        that sbatch takes; die, silent."""
         (self.folder / name).write_text(f"{value}\n")
 
     def clear(self, name: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from hpctool.launch.start import mark_submitted
+from hpctool.launch.handover import mark_submitted
 from hpctool.log import Log
 from hpctool.rundir import RunDir, index_folder, now
 from hpctool.track.index import Index

@@ -73,7 +73,12 @@ def check(configs: Sequence[Plain], say: Say) -> None:
 
 
 def check_folder(runs: Path) -> None:
-    """Refuse a folder for runs that is read-only or full: no job could write there. Raises InputError, OSError."""
+    """Refuse a folder for runs where no job could write its log: read-only, full, or with a name that Slurm changes.
+
+    Raises InputError, OSError.
+    """
+    if set("%\\") & set(str(runs.absolute())):
+        raise _refused(runs, "Slurm puts something else in the place of a % or a backslash in the names of its logs")
     there = next(folder for folder in (runs, *runs.parents) if folder.exists())
     probe = there / files.temporary_name(".probe")
     try:

@@ -77,9 +77,9 @@ class Answer:
     #: a sentence, if Slurm does not answer now
     problem: str = ""
 
-    def is_after(self, time_s: float) -> bool:
+    def is_after(self, time_s: float, skew_s: float = 5.0) -> bool:
         """Whether this tells of what happened at that time, by clocks that may differ by some seconds."""
-        return self.asked_s > time_s + 5.0
+        return self.asked_s > time_s + skew_s
 
 
 class Queue:

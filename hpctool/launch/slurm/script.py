@@ -68,8 +68,7 @@ def submit_script(path: Path, *options: str) -> str:
 
     Raises InputError where there is no Slurm.
     """
-    if not ask.have("sbatch"):
-        raise InputError("cluster=slurm, but there is no sbatch here. Use cluster=local, or log in where Slurm is.")
+    require_slurm()
     try:
         answer = ask.call("sbatch", *options, str(path), timeout_s=120, env=ask.outside())
     except SchedulerError as error:
@@ -79,6 +78,12 @@ def submit_script(path: Path, *options: str) -> str:
     except (FailedSubmissionError, FailedJobError) as error:
         raise SubmitError(path, f"sbatch answered '{answer.strip()}'.") from error
     return job_id
+
+
+def require_slurm() -> None:
+    """Before anything is written. Raises InputError where there is no Slurm."""
+    if not ask.have("sbatch"):
+        raise InputError("cluster=slurm, but there is no sbatch here. Use cluster=local, or log in where Slurm is.")
 
 
 def in_queue() -> dict[str, str]:

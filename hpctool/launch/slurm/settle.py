@@ -52,8 +52,11 @@ def settle(rundir: RunDir, code: int, said: str, log: str = "") -> int:
 
     `code` is srun's, `said` its words, `log` what the job has printed since the attempt began.
     """
-    before = _before(rundir)
-    if endings.was_replaced(rundir, before) or starts.later(before.entries, starts.own(rundir.id, "slurm")):
+    before, mine = _before(rundir), starts.own(rundir.id, "slurm")
+    if starts.cancelled_by(before.entries, mine):
+        # Its ranks have not begun, and have said why.
+        return EXIT_FAILED
+    if endings.was_replaced(rundir, before) or starts.later(before.entries, mine):
         # A node that was cut off and is back: to ask for a requeue would end the attempt that took its place.
         print("hpctool: a newer attempt of this run has begun; this one ends.", file=sys.stderr, flush=True)
         return EXIT_FAILED

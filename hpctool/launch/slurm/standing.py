@@ -29,8 +29,8 @@ from hpctool.rundir import UNDERWAY, RunDir, Story
 #: The cause of a run whose job holds its nodes, stopped.
 SUSPENDED = "suspended by Slurm"
 
-#: A requeued job began again later than its attempt in the ledger by at least so much; clocks may differ.
-_SKEW_S = 5.0
+#: By so much the clocks of nodes and login hosts may differ where all depends on it.
+_SKEW_S = 60.0
 
 
 def correct(rundirs: Sequence[RunDir], stories: list[Story], queue: Queue | None = None) -> None:
@@ -83,6 +83,9 @@ def _take(story: Story, answer: Answer) -> bool:
         if job is not None and job.waits and story.state == "queued":
             story.cause = waiting(job)
         return True
+    if job is None and not answer.is_after(_submitted_s(story), _SKEW_S):
+        # Slurm may have been asked before it was submitted: a job that is not known yet is no job that is gone.
+        return True
     if job is None or job.is_over:
         return False
     if story.state in ("running", "stopping"):
@@ -95,7 +98,7 @@ def _take(story: Story, answer: Answer) -> bool:
 
 
 def _take_running(story: Story, job: Job) -> None:
-    began_again = job.start_s is not None and job.start_s > _began_s(story) + _SKEW_S
+    began_again = job.start_s is not None and job.start_s > _began_s(story)
     if job.waits or (began_again and states.word(job.state) == "running"):
         how = waiting(job, requeued=True) if job.waits else f"starting on {job.nodes}"
         story.state, story.cause = "requeued", f"requeued by Slurm; {how}"
@@ -173,8 +176,14 @@ def last_time_s(story: Story) -> float:
 
 
 def _began_s(story: Story) -> float:
-    begun = story.of_kind("begun")
-    return parse_time_s(begun[-1].get("time")) if begun else 0.0
+    """When the newest attempt's job began, at the latest: by Slurm's clock to the second, else by the node's."""
+    begun = (story.of_kind("begun") or [{}])[-1]
+    by_slurm = float(begun.get("slurm_start_s") or 0)
+    return by_slurm + 1.0 if by_slurm else parse_time_s(begun.get("time")) + _SKEW_S
+
+
+def _submitted_s(story: Story) -> float:
+    return parse_time_s((story.of_kind("submitted") or [{}])[-1].get("time"))
 
 
 def parse_time_s(text: str | None) -> float:

@@ -184,6 +184,12 @@ def test_a_read_only_folder_is_refused_with_what_to_do(unprivileged: Path) -> No
         check.check_folder(unprivileged / "closed" / "runs")
 
 
+@pytest.mark.parametrize("name", ["50%u", "a\\b"])
+def test_a_folder_whose_name_slurm_would_change_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"a % or a backslash.*Nothing was submitted"):
+        check.check_folder(tmp_path / name / "runs")
+
+
 def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
     with pytest.raises(InputError, match="Not a directory"):

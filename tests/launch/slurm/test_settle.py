@@ -60,6 +60,17 @@ def test_a_killed_rank_is_named_and_the_run_tried_again(run: RunDir) -> None:
     assert end["failure"]
 
 
+def test_a_job_that_began_after_its_run_was_cancelled_writes_nothing_and_fails(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # an administrator has requeued it
+    run.ledger.append({"kind": "cancel", "by": "anna@login", "time": now()})
+    run.ledger.append({"kind": "ended", "attempt": 1, "state": "cancelled", "cause": "", "step": 0, "time": now()})
+    last = run.ledger.last()
+    assert settle.settle(run, 1, "srun: error: n2: task 0: Exited with exit code 1\n") == 1
+    assert (run.ledger.last(), run.story().state) == (last, "cancelled")
+
+
 def test_the_same_death_at_the_same_step_stops_the_run(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     said = "srun: error: n2: task 3: Segmentation fault (core dumped)\n"
     assert settle.settle(run, 139, said) == 75

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def local(seconds: float) -> str:
     return (datetime.datetime.now() + datetime.timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def run(folder: Path, digits: str = "a", job: str = "42", since_s: float = 60.0) -> Sample:
+def run(folder: Path, digits: str = "a", job: str = "42", since_s: float = 62.0) -> Sample:
     """A run that was submitted to Slurm a while ago."""
     sample = Sample(folder / "runs", digits)
     body = {"kind": "submitted", "where": "slurm", "slurm_job_id": job, "time": ago(since_s)}
@@ -36,7 +37,7 @@ def run(folder: Path, digits: str = "a", job: str = "42", since_s: float = 60.0)
     return sample
 
 
-def begun(folder: Path, digits: str = "a", job: str = "42", since_s: float = 60.0) -> Sample:
+def begun(folder: Path, digits: str = "a", job: str = "42", since_s: float = 62.0) -> Sample:
     """One that has begun there, on another host."""
     sample = run(folder, digits, job, since_s)
     return sample.begin(where="slurm", slurm_job_id=job, time=ago(since_s), host="n1")
@@ -90,9 +91,22 @@ def test_what_an_administrator_has_requeued_is_requeued(slurm: StandIns, tmp_pat
     assert cause.startswith("requeued by Slurm; ")
     assert "two minutes" in cause
     slurm.forget()
-    slurm.says(f"42|RUNNING|1:00|0:01|{local(-2)}|n3|None")
+    slurm.says(f"42|RUNNING|1:00|0:01|{local(3)}|n3|None")
     assert stands(sample)[0] == "requeued", "its next attempt has not begun yet"
     assert stands(sample)[1].endswith("starting on n3")
+
+
+def test_slurm_itself_says_when_an_attempts_job_began(slurm: StandIns, tmp_path: Path) -> None:
+    # The node's clock is 40 s behind the controller's: by it the job began again after its attempt.
+    started_s = int(time.time()) - 20
+    sample = run(tmp_path).begin(
+        where="slurm", slurm_job_id="42", slurm_start_s=started_s, time=ago(60 - 0.5), host="n1"
+    )
+    slurm.says(f"42|RUNNING|1:00|0:20|{local(started_s - time.time())}|n1|None")
+    assert stands(sample)[0] == "running"
+    slurm.forget()
+    slurm.says(f"42|RUNNING|1:00|0:01|{local(-2)}|n3|None")
+    assert stands(sample) == ("requeued", "requeued by Slurm; starting on n3")
 
 
 def test_a_requeued_run_keeps_its_cause_and_says_what_it_waits_for(slurm: StandIns, tmp_path: Path) -> None:
@@ -158,6 +172,8 @@ def test_a_run_that_its_user_was_stopping_is_cancelled(slurm: StandIns, tmp_path
 def test_an_answer_from_before_the_submission_says_nothing_of_it(slurm: StandIns, tmp_path: Path) -> None:
     slurm.says("")
     assert stands(run(tmp_path, since_s=1.0)) == ("queued", "")
+    # This host's clock may be ahead of the one that submitted it.
+    assert stands(run(tmp_path, "c", since_s=40.0)) == ("queued", "")
     assert stands(begun(tmp_path, "b", since_s=1.0)) == ("running", "")
 
 
@@ -217,7 +233,7 @@ def test_jobs_of_another_cluster_with_the_same_file_system_are_left_alone(slurm:
     slurm.says("")
     there, here = run(tmp_path, "a"), run(tmp_path, "b")
     for sample, cluster in ((there, "elsewhere"), (here, "here")):
-        body = {"kind": "submitted", "where": "slurm", "slurm_job_id": "42", "cluster": cluster, "time": ago(50)}
+        body = {"kind": "submitted", "where": "slurm", "slurm_job_id": "42", "cluster": cluster, "time": ago(62)}
         sample.rundir.ledger.append(body)
     assert stands(there) == ("queued", "")
     assert stands(here)[0] == "failed"
