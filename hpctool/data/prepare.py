@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class Prepared:
     commit: str
     #: the commit's file
     path: str
-    #: whether the branch held exactly this already
+    #: whether the branch held this already, and at most labels and rows have come to it since
     unchanged: bool
     num_rows: int
     splits: dict[str, int]
@@ -176,20 +177,39 @@ def _prepared(store: Store, branch: str, base: str | None, commit: Commit, notes
         dataset=f"{store.name}@{branch}",
         commit=commit.id,
         path=str(store.layout.commit(commit.id).absolute()),
-        unchanged=base is not None and any(commit.id == c.id for c in store.history(base)),
+        unchanged=base is not None and any(commit.id == c.id for c in _standing(store, base)),
         num_rows=version.num_rows,
         splits=version.splits,
-        notes=notes,
+        notes=notes + _gone_on(store, branch, commit),
     )
 
 
+def _gone_on(store: Store, branch: str, commit: Commit) -> list[str]:
+    tip = store.tip(branch)
+    if tip is None or tip.id == commit.id:
+        return []
+    return [f"{store.name}@{branch} has gone on from there; it is at commit {short(tip.id)} ('{tip.message}')."]
+
+
+def _standing(store: Store, tip: str) -> Iterator[Commit]:
+    """The tip, and back to the prepare that it labels or adds to; what was before that is no longer what it holds."""
+    for commit in store.history(tip):
+        yield commit
+        if commit.kind == "prepare":
+            return
+
+
 def _follow(store: Store, branch: str, base: str | None, draft: Draft, tip: Commit | None) -> Draft | Commit:
-    """What comes after the tip: the draft, or the commit of the branch's history that already holds its content."""
+    """What comes after the tip: the draft, or the commit that holds its content already and was at most added to."""
     if tip is None:
         return draft
+    for commit in _standing(store, tip.id):
+        if commit.manifest == draft.manifest:
+            return commit
     history = list(store.history(tip.id))
     for commit in history:
-        if commit.manifest == draft.manifest:
+        # A run that was killed behind its commit comes back to it, even where another has prepared since.
+        if draft.run and (commit.run, commit.manifest) == (draft.run, draft.manifest):
             return commit
     if tip.id != base:
         raise ConflictError(f"Branch '{branch}' of dataset '{store.name}'", draft.message, f"commit {short(tip.id)}")

@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpctool import files
+from hpctool import config, files
 from hpctool.data.identity import uids_of_keys
 from hpctool.data.labels import relabel
 from hpctool.data.layout import Layout
 from hpctool.data.objects import StoredObject, read_array
-from hpctool.data.prepare import Prepared
+from hpctool.data.prepare import Prepared, prepare
+from hpctool.data.schema import PrepareConfig
 from hpctool.data.store import list_datasets
 from hpctool.data.version import open_version
 from hpctool.errors import ConfigError, InputError, SourceError, Stopped
 from hpctool.launch import signals
+from hpctool.world import World
 
 Run = Callable[..., Prepared]
 
@@ -92,6 +94,47 @@ def test_what_was_prepared_and_then_relabelled_is_still_there(prepare_arrays: Ru
     with pytest.raises(InputError, match="would lose the new labels"):
         prepare_arrays(image=np.zeros((3, 4, 4), np.uint8), label=np.arange(3))
     assert open_version(datasets, "tiny").commit == fixed.id
+
+
+@pytest.mark.slow
+def test_going_back_to_earlier_data_is_a_version_of_its_own(
+    prepare_arrays: Run, datasets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = prepare_arrays()
+    prepare_arrays(image=np.zeros((3, 4, 4), np.uint8), label=np.arange(3))
+    capsys.readouterr()
+    back = prepare_arrays("data.tag=back")
+    assert not back.unchanged
+    assert "tiny@main: has now 40 rows" in capsys.readouterr().out
+    assert manifest_of(datasets, "tiny") == manifest_of(datasets, f"tiny@{first.commit[:12]}")
+    assert open_version(datasets, "tiny").commit == back.commit == open_version(datasets, "tiny@back").commit
+    assert prepare_arrays().commit == back.commit
+
+
+@pytest.mark.slow
+def test_what_was_labelled_since_is_said_where_the_source_is_the_same(prepare_arrays: Run, datasets: Path) -> None:
+    prepare_arrays()
+    version = open_version(datasets, "tiny")
+    uid, label = version.uids(np.array([0]))[0], int(version.read("label")[0])
+    fixed = relabel(version.store, "main", [(uid, (label + 1) % 4, "me", "", "")], "look")
+    again = prepare_arrays()
+    assert again.unchanged
+    assert again.notes == [f"tiny@main has gone on from there; it is at commit {fixed.id[:12]} ('look')."]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_behind_its_commit_finds_it_though_another_has_prepared_since(
+    prepare_arrays: Run, datasets: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "first.npz"
+    np.savez(source, image=np.ones((5, 4, 4), np.uint8), label=np.arange(5))
+    asked = [f"paths.root={tmp_path}", "data.name=tiny", "source=npz", f"source.path={source}"]
+    cfg = config.resolved(config.typed(config.compose("prepare", asked).cfg, PrepareConfig))
+    first = prepare(cfg, World(), run="prepare-1")
+    later = prepare_arrays()
+    again = prepare(cfg, World(), run="prepare-1")
+    assert (again.commit, again.unchanged) == (first.commit, False)
+    assert open_version(datasets, "tiny").commit == later.commit
 
 
 @pytest.mark.slow
