@@ -20,11 +20,13 @@ from hpctool.data.objects import StoredObject
 from hpctool.data.stats import label_counts
 from hpctool.data.store import Store, short
 from hpctool.data.version import Version
-from hpctool.errors import ConflictError, InputError, SourceError
+from hpctool.errors import ConflictError, InputError, SourceError, listing
 from hpctool.rundir import now, who
 
 #: What people read where there is no label.
 NO_LABEL_TEXT = "(no label)"
+#: A class that another version has not.
+_NO_CLASS = NO_LABEL - 1
 #: Files that are written at once.
 _WRITERS = 8
 
@@ -73,9 +75,8 @@ def relabel(
     rows_seen = _check(seen, wanted)
     if tag is not None:
         check_name("tag", tag)
-    new = np.array([change.label for change in wanted], np.int64)
     uids = [change.uid for change in wanted]
-    old = seen.read(LABEL, rows_seen)
+    labels_seen = seen.read(LABEL, rows_seen)
 
     def decide(tip: Commit | None) -> Draft | Commit:
         if tip is None:  # deleted meanwhile
@@ -83,7 +84,9 @@ def relabel(
         unmoved = tip.id == seen.commit
         current = seen if unmoved else Version(store, branch, tip.id)
         rows = rows_seen if unmoved else current.find(uids)
-        now_there = _labels_there(current, wanted, rows, old, new)
+        there = _in_classes_of(current, seen, wanted)
+        new = np.array([change.label for change in there], np.int64)
+        now_there = _labels_there(current, there, rows, _indices(current, seen, labels_seen), new)
         effective = np.flatnonzero(now_there != new)
         if not effective.size:
             return tip
@@ -94,7 +97,7 @@ def relabel(
             manifest=store.put_manifest(manifest),
             message=message,
             operation=_operation(new[effective], origin),
-            changes=put_changes(store, [wanted[i] for i in effective], now_there[effective]),
+            changes=put_changes(store, [there[i] for i in effective], now_there[effective]),
             run=run,
         )
 
@@ -205,6 +208,26 @@ def _check(version: Version, changes: list[Change]) -> npt.NDArray[np.int64]:
     if (rows < 0).any():
         raise InputError(f"There is no row {changes[int(np.argmin(rows))].uid} in {version.ref}.")
     return rows
+
+
+def _in_classes_of(current: Version, seen: Version, wanted: list[Change]) -> list[Change]:
+    """The changes with the class indices of the tip. Raises ConflictError where it has no longer one of the classes."""
+    labels = _indices(current, seen, np.array([change.label for change in wanted], np.int64))
+    if (gone := np.flatnonzero(labels == _NO_CLASS)).size:
+        change = wanted[int(gone[0])]
+        raise ConflictError(
+            f"The label of row {change.uid} in {current.ref}",
+            f"{quoted(class_name(seen, change.label))} by {change.who}",
+            f"a version whose classes are {listing(current.classes)}",
+        )
+    return [change._replace(label=label) for change, label in zip(wanted, labels.tolist(), strict=True)]
+
+
+def _indices(current: Version, seen: Version, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Class indices of one version as those of another, by name: a prepare in between may count other classes."""
+    index = {name: number for number, name in enumerate(current.classes)}
+    found = np.array([*(index.get(name, _NO_CLASS) for name in seen.classes), NO_LABEL], np.int64)
+    return found[labels]  # NO_LABEL is the last
 
 
 def _operation(labels: npt.NDArray[np.int64], origin: str) -> dict[str, Any]:

@@ -100,6 +100,35 @@ def test_one_row_changed_by_two_is_a_conflict_that_names_both(tiny: Version, dat
     assert same.id == theirs.id
 
 
+@pytest.mark.slow
+def test_a_class_stays_the_one_that_was_seen_where_the_data_were_prepared_with_others_since(
+    prepare_arrays: Callable[..., Prepared], datasets: Path
+) -> None:
+    x = np.arange(4, dtype=np.float32)
+    prepare_arrays(x=x, label=np.array(["cat", "dog", "cat", "dog"]))
+    seen = open_version(datasets, "tiny")
+    uid = seen.uids(np.flatnonzero(seen.read("label") == 0)[:1])[0]
+    prepare_arrays("source.classes=[bird,cat,cow,dog]", x=x, label=np.array(["cat", "dog", "cat", "dog"]))
+    relabel(seen.store, "main", [change(uid, seen.classes.index("dog"))], "it barks", base=seen.commit)
+    now = open_version(datasets, "tiny")
+    assert now.classes[int(now.read("label", now.find([uid]))[0])] == "dog"
+    assert [entry.new for entry in blame(now, uid)] == ["dog", "cat"]
+
+
+@pytest.mark.slow
+def test_a_class_that_is_no_more_is_a_conflict_that_names_both(
+    prepare_arrays: Callable[..., Prepared], datasets: Path
+) -> None:
+    x = np.arange(4, dtype=np.float32)
+    prepare_arrays(x=x, label=np.array(["cat", "dog", "cat", "dog"]))
+    seen = open_version(datasets, "tiny")
+    uid = seen.uids(np.flatnonzero(seen.read("label") == 0)[:1])[0]
+    later = prepare_arrays(x=x, label=np.array(["cat", "cow", "cat", "cow"]))
+    with pytest.raises(ConflictError, match="ours is 'dog' by ann, theirs is a version whose classes are cat, cow"):
+        relabel(seen.store, "main", [change(uid, 1)], "it barks", base=seen.commit)
+    assert open_version(datasets, "tiny").commit == later.commit
+
+
 def test_what_cannot_be_changed_is_refused_and_changes_nothing(tiny: Version) -> None:
     uid = tiny.uids(np.array([1]))[0]
     tiny.store.create_tag("taken", tiny.commit)
