@@ -21,16 +21,15 @@ def ancestors(store: Store, tips: Iterable[str]) -> dict[str, Commit]:
     return found
 
 
-def merge_base(store: Store, a: str, b: str) -> str | None:
-    """A newest common ancestor of two commits, which may be one of them; None where they have none.
+def merge_bases(store: Store, a: str, b: str) -> list[str]:
+    """The newest common ancestors of two commits, which may be one of them; the last made first.
 
-    Of several that are equally good (after merges in both directions) it is the one made last, then of the least id.
+    After merges in both directions there are several, none of which descends from another. Raises CorruptError.
     """
     of_a, of_b = ancestors(store, [a]), ancestors(store, [b])
     common = of_a.keys() & of_b.keys()
     older = {parent for commit_id in common for parent in of_a[commit_id].parents}
-    best = sorted(common - older)
-    return max(best, key=lambda commit_id: of_a[commit_id].time, default=None)
+    return sorted(common - older, key=lambda commit_id: (of_a[commit_id].time, commit_id), reverse=True)
 
 
 def newest_first(commits: Iterable[Commit]) -> list[Commit]:

@@ -1,20 +1,23 @@
 """Merge: what was done on another branch comes onto this one, too. Changes of different rows mix by themselves.
 
 Three versions are compared row by row: ours, theirs, and the newest that both descend from. A row whose label only one
-side changed gets that side's; a row that both changed, and otherwise, is a conflict that names both. Only row groups
-whose labels change are written. The commit carries who set each label that came over, when and why.
+side changed gets that side's; a row that both changed, and otherwise, is a conflict that names both. After merges in
+both directions there may be several that both descend from: where these differ, nobody knows which side changed a row
+since, and it is a conflict, too. Only row groups whose labels change are written. The commit carries who set each label
+that came over, when and why.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
 
 from hpctool.data.commit import Commit, Draft
-from hpctool.data.history import merge_base
+from hpctool.data.history import merge_bases
 from hpctool.data.identity import places
 from hpctool.data.labels import Change, blame, class_name, put_changes, quoted, with_labels
 from hpctool.data.layout import check_name
@@ -29,6 +32,7 @@ from hpctool.world import Array
 
 Side = Literal["ours", "theirs"]
 
+_UNKNOWN = NO_LABEL - 1
 _SHOWN = 3  # rows in a sentence; all are in MergeConflict.rows
 
 
@@ -68,17 +72,17 @@ def merge(
         _check_moved(store, branch, tip, expect)
         if tag is not None:
             store.check_free(tag)
-        base = merge_base(store, tip.id, theirs.commit)
+        bases = merge_bases(store, tip.id, theirs.commit)
         ours = Version(store, branch, tip.id)
-        if base is None:
+        if not bases:
             raise MergeConflict(ours.ref, theirs.ref, [], "they have no commit in common.")
-        if base == theirs.commit:
+        if theirs.commit in bases:
             done.append(Merged(tip, "unchanged"))
             return tip
-        if base == tip.id:
+        if tip.id in bases:
             done.append(Merged(tip, "fast-forward"))
             return Move(theirs.commit)
-        mixed = _Mix(Version(store, short(base), base), ours, theirs, prefer)
+        mixed = _Mix([Version(store, short(base), base) for base in bases], ours, theirs, prefer)
         text = message or f"merge {theirs.revision} into {branch}"
         draft = mixed.draft(text, run)
         done.append(Merged(tip, "merge", len(mixed.relabelled), mixed.num_new))
@@ -99,10 +103,10 @@ def _check_moved(store: Store, branch: str, tip: Commit, expect: str | None) -> 
 
 
 class _Mix:
-    """Three versions, and what becomes of them."""
+    """The versions that are compared, and what becomes of them."""
 
-    def __init__(self, base: Version, ours: Version, theirs: Version, prefer: Side | None) -> None:
-        self.base, self.ours, self.theirs, self.prefer = base, ours, theirs, prefer
+    def __init__(self, bases: list[Version], ours: Version, theirs: Version, prefer: Side | None) -> None:
+        self.bases, self.ours, self.theirs, self.prefer = bases, ours, theirs, prefer
         self.store = ours.store
         self._check_alike()
         self.new_groups = self._new_groups()
@@ -136,14 +140,14 @@ class _Mix:
 
     def _check_alike(self) -> None:
         """Raises MergeConflict where one side has other columns or splits, or was prepared anew."""
-        ours, theirs, base = self.ours, self.theirs, self.base
+        ours, theirs = self.ours, self.theirs
         if ours.contents.columns != theirs.contents.columns:
             names = sorted({*ours.contents.columns, *theirs.contents.columns})
             other = [n for n in names if ours.contents.columns.get(n) != theirs.contents.columns.get(n)]
             self._refuse(f"they have different columns: {', '.join(other)}.")
         if ours.contents.rule != theirs.contents.rule:
             self._refuse("they follow different rules for splits.")
-        for side in (ours, theirs):
+        for side, base in product((ours, theirs), self.bases):
             if _identities(base.contents) - _identities(side.contents):
                 self._refuse(f"{side.ref} was prepared anew since {base.ref}, so its rows are none of the other's.")
 
@@ -182,12 +186,20 @@ class _Mix:
         return rows[take], source[take]
 
     def _before(self, rows: Rows) -> Rows:
-        """The labels that rows of ours had before the sides parted; -2 for rows that came since."""
-        unknown = np.full(rows.size, NO_LABEL - 1, np.int64)
-        if self.base.columns.get(LABEL) != self.ours.columns[LABEL]:
-            return unknown
-        place = places(self.ours.read(UID, rows), self.base.read(UID))
-        return np.where(place >= 0, self.base.read(LABEL)[place], unknown)
+        """The labels that rows of ours had before the sides parted; what is no label for rows of which none is known.
+
+        These came since, or the bases disagree. A base that has no such row says nothing of it.
+        """
+        before = np.full(rows.size, _UNKNOWN, np.int64)
+        disputed = np.zeros(rows.size, bool)
+        for base in self.bases:
+            if base.columns.get(LABEL) != self.ours.columns[LABEL]:
+                return np.full(rows.size, _UNKNOWN, np.int64)
+            place = places(self.ours.read(UID, rows), base.read(UID))
+            there = np.where(place >= 0, base.read(LABEL)[place], before)
+            disputed |= (before != _UNKNOWN) & (there != before)
+            before = there
+        return np.where(disputed, _UNKNOWN, before)
 
     def _conflict(self, rows: Rows, sources: Rows) -> None:
         """Raises MergeConflict with both sides of every row."""

@@ -12,7 +12,7 @@ from hpctool.data import append as appending
 from hpctool.data.append import Author
 from hpctool.data.authors import label_authors
 from hpctool.data.commit import Commit
-from hpctool.data.history import ancestors, graph, merge_base, newest_first
+from hpctool.data.history import ancestors, graph, merge_bases, newest_first
 from hpctool.data.labels import blame, relabel
 from hpctool.data.merge import merge
 from hpctool.data.reader import Reader
@@ -189,6 +189,42 @@ def test_merges_can_be_merged_again_in_both_directions(other: Version) -> None:
     assert at(other, "main").read("label")[[0, 5, 6, 7]].tolist() == [1, 2, 1, 1]
 
 
+def crossed(other: Version) -> tuple[Commit, Commit]:
+    """Ann's label of row 0 and bob's of row 5, after both have merged the other's tip as it was: two bases."""
+    labels = other.read("label")
+    first = set_label(other, "main", 0, (labels[0] + 1) % 4, "ann")
+    second = set_label(other, "other", 5, (labels[5] + 1) % 4, "bob")
+    ours, theirs = at(other, "main"), at(other, "other")
+    merge(other.store, "main", theirs)
+    merge(other.store, "other", ours)
+    return first, second
+
+
+@pytest.mark.slow
+def test_after_merges_at_once_a_label_that_was_taken_back_is_not_set_again(other: Version) -> None:
+    first, second = crossed(other)
+    old = other.read("label")
+    tips = [other.store.resolve(branch) for branch in ("main", "other")]
+    assert sorted(merge_bases(other.store, *tips)) == sorted([first.id, second.id])
+    back = set_label(at(other, "main"), "main", 0, old[0], "ann")
+    with pytest.raises(MergeConflict, match="rows labelled otherwise by both: 1") as caught:
+        merge(other.store, "main", at(other, "other"))
+    assert [row["uid"] for row in caught.value.rows] == other.uids(np.array([0]))
+    assert other.store.resolve("main") == back.id
+    merge(other.store, "main", at(other, "other"), prefer="ours")
+    assert at(other, "main").read("label")[0] == old[0]
+
+
+@pytest.mark.slow
+def test_after_merges_at_once_rows_that_nobody_disputes_mix(other: Version) -> None:
+    crossed(other)
+    labels = at(other, "main").read("label")
+    set_label(at(other, "other"), "other", 7, (labels[7] + 1) % 4, "bob")
+    done = merge(other.store, "main", at(other, "other"))
+    assert (done.how, done.num_labels) == ("merge", 1)
+    assert at(other, "main").read("label")[[0, 5, 7]].tolist() == [labels[0], labels[5], (labels[7] + 1) % 4]
+
+
 def test_a_relabel_that_comes_second_is_merged_or_names_both_sides(tiny: Version) -> None:
     set_label(tiny, "main", 0, 1, "ann")
     uids = tiny.uids(np.array([0, 1]))
@@ -217,8 +253,8 @@ def test_the_graph_draws_every_line_of_descent(other: Version) -> None:
     commits = newest_first(ancestors(other.store, [merged.id]).values())
     assert [commit.id for commit in commits] == [merged.id, second.id, first.id, other.commit]
     assert [line.drawing for line in graph(commits)] == ["*", "├─┐", "│ *", "* │", "├─┘", "*"]
-    assert merge_base(other.store, first.id, second.id) == other.commit
-    assert merge_base(other.store, merged.id, second.id) == second.id
+    assert merge_bases(other.store, first.id, second.id) == [other.commit]
+    assert merge_bases(other.store, merged.id, second.id) == [second.id]
 
 
 def test_a_branch_can_be_ended_and_begun_again(other: Version) -> None:
