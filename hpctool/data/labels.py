@@ -163,11 +163,19 @@ def _commits_of_row(store: Store, commit_id: str, wanted: Digests) -> list[Commi
     while following:
         commit = store.commit_of(following)
         merged = len(commit.parents) > 1
-        came_over = merged and commit.changes and places(wanted, store.get(commit.changes, UID))[0] >= 0
+        came_over = merged and _came_over(store, commit, wanted)
         if not merged:
             found.append(commit)
         following = commit.parents[1 if came_over else 0] if commit.parents else None
     return found
+
+
+def _came_over(store: Store, merge: Commit, wanted: Digests) -> bool:
+    """Whether a merge set the row's label, or brought the row itself."""
+    if merge.changes and places(wanted, store.get(merge.changes, UID))[0] >= 0:
+        return True
+    ours = store.manifest(store.commit_of(merge.parents[0]).manifest)
+    return all(places(wanted, store.get(group.holder(UID), UID))[0] < 0 for group in ours.row_groups)
 
 
 def class_name(version: Version, label: int) -> str:

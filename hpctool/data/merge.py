@@ -22,7 +22,7 @@ from hpctool.data.identity import places
 from hpctool.data.labels import Change, blame, class_name, put_changes, quoted, with_labels
 from hpctool.data.layout import check_name
 from hpctool.data.manifest import CONTENT, LABEL, NO_LABEL, UID, Manifest, RowGroup
-from hpctool.data.objects import read_column
+from hpctool.data.objects import StoredObject, read_column
 from hpctool.data.reader import Rows
 from hpctool.data.stats import described_moments, duplicates, group_moments, label_counts, merge_moments
 from hpctool.data.store import Move, Store, short
@@ -245,34 +245,36 @@ class _Mix:
         mixed = replace(manifest, row_groups=groups, splits=self.store.put(joined))
         return replace(mixed, stats=_stats(self.store, mixed, joined, merge_moments(moments)))
 
-    def _changes(self) -> Any:
-        """Who set the labels that come over, when and why."""
+    def _changes(self) -> StoredObject | None:
+        """Who set the labels that come over, when and why. Nobody set those of new rows that came in with the data."""
         rows = [self.sources]
         rows += [np.arange(first, first + group.num_rows) for first, group in self.new_groups]
         source = np.concatenate(rows)
         if LABEL not in self.theirs.columns or not source.size:
             return None
-        uids = self.theirs.uids(source)
+        uids, num_relabelled = self.theirs.uids(source), self.relabelled.size
+        said = _of_the_import(self.theirs, uids[:num_relabelled]) | last_changes(self.theirs, uids)
+        if not said:
+            return None
         old = np.full(len(uids), NO_LABEL, np.int64)
-        old[: self.relabelled.size] = self.ours.read(LABEL, self.relabelled)
-        said = last_changes(self.theirs, uids)
+        old[:num_relabelled] = self.ours.read(LABEL, self.relabelled)
         new = self.theirs.read(LABEL, source).tolist()
-        changes = [Change(uid, label, *said[uid]) for uid, label in zip(uids, new, strict=True)]
-        return put_changes(self.store, changes, old)
+        told = [place for place, uid in enumerate(uids) if uid in said]
+        changes = [Change(uids[place], new[place], *said[uids[place]]) for place in told]
+        return put_changes(self.store, changes, old[told])
 
 
 _NONE: Rows = np.zeros(0, np.int64)
 
 
 def last_changes(version: Version, uids: Sequence[str]) -> dict[str, tuple[str, str, str]]:
-    """uid → who set its label last, why and when; the one who brought the row in where nobody did since."""
+    """uid → who set its label last, why and when; without those whose label nobody has set since it came in."""
     store = version.store
     left = dict.fromkeys(uids)
     said: dict[str, tuple[str, str, str]] = {}
     for commit in store.history(version.commit):
         if not left:
             break
-        last = commit
         if commit.changes is None:
             continue
         columns = [store.get(commit.changes, name).tolist() for name in ("who", "why", "when")]
@@ -281,7 +283,14 @@ def last_changes(version: Version, uids: Sequence[str]) -> dict[str, tuple[str, 
             if name in left:
                 del left[name]
                 said[name] = (who.decode(), why.decode() or commit.message, when.decode())
-    return said | dict.fromkeys(left, (last.author, last.message, last.time))
+    return said
+
+
+def _of_the_import(version: Version, uids: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """uid → who brought the version's data in, why and when: a prepare may have given the same rows other labels."""
+    history = list(version.store.history(version.commit))
+    last = next((commit for commit in history if commit.kind == "prepare"), history[-1])
+    return dict.fromkeys(uids, (last.author, last.message, last.time))
 
 
 def _sides(entry: dict[str, Any]) -> str:

@@ -117,6 +117,28 @@ def test_appends_mix_with_appends_and_labels_and_no_row_moves(other: Version) ->
     assert verify(other.store, deep=True).damaged == []
 
 
+@pytest.mark.slow
+def test_rows_that_were_imported_on_the_other_side_are_nobodys_after_a_merge(
+    prepare_arrays: Any, datasets: Path, tmp_path: Path
+) -> None:
+    prepare_arrays()
+    tiny = open_version(datasets, "tiny")
+    tiny.store.create_branch("other", tiny.commit)
+    new = {"image": IMAGES[..., 0], "label": np.array([0, 1, 2, 3, -1, -1]), "key": np.array(list("abcdef"))}
+    added = prepare_arrays("data.name=tiny@other", "data.append=true", "source.key=key", "data.message=more", **new)
+    theirs = at(tiny, "other")
+    uids = {int(label): uid for label, uid in zip(theirs.read("label")[40:], theirs.uids()[40:], strict=True)}
+    set_label(theirs, "other", int(theirs.find([uids[3]])[0]), 2, "eve")
+    set_label(tiny, "main", 0, (int(tiny.read("label")[0]) + 1) % 4, "ann")
+    done = merge(tiny.store, "main", at(tiny, "other"))
+    merged = at(tiny, "main")
+    assert (done.num_rows, merged.num_rows) == (6, 46)
+    assert label_authors(merged) == {"import": 42, "eve": 1, "ann": 1}
+    assert [(entry.commit, entry.new, entry.why) for entry in blame(merged, uids[0])] == [(added.commit, "0", "more")]
+    assert blame(merged, uids[3])[0].who == "eve"
+    assert blame(merged, uids[-1])[0].commit == added.commit
+
+
 def test_a_branch_that_is_behind_goes_forward_and_one_that_is_ahead_stays(other: Version) -> None:
     moved = set_label(other, "other", 0, 3, "bob")
     done = merge(other.store, "main", at(other, "other"))
