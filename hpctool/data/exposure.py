@@ -20,9 +20,10 @@ from hpctool.data.refs import tips
 from hpctool.data.store import Store, short
 from hpctool.data.usage import OWN, Use, uses
 from hpctool.data.version import Version
-from hpctool.errors import HpctoolError, InputError, UnknownName
+from hpctool.errors import CorruptError, HpctoolError, InputError, UnknownName
 from hpctool.rundir import RunDir
 
+_COLLECTED = "its version was collected (or lost: hpctool data verify), so whether it had the row cannot be said"
 _CHUNK = 1 << 20  # positions of an epoch that are computed at a time
 
 
@@ -87,14 +88,24 @@ def runs_of(store: Store, commit: str | None = None) -> list[Use]:
 
 
 def exposures(store: Store, uid: str) -> Iterator[Exposure]:
-    """The runs that had the row in a split that they used. Raises InputError, UnknownName where no version has it."""
+    """The runs that had the row in a split that they used, and those whose version is gone, with a note.
+
+    Raises InputError, CorruptError, UnknownName where no version has it.
+    """
     versions: dict[str, Version] = {}
     found = False
     for use in runs_of(store):
-        if use.commit not in versions:
-            versions[use.commit] = Version(store, short(use.commit), use.commit)
-        version = versions[use.commit]
-        row = _row(version, uid)
+        try:
+            if use.commit not in versions:
+                versions[use.commit] = Version(store, short(use.commit), use.commit)
+            version = versions[use.commit]
+            row = _row(version, uid)
+        except CorruptError as error:
+            if Path(error.path).exists():
+                raise
+            found = True
+            yield _exposure_to_what_is_gone(use)
+            continue
         if row >= 0:
             found = True
             rows = version.split_rows(use.split) if use.split else np.arange(version.num_rows)
@@ -122,6 +133,12 @@ def _exposure(use: Use, version: Version, row: int, index: int) -> Exposure:
     return Exposure(
         *(use.run, use.job, use.folder, use.commit, use.split, label, stands.state, stands.step), steps, note
     )
+
+
+def _exposure_to_what_is_gone(use: Use) -> Exposure:
+    stands = standing(use)
+    said = (use.run, use.job, use.folder, use.commit, use.split, "", stands.state, stands.step)
+    return Exposure(*said, None, _COLLECTED)
 
 
 def _steps(use: Use, num_rows: int, index: int, stands: Standing) -> tuple[list[int] | None, str]:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpctool.data.layout import fresh
 from hpctool.data.reach import Reach
 from hpctool.data.store import Store
 from hpctool.data.usage import pins, recent_uses
@@ -103,7 +104,7 @@ def gc(store: Store, *, delete: bool = False, keep: Keep | None = None, more: It
 def _needed(store: Store, now_s: float, keep: Keep, more: list[str], collected: Collected) -> set[Path]:
     """Every file that is needed. Raises OperationError where that cannot be known."""
     reach = Reach(store)
-    roots = [use.commit for use in recent_uses(store, now_s - keep.run_s)]
+    roots = [use.commit for use in recent_uses(store, now_s - keep.run_s) if _is_there(store, use.commit, collected)]
     roots += [use.commit for _, use, alive in pins(store, now_s) if alive]
     roots += more
     needed = {path for reached in reach.walk(roots) for path in reached.paths(store)}
@@ -118,6 +119,16 @@ def _needed(store: Store, now_s: float, keep: Keep, more: list[str], collected: 
             f"Mend it first: hpctool data verify {store.name}; hpctool data restore {store.name} --from <second root>."
         )
     return needed
+
+
+def _is_there(store: Store, commit_id: str, collected: Collected) -> bool:
+    """Whether a run's commit is there, or comes back from the trash; else it was collected, and needs nothing more."""
+    path = fresh(store.layout.commit(commit_id))
+    if path.exists():
+        return True
+    back = store.layout.take_back(path)
+    collected.num_taken_back += back
+    return back
 
 
 def _unneeded(store: Store, needed: set[Path], before_s: float, collected: Collected) -> Iterator[tuple[str, Path]]:

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpctool.data import order as orders
 from hpctool.data import usage
 from hpctool.data.commit import Commit, Draft
 from hpctool.data.export import FORMATS, Job, export
+from hpctool.data.exposure import exposures
 from hpctool.data.gc import DAY_S, Keep, gc
 from hpctool.data.labels import relabel
 from hpctool.data.size import size
@@ -109,6 +111,34 @@ def test_a_run_keeps_its_version_while_it_lives_and_in_retention(left: tuple[Ver
     # Before a run has begun it holds no pin, and is asked for by its own folder.
     assert commits_in_use(store, tmp_path / "runs") == [gone.id]
     assert gc(store, keep=NOW, more=commits_in_use(store, tmp_path / "runs")).moved == {}
+
+
+def test_a_version_that_was_collected_after_its_run_is_no_damage(left: tuple[Version, Commit], tmp_path: Path) -> None:
+    version, gone = left
+    store = version.store
+    pin = begin_use(Version(store, "side", gone.id), make_run(tmp_path, gone.id, "completed"), "train", {"train": None})
+    assert pin is not None
+    pin.release()
+    assert gc(store, delete=True, keep=TRASH).moved["commits"][0] == 1
+    # In retention again it is needed again, and still there to be taken back.
+    assert gc(store, delete=True).num_taken_back == 4
+    age(store.root, 30)
+    assert gc(store, delete=True, keep=TRASH).moved["commits"][0] == 1
+    for number, trash in enumerate(list(store.layout.trash.iterdir())):
+        trash.rename(trash.with_name(f"20200101T000000Z-{number:08x}"))
+    assert gc(store, delete=True, keep=TRASH).deleted_files == 4
+    assert gc(store, keep=Keep(0, 0, 400 * DAY_S)).moved == {}
+    assert verify(store).damaged == []
+    # Whether it had a row cannot be said any more; the other runs' steps can.
+    later = make_run(tmp_path / "later", version.commit, "completed")
+    pin = begin_use(version, later, "train", {"train": Order(0, 0, 8, orders.VERSION)})
+    assert pin is not None
+    pin.release()
+    row = int(version.split_rows("train")[0])
+    first, second = exposures(store, version.uids(np.array([row]))[0])
+    assert (first.commit, first.state, first.steps) == (gone.id, "completed", None)
+    assert first.note.startswith("its version was collected")
+    assert (second.run, second.steps is not None, second.note) == (later.id, True, "")
 
 
 def test_a_sweep_keeps_what_its_cells_are_to_use(left: tuple[Version, Commit], tmp_path: Path) -> None:
