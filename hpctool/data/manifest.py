@@ -113,7 +113,10 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of a version. Equal contents have equal manifests, whoever made them and with how many ranks."""
+    """The contents of a version. Equal contents have equal manifests, whoever made them and with how many ranks.
+
+    Only the last digits of statistics may be others on another kind of processor, and an older hpctool kept nine.
+    """
 
     columns: dict[str, Column]
     row_groups: list[RowGroup]
@@ -127,6 +130,10 @@ class Manifest:
     @property
     def num_rows(self) -> int:
         return sum(group.num_rows for group in self.row_groups)
+
+    def same_contents(self, other: Manifest) -> bool:
+        """Whether both say the same of every row; statistics follow from that."""
+        return replace(self, stats={}) == replace(other, stats={})
 
     @property
     def objects(self) -> list[StoredObject]:

@@ -206,6 +206,8 @@ def _follow(store: Store, branch: str, base: str | None, draft: Draft, tip: Comm
     for commit in _standing(store, tip.id):
         if commit.manifest == draft.manifest:
             return commit
+        if commit.kind == "prepare" and _same(store, commit, draft.manifest):
+            return commit
     history = list(store.history(tip.id))
     for commit in history:
         # A run that was killed behind its commit comes back to it, even where another has prepared since.
@@ -222,11 +224,17 @@ def _follow(store: Store, branch: str, base: str | None, draft: Draft, tip: Comm
     return draft
 
 
+def _same(store: Store, commit: Commit, manifest_id: str) -> bool:
+    if commit.manifest == manifest_id:
+        return True
+    return store.manifest(commit.manifest).same_contents(store.manifest(manifest_id))
+
+
 def _check_tag(store: Store, tag: str | None, manifest_id: str) -> None:
     if tag is None or tag not in store.tag_names():
         return
     there = store.read_tag(tag)
-    if store.commit_of(there).manifest != manifest_id:
+    if not _same(store, store.commit_of(there), manifest_id):
         raise InputError(
             f"Tag '{tag}' of dataset '{store.name}' names {short(there)}, which holds other data, and never moves; "
             "choose another name for data.tag."

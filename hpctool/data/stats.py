@@ -1,14 +1,16 @@
 """Statistics of a version: for each split its rows, the classes' counts and every feature's moments.
 
-Moments are computed where a row group is written and merged in order of row group, so they do not depend on how many
-ranks there were. A feature with named parts (the columns of a csv file) has moments for each part.
+Moments are computed where a row group is written and merged in order of row group, so they do not depend, to the last
+bit, on how many ranks there were. They are kept to the last bit, because rows are added to them: of seconds since 1970
+nine digits know nothing within ten seconds. A feature with named parts (the columns of a csv file) has moments for each
+part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import sqrt
+from math import frexp, hypot, ldexp, sqrt
 from typing import Any
 
 import numpy as np
@@ -20,31 +22,34 @@ from hpctool.data.ragged import Ragged, Values
 from hpctool.world import Array
 
 _CHUNK_ROWS = 1024  # converted to float64 at a time
-_DIGITS = 9  # kept of a float: sums differ in the last bits between kinds of processors
+_FAR = 400  # powers of two from 1 where squares and sums of many numbers may leave float64
 
 
 @dataclass
 class Moments:
-    """Count, mean, sum of squared deviations, least and greatest of the finite values seen."""
+    """Count, mean, standard deviation (of the population), least and greatest of the finite values seen."""
 
     count: int = 0
     mean: float = 0.0
-    deviation: float = 0.0
+    std: float = 0.0
     least: float = 0.0
     greatest: float = 0.0
 
     def add(self, other: Moments) -> None:
-        """Take in another sample (Chan's formula: exact where the difference of means is)."""
+        """Take in another sample (Chan's formula, in standard deviations: squares of them may be infinite)."""
         if other.count == 0:
             return
         if self.count == 0:
             self.__dict__.update(asdict(other))
             return
         total = self.count + other.count
-        shift = other.mean - self.mean
-        self.deviation += other.deviation + shift * shift * self.count * other.count / total
-        self.mean += shift * other.count / total
+        ours, theirs = self.count / total, other.count / total
+        half = other.mean / 2 - self.mean / 2  # the difference itself may be infinite
+        apart = 2 * sqrt(ours * theirs) * half
+        std = hypot(sqrt(ours) * self.std, sqrt(theirs) * other.std, apart)
+        self.mean = self.mean + theirs * half + theirs * half
         self.least, self.greatest = min(self.least, other.least), max(self.greatest, other.greatest)
+        self.std = min(std, self.greatest / 2 - self.least / 2)
         self.count = total
 
     @classmethod
@@ -54,19 +59,26 @@ class Moments:
         flat = flat[np.isfinite(flat)]
         if not flat.size:
             return cls()
-        mean = float(flat.mean())
-        return cls(flat.size, mean, float(((flat - mean) ** 2).sum()), float(flat.min()), float(flat.max()))
+        least, greatest = float(flat.min()), float(flat.max())
+        power = frexp(max(-least, greatest))[1]
+        if abs(power) < _FAR:
+            power = 0
+        else:
+            flat = np.ldexp(flat, -power)  # this changes no digit
+        low, high = ldexp(least, -power), ldexp(greatest, -power)
+        # Rounding may lead a little out of the range.
+        mean = min(max(float(flat.mean()), low), high)
+        std = min(sqrt(((flat - mean) ** 2).mean()), high / 2 - low / 2)
+        return cls(flat.size, ldexp(mean, power), ldexp(std, power), least, greatest)
 
     def to_json(self) -> dict[str, float]:
-        """What people read: count, min, max, mean and standard deviation (of the population)."""
-        std = sqrt(self.deviation / self.count) if self.count else 0.0
-        named = {"min": self.least, "max": self.greatest, "mean": self.mean, "std": std}
-        return {"count": self.count} | {key: float(f"{value:.{_DIGITS}g}") for key, value in named.items()}
+        """As a manifest holds them."""
+        return {"count": self.count, "min": self.least, "max": self.greatest, "mean": self.mean, "std": self.std}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Moments:
         """What `to_json` said, so that rows can be added without reading the old ones."""
-        return cls(value["count"], value["mean"], value["std"] ** 2 * value["count"], value["min"], value["max"])
+        return cls(value["count"], value["mean"], value["std"], value["min"], value["max"])
 
 
 #: split → feature (or `feature.part`) → moments

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from PIL import Image
 
 from hpctool import config, files
+from hpctool.data.commit import Draft
 from hpctool.data.identity import uids_of_keys
 from hpctool.data.labels import relabel
 from hpctool.data.layout import Layout
@@ -31,7 +34,7 @@ Run = Callable[..., Prepared]
 
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
-# One rank: prepares digits in row groups of 100 below the folder given, and prints the id of the manifest.
+# One rank: prepares a dataset in row groups of 100 below the folder given, and prints the id of the manifest.
 RANK = """
 import sys
 from hpctool import config
@@ -40,9 +43,9 @@ from hpctool.data.schema import PrepareConfig
 from hpctool.data.store import Store
 from hpctool.world import make_world
 from pathlib import Path
-root, kind = sys.argv[1:]
+root, kind, *more = sys.argv[1:]
 overrides = [f"paths.root={root}", "data.name=digits", "data.row_group_rows=100"]
-cfg = config.resolved(config.typed(config.compose("prepare", overrides).cfg, PrepareConfig))
+cfg = config.resolved(config.typed(config.compose("prepare", overrides + more).cfg, PrepareConfig))
 with make_world(kind) as world:
     prepared = prepare(cfg, world)
     print(world.rank, world.size, Store.open(Path(root, "datasets"), "digits").commit_of(prepared.commit).manifest)
@@ -109,6 +112,21 @@ def test_going_back_to_earlier_data_is_a_version_of_its_own(
     assert manifest_of(datasets, "tiny") == manifest_of(datasets, f"tiny@{first.commit[:12]}")
     assert open_version(datasets, "tiny").commit == back.commit == open_version(datasets, "tiny@back").commit
     assert prepare_arrays().commit == back.commit
+
+
+@pytest.mark.slow
+def test_what_was_prepared_when_statistics_had_nine_digits_is_still_there(prepare_arrays: Run, datasets: Path) -> None:
+    x = np.random.default_rng(0).normal(0, 1, (40, 3))
+    prepare_arrays(x=x, label=np.arange(40) % 4)
+    version = open_version(datasets, "tiny")
+    text = json.dumps(version.manifest["stats"])
+    rounded = json.loads(text, parse_float=lambda number: float(f"{float(number):.9g}"))
+    older = version.store.put_manifest(replace(version.contents, stats=rounded))
+    assert older != version.store.commit_of(version.commit).manifest
+    made = version.store.commit("older", lambda tip: Draft(older, "prepare npz", {"kind": "prepare"}))
+    version.store.create_tag("v1", made.id)
+    again = prepare_arrays("data.name=tiny@older", "data.tag=v1", x=x, label=np.arange(40) % 4)
+    assert (again.commit, again.unchanged) == (made.id, True)
 
 
 @pytest.mark.slow
@@ -236,14 +254,17 @@ def test_asked_to_stop_it_stops_and_goes_on_from_what_is_written(prepare_arrays:
 
 @pytest.mark.slow
 def test_three_ranks_make_the_same_manifest_as_one(tmp_path: Path, prepare_with: Run, datasets: Path) -> None:
+    # Sums of these depend on the order in which they are added up.
+    np.savez(tmp_path / "floats.npz", x=np.random.default_rng(0).normal(1.7e9, 1, (997, 5)), label=np.arange(997) % 4)
+    source = ["source=npz", f"source.path={tmp_path / 'floats.npz'}"]
     meet = {"HPCTOOL_RENDEZVOUS": str(tmp_path / "meet.json"), "OMP_NUM_THREADS": "1"}
     ranks = []
     for rank in range(3):
         place = {"RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "3"}
-        command = [sys.executable, "-c", RANK, str(tmp_path / "three"), "torch"]
+        command = [sys.executable, "-c", RANK, str(tmp_path / "three"), "torch", *source]
         ranks.append(subprocess.Popen(command, env={**os.environ, **place, **meet}, stdout=subprocess.PIPE, text=True))
     said = [rank.communicate(timeout=100)[0].splitlines()[-1] for rank in ranks]
-    prepare_with("data.name=digits", "data.row_group_rows=100")
+    prepare_with("data.name=digits", "data.row_group_rows=100", *source)
     manifest = manifest_of(datasets, "digits")
     assert said == [f"{rank} 3 {manifest}" for rank in range(3)]
     assert manifest_of(tmp_path / "three" / "datasets", "digits") == manifest
