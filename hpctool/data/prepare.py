@@ -76,25 +76,42 @@ def prepare(cfg: DictConfig, world: World, run: str = "") -> Prepared:
     """
     name, branch = _target_branch(cfg)
     datasets = Path(cfg.paths.datasets)
-    is_new = world.on_main(lambda: name not in list_datasets(datasets))
-    primitive = world.on_main(lambda: Store.create(datasets, name).primitive)
-    store = Store(datasets / name, primitive)
+    begun = world.on_main(lambda: _begin(datasets, name, run))
+    store = Store(datasets / name, begun["primitive"])
+    spool = store.layout.tmp / begun["spool"]
     try:
-        prepared = _prepare(store, branch, cfg, world, run)
+        prepared = _prepare(store, branch, cfg, world, run, spool)
     except InputError:
         # After any other error, a full disk or a lost rank, what is finished is still there for the next attempt.
         world.barrier()
-        if is_new and world.is_main and not store.branches() and not any(store.layout.tmp.iterdir()):
-            shutil.rmtree(store.root)  # nothing was there before, nothing is there after; nobody else is at it
+        if world.is_main:
+            _clear(store, spool, is_new=begun["is_new"])
         raise
     if world.is_main:
         _say(prepared)
     return prepared
 
 
-def _prepare(store: Store, branch: str, cfg: DictConfig, world: World, run: str) -> Prepared:
+def _begin(datasets: Path, name: str, run: str) -> dict[str, Any]:
+    """Make the dataset if it is missing, and a folder in it for this prepare."""
+    is_new = name not in list_datasets(datasets)
+    store = Store.create(datasets, name)
+    spool = store.layout.tmp / f"prepare-{run or files.temporary_name('alone')}"
+    # At once, before the source is looked at: whoever made the dataset and fails leaves it if somebody has a folder.
+    spool.mkdir(parents=True, exist_ok=True)
+    return {"is_new": is_new, "primitive": store.primitive, "spool": spool.name}
+
+
+def _clear(store: Store, spool: Path, *, is_new: bool) -> None:
+    """Leave nothing where nothing was before."""
+    shutil.rmtree(spool, ignore_errors=True)
+    if is_new and not store.branches() and not any(store.layout.tmp.iterdir()):
+        shutil.rmtree(store.root)
+
+
+def _prepare(store: Store, branch: str, cfg: DictConfig, world: World, run: str, folder: Path) -> Prepared:
     base = world.on_main(lambda: getattr(store.tip(branch), "id", None))
-    source, pieces, spool = _survey(store, cfg, world, run)
+    source, pieces, spool = _survey(folder, cfg, world)
     onto = Version(store, branch, base) if cfg.data.append and base is not None else None
 
     def finish() -> dict[str, Any]:
@@ -109,38 +126,25 @@ def _prepare(store: Store, branch: str, cfg: DictConfig, world: World, run: str)
         spool.remove()
         return asdict(prepared)
 
-    try:
-        plan, notes = choices.make_plan(store, base, source, pieces, spool, cfg, world, onto)
-        groups, moments = write_groups(store, plan, spool, world)
-        return Prepared(**world.on_main(finish))
-    except InputError:
-        world.barrier()
-        if world.is_main:
-            spool.remove()
-        raise
+    plan, notes = choices.make_plan(store, base, source, pieces, spool, cfg, world, onto)
+    groups, moments = write_groups(store, plan, spool, world)
+    return Prepared(**world.on_main(finish))
 
 
-def _survey(store: Store, cfg: DictConfig, world: World, run: str) -> tuple[RowSource, list[Piece], Spool]:
-    """The source, its pieces as rank 0 sees them, and the folder for its rows. Collective: all ranks must call it."""
+def _survey(folder: Path, cfg: DictConfig, world: World) -> tuple[RowSource, list[Piece], Spool]:
+    """The source, its pieces as rank 0 sees them, and its rows' spool. Collective: all ranks must call it."""
     source = open_source(cfg.source, allow_nan=cfg.data.allow_nan)
 
     def survey() -> dict[str, Any]:
         pieces = source.pieces()
         decides = [pieces, source.shared, config.to_plain(cfg.source), config.to_plain(cfg.data), cfg.seed, __version__]
         plan = files.sha256_bytes(files.canonical_json(decides))
-        folder = store.layout.tmp / f"prepare-{run or files.temporary_name('alone')}"
         Spool(folder, plan).begin()
-        return {
-            "pieces": pieces,
-            "shared": source.shared,
-            "classes": source.classes,
-            "folder": folder.name,
-            "plan": plan,
-        }
+        return {"pieces": pieces, "shared": source.shared, "classes": source.classes, "plan": plan}
 
     found = world.on_main(survey)
     source.shared, source.classes = found["shared"], found["classes"]
-    return source, found["pieces"], Spool(store.layout.tmp / found["folder"], found["plan"])
+    return source, found["pieces"], Spool(folder, found["plan"])
 
 
 def _target_branch(cfg: DictConfig) -> tuple[str, str]:

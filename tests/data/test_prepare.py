@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hpctool import config, files
-from hpctool.data.commit import Draft
+from hpctool import files
 from hpctool.data.identity import uids_of_keys
-from hpctool.data.labels import relabel
 from hpctool.data.layout import Layout
 from hpctool.data.objects import StoredObject, read_array
-from hpctool.data.prepare import Prepared, prepare
-from hpctool.data.schema import PrepareConfig
+from hpctool.data.prepare import Prepared
 from hpctool.data.store import list_datasets
 from hpctool.data.version import open_version
 from hpctool.errors import ConfigError, InputError, SourceError, Stopped
 from hpctool.launch import signals
-from hpctool.world import World
 
 Run = Callable[..., Prepared]
 
@@ -73,100 +67,6 @@ def test_digits_are_what_scikit_learn_ships(prepare_with: Run, datasets: Path) -
     assert version.classes == [str(i) for i in range(10)]
     # Permuted, so that reading in sequence is reading at random.
     assert np.abs(np.corrcoef(places, np.arange(1797))[0, 1]) < 0.1
-
-
-@pytest.mark.slow
-def test_preparing_again_changes_nothing_and_says_so(
-    prepare_arrays: Run, datasets: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = prepare_arrays("data.tag=v1")
-    files = sorted(path for path in datasets.rglob("*"))
-    again = prepare_arrays("data.tag=v1")
-    assert (again.commit, again.unchanged) == (first.commit, True)
-    assert "tiny@main: unchanged, it holds 40 rows" in capsys.readouterr().out
-    assert sorted(path for path in datasets.rglob("*")) == files
-
-
-@pytest.mark.slow
-def test_what_was_prepared_and_then_relabelled_is_still_there(prepare_arrays: Run, datasets: Path) -> None:
-    first = prepare_arrays()
-    version = open_version(datasets, "tiny")
-    uid, label = version.uids(np.array([0]))[0], int(version.read("label")[0])
-    fixed = relabel(version.store, "main", [(uid, (label + 1) % 4, "me", "", "")], "look")
-    assert prepare_arrays().commit == first.commit
-    with pytest.raises(InputError, match="would lose the new labels"):
-        prepare_arrays(image=np.zeros((3, 4, 4), np.uint8), label=np.arange(3))
-    assert open_version(datasets, "tiny").commit == fixed.id
-
-
-@pytest.mark.slow
-def test_going_back_to_earlier_data_is_a_version_of_its_own(
-    prepare_arrays: Run, datasets: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = prepare_arrays()
-    prepare_arrays(image=np.zeros((3, 4, 4), np.uint8), label=np.arange(3))
-    capsys.readouterr()
-    back = prepare_arrays("data.tag=back")
-    assert not back.unchanged
-    assert "tiny@main: has now 40 rows" in capsys.readouterr().out
-    assert manifest_of(datasets, "tiny") == manifest_of(datasets, f"tiny@{first.commit[:12]}")
-    assert open_version(datasets, "tiny").commit == back.commit == open_version(datasets, "tiny@back").commit
-    assert prepare_arrays().commit == back.commit
-
-
-@pytest.mark.slow
-def test_what_was_prepared_when_statistics_had_nine_digits_is_still_there(prepare_arrays: Run, datasets: Path) -> None:
-    x = np.random.default_rng(0).normal(0, 1, (40, 3))
-    prepare_arrays(x=x, label=np.arange(40) % 4)
-    version = open_version(datasets, "tiny")
-    text = json.dumps(version.manifest["stats"])
-    rounded = json.loads(text, parse_float=lambda number: float(f"{float(number):.9g}"))
-    older = version.store.put_manifest(replace(version.contents, stats=rounded))
-    assert older != version.store.commit_of(version.commit).manifest
-    made = version.store.commit("older", lambda tip: Draft(older, "prepare npz", {"kind": "prepare"}))
-    version.store.create_tag("v1", made.id)
-    again = prepare_arrays("data.name=tiny@older", "data.tag=v1", x=x, label=np.arange(40) % 4)
-    assert (again.commit, again.unchanged) == (made.id, True)
-
-
-@pytest.mark.slow
-def test_what_was_labelled_since_is_said_where_the_source_is_the_same(prepare_arrays: Run, datasets: Path) -> None:
-    prepare_arrays()
-    version = open_version(datasets, "tiny")
-    uid, label = version.uids(np.array([0]))[0], int(version.read("label")[0])
-    fixed = relabel(version.store, "main", [(uid, (label + 1) % 4, "me", "", "")], "look")
-    again = prepare_arrays()
-    assert again.unchanged
-    assert again.notes == [f"tiny@main has gone on from there; it is at commit {fixed.id[:12]} ('look')."]
-
-
-@pytest.mark.slow
-def test_a_run_that_was_killed_behind_its_commit_finds_it_though_another_has_prepared_since(
-    prepare_arrays: Run, datasets: Path, tmp_path: Path
-) -> None:
-    source = tmp_path / "first.npz"
-    np.savez(source, image=np.ones((5, 4, 4), np.uint8), label=np.arange(5))
-    asked = [f"paths.root={tmp_path}", "data.name=tiny", "source=npz", f"source.path={source}"]
-    cfg = config.resolved(config.typed(config.compose("prepare", asked).cfg, PrepareConfig))
-    first = prepare(cfg, World(), run="prepare-1")
-    later = prepare_arrays()
-    again = prepare(cfg, World(), run="prepare-1")
-    assert (again.commit, again.unchanged) == (first.commit, False)
-    assert open_version(datasets, "tiny").commit == later.commit
-
-
-@pytest.mark.slow
-def test_a_grown_source_is_a_new_version_in_which_old_rows_stay_in_their_splits(
-    prepare_arrays: Run, datasets: Path
-) -> None:
-    x = np.arange(300, dtype=np.float32)
-    old = prepare_arrays(x=x[:200], label=np.arange(200) % 3)
-    new = prepare_arrays(x=x, label=np.arange(300) % 3)
-    a, b = open_version(datasets, f"tiny@{old.commit[:12]}"), open_version(datasets, "tiny")
-    assert (new.unchanged, b.num_rows) == (False, 300)
-    rows = b.find(a.uids())
-    splits = b.split_of_rows()
-    assert [splits[row] for row in rows] == a.split_of_rows()
 
 
 @pytest.mark.slow
