@@ -110,6 +110,34 @@ def test_a_parquet_file_that_does_not_fit_is_refused(
     assert problem in refused(bring, datasets, *table(tmp_path, columns))
 
 
+def texts(folder: Path, kind: str, column: list[bytes]) -> list[str]:
+    """Bytes of one length in a file of arrays, of any length in a table."""
+    path, values = folder / f"texts.{kind}", np.arange(len(column), dtype=np.float32)
+    if kind == "parquet":
+        return table(folder, {"x": values, "name": pa.array(column, pa.binary())}, path.name)
+    if kind == "npz":
+        np.savez(path, x=values, name=np.array(column))
+    else:
+        with h5py.File(path, "w") as file:
+            file.update({"x": values, "name": np.array(column)})
+    return [f"source={'npz' if kind == 'npz' else 'hdf5'}", f"source.path={path}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["npz", "h5", "parquet"])
+def test_bytes_are_names_in_utf8_and_others_are_refused_with_their_row(
+    bring: Bring, datasets: Path, tmp_path: Path, kind: str
+) -> None:
+    bad = texts(tmp_path, kind, [b"Brot", b"\xff\xfe"])
+    for special in ("label", "key"):
+        said = refused(bring, datasets, *bad, f"source.{special}=name", *(["source.label=null"] * (special == "key")))
+        assert rf"texts.{kind}: row 1: b'\xff\xfe' among the" in said
+    version = bring(*texts(tmp_path, kind, [b"Brot", "Käse".encode()]), "source.label=name")
+    assert version.classes == ["Brot", "Käse"]
+    keyed = bring(*texts(tmp_path, kind, [b"Brot", "Käse".encode()]), "source.label=null", "source.key=name")
+    assert np.ravel(listed(by_key(keyed, "x", ["Käse", "Brot"]))).tolist() == [1, 0]
+
+
 @pytest.mark.slow
 def test_files_with_other_columns_than_the_first_show_both_sides(bring: Bring, datasets: Path, tmp_path: Path) -> None:
     table(tmp_path, {"a": pa.array([[1.0, 2]], pa.list_(pa.float32(), 2)), "label": [1]}, "1.parquet")

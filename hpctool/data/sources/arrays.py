@@ -11,7 +11,8 @@ from hpctool.data.ragged import Values
 from hpctool.data.schema import Source
 from hpctool.data.sources.base import BLOCK_BYTES, BLOCK_ROWS, Block, key_of_row
 from hpctool.errors import SourceError, UnknownName
-from hpctool.world import Array
+
+_SHOWN_BYTES = 40
 
 
 def special_names(source: Source) -> list[str]:
@@ -51,34 +52,41 @@ def array_block(source: Source, path: Path, start: int, arrays: Mapping[str, Val
     special = special_names(source)
     features = {name: values for name, values in arrays.items() if name not in special}
     num_rows = len(next(iter(arrays.values())))
-    keys = names_of(path, "keys", arrays[source.key]) if source.key else None
+    keys = names_of(path, "keys", start, arrays[source.key]) if source.key else None
     return Block(
         keys=keys or [key_of_row(path, start + row) for row in range(num_rows)],
-        labels=label_names(path, arrays[source.label], source.classes) if source.label else None,
+        labels=label_names(path, start, arrays[source.label], source.classes) if source.label else None,
         columns=features,
-        groups=names_of(path, "groups", arrays[source.group]) if source.group else None,
-        splits=names_of(path, "splits", arrays[source.split]) if source.split in special else None,
+        groups=names_of(path, "groups", start, arrays[source.group]) if source.group else None,
+        splits=names_of(path, "splits", start, arrays[source.split]) if source.split in special else None,
         wrong=lambda row, problem: SourceError(path, f"row {start + row}: {problem}"),
     )
 
 
-def names_of(path: Path, what: str, values: Values) -> list[str]:
-    """Integers or texts as texts. Raises SourceError."""
+def names_of(path: Path, what: str, start: int, values: Values) -> list[str]:
+    """Integers or texts of the rows `start` and following as texts. Raises SourceError."""
     array = values if isinstance(values, np.ndarray) else None
     if array is None or array.ndim != 1 or array.dtype.kind not in "iuUS":
         found = f"{array.dtype} {array.shape}" if array is not None else "rows of different lengths"
         raise SourceError(path, f"{what} are one integer or name for each row, not {found}.")
-    return [str(name) for name in (array.astype(str) if array.dtype.kind == "S" else array).tolist()]
+    if array.dtype.kind == "S":
+        return [decoded(path, what, start + row, text) for row, text in enumerate(array.tolist())]
+    return [str(name) for name in array.tolist()]
 
 
-def label_names(path: Path, values: Values, classes: Sequence[str] | None) -> list[str]:
+def decoded(path: Path, what: str, row: int, text: bytes) -> str:
+    """Bytes as text. Raises SourceError."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        shown = f"{text[:_SHOWN_BYTES]!r}{'…' if len(text) > _SHOWN_BYTES else ''}"
+        problem = f"row {row}: {shown} among the {what} is no text in UTF-8, as names must be."
+        raise SourceError(path, problem) from error
+
+
+def label_names(path: Path, start: int, values: Values, classes: Sequence[str] | None) -> list[str]:
     """Each row's class by name; numbers under given names are indices. Raises SourceError."""
-    names = names_of(path, "labels", values)
+    names = names_of(path, "labels", start, values)
     if classes is None or not isinstance(values, np.ndarray) or values.dtype.kind not in "iu":
         return names
     return [classes[label] if 0 <= label < len(classes) else str(label) for label in values.tolist()]
-
-
-def from_bytes(array: Array) -> Array:
-    """Fixed-length bytes as text."""
-    return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array

@@ -16,7 +16,7 @@ import numpy as np
 from hpctool.data.manifest import Column
 from hpctool.data.ragged import Ragged, Values
 from hpctool.data.schema import Source
-from hpctool.data.sources.arrays import array_block, special_names
+from hpctool.data.sources.arrays import array_block, decoded, special_names
 from hpctool.data.sources.base import Block, RowSource
 from hpctool.data.sources.images import ImageColumns
 from hpctool.errors import InputError, SourceError
@@ -76,7 +76,10 @@ def arrow_block(source: Source, path: Path, start: int, table: pa.Table, stack: 
         x_ND = np.stack([np.asarray(values[name], np.float64) for name in stack], axis=1)
         with np.errstate(over="ignore"):  # what is too big for float32 is infinite, and said so
             values = {name: values[name] for name in special} | {"x": x_ND.astype(np.float32)}
-    named = {name: _texts(v) if name in special and isinstance(v, Ragged) else v for name, v in values.items()}
+    named = {
+        name: _texts(path, start, name, v) if name in special and isinstance(v, Ragged) else v
+        for name, v in values.items()
+    }
     return array_block(source, path, start, named)
 
 
@@ -142,6 +145,8 @@ def _numbers(path: Path, name: str, array: pa.Array) -> Array:
     return np.asarray(array.to_numpy(zero_copy_only=False))
 
 
-def _texts(values: Ragged) -> Array:
-    """Ragged bytes as text, one for each row."""
-    return np.array([values[row].tobytes().decode() for row in range(len(values))], np.str_)
+def _texts(path: Path, start: int, name: str, values: Ragged) -> Array:
+    """Ragged bytes as text, one for each row. Raises SourceError."""
+    what = f"values of column '{name}'"
+    texts = [decoded(path, what, start + row, values[row].tobytes()) for row in range(len(values))]
+    return np.array(texts, np.str_)

@@ -19,7 +19,7 @@ import numpy as np
 from hpctool.data.manifest import Column
 from hpctool.data.ragged import Ragged, Values
 from hpctool.data.schema import Source
-from hpctool.data.sources.arrays import array_block, block_rows, common_length, special_names
+from hpctool.data.sources.arrays import array_block, block_rows, common_length, decoded, special_names
 from hpctool.data.sources.base import Block, Piece, RowSource, file_piece, piece_file, pin_of_files, source_files
 from hpctool.data.sources.hdf5try import try_apart
 from hpctool.data.sources.images import ImageColumns
@@ -243,7 +243,9 @@ def _read(path: Path, name: str, dataset: Any, start: int, stop: int) -> Values:
     with _memory_for(3 * (stop - start) * _row_bytes(dataset) + 3 * path.stat().st_size):
         values = dataset[start:stop]
     if text is not None and text.length is None:
-        return np.array([value.decode() for value in values.tolist()], np.str_)
+        what = f"values of '{name}'"
+        texts = [decoded(path, what, start + row, value) for row, value in enumerate(values.tolist())]
+        return np.array(texts, np.str_)
     if inner is not None:
         if values.ndim != 1:
             raise SourceError(
