@@ -73,7 +73,8 @@ def commit(
 ) -> Commit:
     """Commit the rows onto the branch as it is now; the commit that holds exactly these already where there is one.
 
-    Raises InputError on keys that the branch has, or where its schema has changed meanwhile; it then is as it was.
+    Raises UnknownName where the branch is gone, InputError on keys that it has, or where its schema has changed
+    meanwhile; it then is as it was.
     """
     kind = str(cfg.source.get("kind") or cfg.source.get("_target_"))
     if cfg.data.tag is not None:
@@ -90,7 +91,8 @@ def commit(
     added = split_rows(plan.rule, plan.split_index)
 
     def decide(tip: Commit | None) -> Draft | Commit:
-        assert tip is not None, "the branch was there, and branches keep their commits"
+        if tip is None:  # deleted meanwhile
+            raise store.unknown_branch(branch)
         current = Version(store, branch, tip.id)
         for before in store.history(tip.id):
             if before.operation.get("rows") == operation["rows"]:

@@ -111,8 +111,10 @@ def _clear(store: Store, spool: Path, *, is_new: bool) -> None:
 
 def _prepare(store: Store, branch: str, cfg: DictConfig, world: World, run: str, folder: Path) -> Prepared:
     base = world.on_main(lambda: getattr(store.tip(branch), "id", None))
+    if cfg.data.append and base is None:  # deleted since `resolve` looked
+        raise store.unknown_branch(branch)
+    onto = Version(store, branch, base) if cfg.data.append else None
     source, pieces, spool = _survey(folder, cfg, world)
-    onto = Version(store, branch, base) if cfg.data.append and base is not None else None
 
     def finish() -> dict[str, Any]:
         if onto is None:

@@ -19,7 +19,7 @@ from hpctool.data.labels import relabel
 from hpctool.data.prepare import Prepared, prepare
 from hpctool.data.schema import PrepareConfig
 from hpctool.data.version import open_version
-from hpctool.errors import InputError, SourceError
+from hpctool.errors import InputError, SourceError, UnknownName
 from hpctool.world import World
 
 Run = Callable[..., Prepared]
@@ -123,6 +123,43 @@ def test_a_grown_source_is_a_new_version_in_which_old_rows_stay_in_their_splits(
     rows = b.find(a.uids())
     splits = b.split_of_rows()
     assert [splits[row] for row in rows] == a.split_of_rows()
+
+
+# Ends the branch that its rows are to come onto.
+ENDING = """
+from pathlib import Path
+from hpctool.data.store import Store
+
+class Ending:
+    def __init__(self, datasets):
+        self.datasets = datasets
+
+    def __iter__(self):
+        yield {"key": "a", "label": 0, "x": 1.0}
+        store = Store.open(Path(self.datasets), "tiny")
+        if "side" in store.branches():
+            store.delete_branch("side")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "while it is read"])
+def test_rows_for_a_branch_that_is_gone_are_refused_and_it_stays_gone(
+    prepare_arrays: Run, datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    (tmp_path / "ending.py").write_text(ENDING)
+    monkeypatch.syspath_prepend(tmp_path)
+    prepare_arrays(x=np.arange(9.0), label=np.arange(9) % 2)
+    store = open_version(datasets, "tiny").store
+    store.create_branch("side", store.resolve("main"))
+    source = ["source=own", "source._target_=ending.Ending", f"+source.datasets={datasets}"]
+    cfg = asked(tmp_path, "data.name=tiny@side", "data.append=true", *source)
+    if when == "before":
+        store.delete_branch("side")
+    with pytest.raises(UnknownName, match="no branch of dataset 'tiny' called 'side'; there is: main"):
+        prepare(cfg, World())
+    assert store.branches() == ["main"]
+    assert list(store.layout.tmp.iterdir()) == []
 
 
 # `Slow` lists its source for as long as a prepare of `Bad`, which has made the dataset, is at it.
