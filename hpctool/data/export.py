@@ -27,6 +27,7 @@ from hpctool.errors import InputError, UnknownName
 
 SPLIT = "split"
 _ADDED = (UID, SPLIT)
+_MOST_TEXTS = 4000  # in an attribute of HDF5: 64 KiB, of which each takes 16 bytes
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,11 @@ def _job(version: Version, splits: Sequence[str], columns: Sequence[str]) -> Job
 
 
 def _hdf5(job: Job, path: Path) -> None:
-    """A dataset for each column; of ragged ones also `<column>.offsets`."""
+    """A dataset for each column; of ragged ones also `<column>.offsets`; `label.classes` where these are many."""
     import h5py
 
     with h5py.File(path, "x") as file:
-        file.attrs.update({key: value for key, value in job.about.items() if value})
+        file.attrs.update({key: value for key, value in job.about.items() if value and _fits(value)})
         made: dict[str, Any] = {}
         for name, column in job.columns.items():
             shape = (0, *column.shape) if column.ragged else (job.num_rows, *column.shape)
@@ -137,8 +138,10 @@ def _hdf5(job: Job, path: Path) -> None:
                 made[offsets_of(name)] = file.create_dataset(offsets_of(name), (job.num_rows + 1,), np.int64)
         for name, length in ((UID, 32), (SPLIT, max(map(len, job.splits)))):
             made[name] = file.create_dataset(name, (job.num_rows,), f"S{length}")
-        if LABEL in made:
+        if LABEL in made and _fits(job.version.classes):
             made[LABEL].attrs["classes"] = job.version.classes
+        elif LABEL in made:
+            file.create_dataset(f"{LABEL}.classes", data=job.version.classes, dtype=h5py.string_dtype())
         row = 0
         for block in job.blocks():
             stop = row + len(block)
@@ -153,6 +156,11 @@ def _hdf5(job: Job, path: Path) -> None:
             made[UID][row:stop] = [uid.encode() for uid in block.uids]
             made[SPLIT][row:stop] = [split.encode() for split in block.splits]
             row = stop
+
+
+def _fits(value: str | list[str]) -> bool:
+    """Whether an attribute of HDF5 has room for it."""
+    return isinstance(value, str) or len(value) <= _MOST_TEXTS
 
 
 def _npz(job: Job, path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,17 @@ def partly(tiny: Version) -> Version:
     """`tiny` with a row that has no label."""
     relabel(tiny.store, "main", [(tiny.uids(np.array([5]))[0], -1, "me", "", "t")], "look")
     return Version(tiny.store, "main", tiny.store.resolve("main"))
+
+
+@pytest.fixture
+def species(tiny: Version) -> Version:
+    """`tiny` with 5,000 classes."""
+    classes = [f"Käfer {number}" for number in range(5000)]
+    label = replace(tiny.contents.columns["label"], classes=classes)
+    manifest = replace(tiny.contents, columns=tiny.contents.columns | {"label": label})
+    stored = tiny.store.put_manifest(manifest)
+    commit = tiny.store.commit("species", lambda tip: Draft(stored, "species", {"kind": "test"}))
+    return Version(tiny.store, "species", commit.id)
 
 
 @pytest.fixture
@@ -76,6 +88,14 @@ def test_hdf5_and_npz_hold_every_value(partly: Version, tmp_path: Path) -> None:
         assert [split.decode() for split in file["split"][:]] == arrays["split"].tolist() == partly.split_of_rows()
         assert file["label"].attrs["classes"].tolist() == arrays["classes"].tolist() == partly.classes
         assert file.attrs["commit"] == partly.commit
+
+
+def test_more_classes_than_an_attribute_holds_are_a_dataset(species: Version, tmp_path: Path) -> None:
+    export(species, tmp_path / "a.h5", "hdf5")
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file["label.classes"].asstr()[:].tolist() == species.classes
+        assert np.array_equal(file["label"][:], species.read("label"))
+        assert file.attrs["commit"] == species.commit
 
 
 def test_parquet_names_classes_and_keeps_arrays(partly: Version, tmp_path: Path) -> None:
