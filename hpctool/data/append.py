@@ -1,6 +1,7 @@
 """Append: new rows onto a branch, as row groups of their own. Who set each label, when and why, goes with them.
 
-Nothing that is there is written anew, and no old row changes its place or its split.
+No row that is there is written anew, and none changes its place or its split. The index of the splits is: 8 bytes for
+each row of the dataset.
 """
 
 from __future__ import annotations

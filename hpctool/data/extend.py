@@ -1,6 +1,6 @@
 """Extend: the rows of a source onto a branch that is there, as row groups of their own (`data.append=true`).
 
-The branch's schema, classes and rule of splits count; nothing of it is written anew, and no old row moves.
+The branch's schema, classes and rule of splits count; no old row is written anew or moves.
 """
 
 from __future__ import annotations
