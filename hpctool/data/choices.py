@@ -278,9 +278,10 @@ def _listed(path: Path, uids: Digests) -> tuple[list[str], Index]:
     if "" in names:
         raise SourceError(path, f"the row '{keys[splits.index('')]}' is given no split.", lines[splits.index("")])
     listed = uids_of_keys(keys)
-    if len(np.unique(words(listed))) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise SourceError(path, f"the key '{twice}' stands more than once.")
+    _, first, counts = np.unique(words(listed), return_index=True, return_counts=True)
+    if (twice := first[counts > 1]).size:
+        row = int(twice.min())
+        raise SourceError(path, f"the key '{keys[row]}' stands more than once.", lines[row])
     place = places(uids, listed)
     number: npt.NDArray[np.int64] = np.array([names.index(split) for split in splits] or [0], np.int64)
     return names, np.where(place >= 0, number[place], -1)

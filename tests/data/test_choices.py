@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hpctool.data import choices
 from hpctool.data.append import Author, append
+from hpctool.data.identity import uids_of_keys
 from hpctool.data.labels import relabel
 from hpctool.data.objects import read_column
 from hpctool.data.prepare import Prepared
@@ -112,6 +116,21 @@ def test_choices_that_cannot_be_are_refused_by_their_key(
     with pytest.raises(ConfigError, match=problem):
         prepare_arrays("source.columns=[x]", *overrides, **arrays(9))
     assert list_datasets(datasets) == []
+
+
+def test_a_key_that_stands_twice_among_many_splits_is_named_in_the_time_of_reading_them(tmp_path: Path) -> None:
+    listed, rows = tmp_path / "splits.csv", [f"images/{row:08d}.png,train" for row in range(30_000)]
+    uids = uids_of_keys(["images/00000001.png"])
+
+    def seconds(lines: list[str], problem: str) -> float:
+        listed.write_text("\n".join(["key,split", *lines]))
+        began = time.process_time()
+        with pytest.raises(SourceError, match=problem) if problem else nullcontext():
+            choices._listed(listed, uids)
+        return time.process_time() - began
+
+    alone = seconds(rows, "")
+    assert seconds([*rows, rows[-1]], r"splits.csv.*30001.*'images/00029999.png' stands more than once") < 5 * alone + 1
 
 
 # -- twins
