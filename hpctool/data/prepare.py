@@ -119,8 +119,9 @@ def _prepare(store: Store, branch: str, cfg: DictConfig, world: World, run: str,
     def finish() -> dict[str, Any]:
         if onto is None:
             manifest = assemble(store, plan, groups, moments)
-            found = [*source.notes, *notes, *notes_of(plan, manifest, store)]
             commit = _commit(store, branch, base, manifest, cfg, run)
+            stays = _tag_stays(store, cfg.data.tag, commit)
+            found = [*source.notes, *notes, *notes_of(plan, manifest, store), *stays]
         else:
             commit = extend.commit(store, branch, plan, groups, moments, cfg, run)
             found = [*source.notes, *notes, *extend.notes_of(plan, onto, Version(store, branch, commit.id))]
@@ -172,7 +173,7 @@ def _commit(store: Store, branch: str, base: str | None, manifest: Manifest, cfg
     )
     _check_tag(store, cfg.data.tag, manifest_id)
     commit = store.commit(branch, lambda tip: _follow(store, branch, base, draft, tip))
-    if cfg.data.tag is not None:
+    if cfg.data.tag is not None and cfg.data.tag not in store.tag_names():
         store.create_tag(cfg.data.tag, commit.id)
     return commit
 
@@ -228,6 +229,13 @@ def _follow(store: Store, branch: str, base: str | None, draft: Draft, tip: Comm
             f"or prepare another branch: data.name={store.name}@<branch>."
         )
     return draft
+
+
+def _tag_stays(store: Store, tag: str | None, commit: Commit) -> list[str]:
+    """What is said where the tag was given before, to another commit with the same contents."""
+    if tag is None or (there := store.read_tag(tag)) == commit.id:
+        return []
+    return [f"Tag '{tag}' stays at commit {short(there)}, which holds the same."]
 
 
 def _same(store: Store, commit: Commit, manifest_id: str) -> bool:

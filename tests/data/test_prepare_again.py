@@ -72,6 +72,16 @@ def test_going_back_to_earlier_data_is_a_version_of_its_own(
 
 
 @pytest.mark.slow
+def test_a_tag_stays_where_it_is_when_the_same_data_become_another_version(prepare_arrays: Run, datasets: Path) -> None:
+    first = prepare_arrays("data.tag=v1")
+    prepare_arrays(image=np.zeros((3, 4, 4), np.uint8), label=np.arange(3))
+    back = prepare_arrays("data.tag=v1")
+    assert back.notes == [f"Tag 'v1' stays at commit {first.commit[:12]}, which holds the same."]
+    assert open_version(datasets, "tiny").commit == back.commit != first.commit
+    assert open_version(datasets, "tiny@v1").commit == first.commit
+
+
+@pytest.mark.slow
 def test_what_was_prepared_when_statistics_had_nine_digits_is_still_there(prepare_arrays: Run, datasets: Path) -> None:
     x = np.random.default_rng(0).normal(0, 1, (40, 3))
     prepare_arrays(x=x, label=np.arange(40) % 4)
