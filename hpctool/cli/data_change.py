@@ -38,7 +38,8 @@ def relabel(
     version = _open_branch(root, dataset)
     changes = read_fixes(version, fixes, allow_missing=allow_missing)
     commit = relabel_rows(version.store, version.revision, changes, message, tag, base=version.commit)
-    num_labels = commit.operation["num_labels"] if commit.id != version.commit else 0
+    # Where nothing was to be changed it is the branch's newest commit, which somebody else may just have made.
+    num_labels = commit.operation.get("num_labels", 0) if commit.id != version.commit else 0
     num_gone = commit.operation.get("num_taken_away", 0) if num_labels else 0
     if as_json:
         done = {"dataset": version.ref, "commit": commit.id, "num_labels": num_labels, "num_taken_away": num_gone}
