@@ -32,8 +32,10 @@ import numpy as np
 from hpctool.checkpoint.company import company
 from hpctool.checkpoint.engine import Checkpointer
 from hpctool.checkpoint.flatten import check_state
+from hpctool.checkpoint.homes import Homes
 from hpctool.checkpoint.restore import Restored
 from hpctool.checkpoint.streams import random_state, set_random_state
+from hpctool.checkpoint.tensors import kind_of
 from hpctool.checkpoint.things import Thing, leaves, of_single_ranks, replaced, thing
 from hpctool.errors import EXIT_CONTINUE, InputError, OperationError, listing
 from hpctool.launch import moments, signals, starts
@@ -74,6 +76,7 @@ class Preemptible:
         self._say = say
         self._world = world
         self._things: dict[str, Thing] = {}
+        self._homes = Homes()
         self._checkpoints: Checkpointer | None = None
         self._restored: Restored | None = None
         self._streams: dict[str, Any] | None = None
@@ -90,17 +93,25 @@ class Preemptible:
         """Name what the steps change. From a checkpoint, each gets its state at once. Collective.
 
         Takes what has state_dict and load_state_dict (modules, optimizers, schedulers …), arrays, tensors, random
-        generators, dicts and lists of such things. Raises InputError for anything else, for a name that is taken or
-        that the checkpoint does not have; and what reading a checkpoint raises.
+        generators; and dicts and lists, nested as you like, of arrays, tensors, numbers, texts and None, whose arrays
+        and tensors stay the objects that they are where dtype and shape are the same. Whatever a list or dict gets
+        later must be of these kinds, too: a NumPy scalar is refused by the next save (append `loss.item()`). Raises
+        InputError for anything else, for a name that is taken or that the checkpoint does not have; and what reading a
+        checkpoint raises.
         """
         checkpoints = self._open()
         for name, value in things.items():
             if name in self._things or name == _STEP:
                 raise InputError(f"'{name}' is registered already, or is our own; give it another name.")
-            found = thing(name, value)
-            if self._restored is not None:
-                found.give(self._state_of(name, self._restored, checkpoints))
-            self._things[name] = found
+            self._things[name] = thing(name, value, self._homes)
+        if self._restored is None:
+            return
+        # Lists and dicts last: they may hold what is a model's.
+        for name in sorted(things, key=lambda name: self._things[name].is_container):
+            one = self._things[name]
+            one.give(self._state_of(name, self._restored, checkpoints))
+            if not one.is_container:
+                self._homes.own(name, [end for _, end in leaves(one.take()) if kind_of(end)])
 
     def steps(self, stop: int) -> Generator[int, None, None]:
         """The numbers of the steps still to do, up to `stop`. Collective.
@@ -242,6 +253,7 @@ class Preemptible:
                     "it before steps(); if the program has changed, give it a folder of its own, or begin anew."
                 )
             self._restored = Restored(**{**vars(self._restored), "state": {}, "per_rank": None})
+            self._homes = Homes()
         check_state({name: one.take() for name, one in self._things.items()})
 
     def _tell(self, text: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from hpctool.checkpoint.digest import param_digest
 from hpctool.checkpoint.flatten import path_of
+from hpctool.checkpoint.homes import Homes
 from hpctool.checkpoint.tensors import kind_of, spec_of
 from hpctool.errors import InputError
 from hpctool.files import canonical_json, sha256_bytes
@@ -24,14 +25,16 @@ class Thing:
 
     take: Callable[[], Any]
     give: Callable[[Any], Any]
+    #: whether it is a list or dict, which may hold what is another thing's
+    is_container: bool = False
 
 
-def thing(name: str, value: Any) -> Thing:
+def thing(name: str, value: Any, homes: Homes) -> Thing:
     """The ways in and out of an object. Raises InputError for one that cannot be changed where it is."""
     if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
         return Thing(value.state_dict, value.load_state_dict)
     if isinstance(value, dict | list):
-        return Thing(lambda: value, lambda saved: _refill(value, _at_home(saved, value)))
+        return Thing(lambda: value, lambda saved: homes.give(value, saved, (name,)), is_container=True)
     if kind_of(value) == "numpy":
         return Thing(lambda: value, lambda saved: np.copyto(_same(name, value, saved), saved, casting="no"))
     if kind_of(value) == "torch":
@@ -45,7 +48,8 @@ def thing(name: str, value: Any) -> Thing:
         return Thing(value.get_state, value.set_state)
     raise InputError(
         f"'{name}' is a {type(value).__name__}, which could not be set to its earlier state where it is. Register what "
-        "has state_dict and load_state_dict, arrays, tensors, random generators, lists, or a dict that holds the rest."
+        "has state_dict and load_state_dict, arrays, tensors, random generators, or a list or dict of arrays, tensors, "
+        "numbers and texts."
     )
 
 
@@ -84,14 +88,6 @@ def of_single_ranks(world: World, state: Mapping[str, Any]) -> tuple[list[str], 
     return names, [path for path in paths if path.split("/")[0] not in names]
 
 
-def _refill(value: dict[Any, Any] | list[Any], saved: Any) -> None:
-    value.clear()
-    if isinstance(value, dict):
-        value.update(saved)
-    else:
-        value.extend(saved)
-
-
 def _layout(end: Any) -> list[Any]:
     return [*vars(spec_of(end)).values()] if kind_of(end) else [type(end).__name__]
 
@@ -117,10 +113,3 @@ def _same(name: str, value: Any, saved: Any) -> Any:
 def _words(value: Any) -> str:
     spec = spec_of(value) if kind_of(value) else None
     return f"{spec.kind} {spec.dtype} of shape {list(spec.shape)}" if spec else type(value).__name__
-
-
-def _at_home(saved: Any, value: Any) -> Any:
-    """What was saved, with its tensors on the devices where the program has them now."""
-    devices = {path: end.device for path, end in leaves(value) if kind_of(end) == "torch"}
-    moved = {path: end.to(devices[path]) for path, end in leaves(saved) if kind_of(end) == "torch" and path in devices}
-    return replaced(saved, moved)
