@@ -131,9 +131,6 @@ class Trainer:
             return
         self.log(writer, grad_norms)
         self.validate(writer)
-        if self.best.gave_up:
-            self.say(f"no better {self.cfg.loop.best_metric} since step {self.best.step}: the run ends here")
-            self.log(writer, grad_norms)
         self.progress.speak(self.step, self.metrics)
         self.save_or_stop(writer)
 
@@ -212,6 +209,10 @@ class Trainer:
         writer.log(self.step, values)
         self.best.note(self.step, values, self.learner.trained)
         self.learner.validated(self.best.score(values))
+        if self.best.gave_up:
+            self.say(f"no better {self.cfg.loop.best_metric} since step {self.best.step}: the run ends here")
+            # The norm of the gradient is not known where the attempt before was stopped in here.
+            self.log(writer, {})
 
     def stop_meanwhile(self) -> bool:
         """Asked before each batch of a validation: whether this rank was told to stop."""

@@ -154,6 +154,35 @@ def test_a_stop_during_a_validation_saves_at_once_and_validates_first_when_it_go
     assert read_metrics(run)["val/accuracy"] == read_metrics(undisturbed)["val/accuracy"]
 
 
+class StopsWhileGivingUp(StopsWhileValidating):
+    """No validation is ever the best."""
+
+    def evaluate(self, model: Any, batch: Any) -> Any:
+        sums = super().evaluate(model, batch)
+        return {**sums, "loss": sums["loss"] * math.nan}
+
+
+@pytest.mark.slow
+def test_a_stop_during_the_validation_that_ends_the_run_changes_no_metric(
+    make_run: MakeRun, train_here: TrainHere
+) -> None:
+    loop = "loop={max_steps: 10, global_batch_size: 24, eval_every_steps: 5, eval_batch_size: 4, patience: 1}"
+    typed = [loop, "loop.best_metric=val/loss", "track.every_steps=3", f"task._target_={__name__}.StopsWhileGivingUp"]
+    straight, run = make_run(*typed, "name=straight"), make_run(*typed)
+    StopsWhileGivingUp.told_at[:] = [0, 0]
+    expected = train_here(straight)
+    StopsWhileGivingUp.told_at.clear()
+    try:
+        with pytest.raises(Stopped):
+            train_here(run)
+    finally:
+        signals.clear()
+    assert train_here(run)["metrics"] == expected["metrics"]
+    for name in ("train/loss", "train/lr", "train/grad_norm"):
+        assert read_metrics(run)[name] == read_metrics(straight)[name]
+    assert read_metrics(run)["train/loss"][-1][0] == 5
+
+
 @pytest.mark.slow
 def test_what_is_not_like_when_it_was_saved_is_said(
     make_run: MakeRun, train_here: TrainHere, capsys: pytest.CaptureFixture[str]
