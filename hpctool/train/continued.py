@@ -33,6 +33,8 @@ _FREE = (
     *("loop.keep_top", "loop.keep_every_steps", "loop.checkpoint_checksums", "loop.checkpoint_reserve", "init_from"),
     "allow_regress",
 )
+#: What a run that only goes on for longer changes.
+_LONGER = {"loop.max_steps", "loop.max_epochs"}
 #: Below these a key that is new is a change too; elsewhere it came with a newer hpctool.
 _OPEN = ("model.", "optim.", "task.", "augment.")
 
@@ -145,6 +147,10 @@ def _fitting(
     if changed.keys() & {"data.commit", "data.val_split", "loop.best_metric", "loop.best_mode"}:
         # Another measure: what was best by the old one says nothing.
         found["best"] = fresh["best"]
+    gave_up = cfg.loop.patience is not None and state["best"].get("num_worse", 0) >= cfg.loop.patience
+    if gave_up or changed.keys() - _LONGER:
+        # Other settings get their own time to be better; with none changed it is the longer run to the bit.
+        found["best"] = {**found["best"], "num_worse": 0}
     return found
 
 

@@ -102,7 +102,7 @@ class Trainer:
 
     def run(self, writer: MetricWriter) -> None:
         """Take steps until the budget is reached. Raises Stopped, OperationError."""
-        if self.is_over and self.step == self.validated:
+        if self.is_over and self.step == self.validated and not self.is_fork:
             return
         with closing(self.batches):
             self.warm_up()

@@ -85,6 +85,20 @@ def test_a_fork_has_its_own_settings_and_says_which(make_run: MakeRun, train_her
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("typed", [[], ["optim.lr=1e-4"]], ids=["as it was", "with another rate"])
+def test_a_fork_of_a_run_that_gave_up_has_its_own_time_to_get_better(
+    make_run: MakeRun, train_here: TrainHere, typed: list[str]
+) -> None:
+    wild = ["optim=sgd", "optim.lr=20", "schedule={kind: constant, warmup_fraction: 0}"]
+    parent = make_run("loop={max_steps: 99, global_batch_size: 24, eval_every_steps: 2, patience: 2}", *wild)
+    step = train_here(parent)["step"]
+    assert step < 90
+    fork = make_run(f"continue_from={parent.id}@{step}", *typed)
+    assert train_here(fork)["step"] >= step + 2 * 2
+    assert fork.story().checkpoints[0]["step"] == step
+
+
+@pytest.mark.slow
 def test_what_cannot_be_gone_on_from_is_refused_before_it_runs(make_run: MakeRun, train_here: TrainHere) -> None:
     parent = make_run(*CONSTANT)
     with pytest.raises(InputError, match="it has no checkpoint to go on from; it is queued"):
