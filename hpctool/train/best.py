@@ -49,8 +49,8 @@ class Best:
             self.num_worse += 1
             return
         self.step, self.metrics, self.num_worse = step, values, 0
-        if self.cfg.keep_best:
-            self.params = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        kept = model.state_dict() if self.cfg.keep_best else None
+        self.params = kept and {name: tensor.clone() for name, tensor in kept.items()}
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""

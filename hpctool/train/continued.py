@@ -144,8 +144,8 @@ def _fitting(
         # The average begins with what it averages from now on.
         values = {name: state["model"].get(name.removeprefix("module."), own) for name, own in fresh["ema"].items()}
         found["ema"] = values
-    if changed.keys() & {"data.commit", "data.val_split", "loop.best_metric", "loop.best_mode"}:
-        # Another measure: what was best by the old one says nothing.
+    if changed.keys() & {"data.commit", "data.val_split", "loop.best_metric", "loop.best_mode", "loop.keep_best"}:
+        # Another measure: what was best by the old one says nothing; and its parameters were kept or were not.
         found["best"] = fresh["best"]
     gave_up = cfg.loop.patience is not None and state["best"].get("num_worse", 0) >= cfg.loop.patience
     if gave_up or changed.keys() - _LONGER:

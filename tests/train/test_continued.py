@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hpctool.checkpoint import load, param_digest
 from hpctool.errors import ConfigError, InputError, UnknownName
 from hpctool.launch import continued, task
 from hpctool.place import Place
@@ -96,6 +97,24 @@ def test_a_fork_of_a_run_that_gave_up_has_its_own_time_to_get_better(
     fork = make_run(f"continue_from={parent.id}@{step}", *typed)
     assert train_here(fork)["step"] >= step + 2 * 2
     assert fork.story().checkpoints[0]["step"] == step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep_best", ["true", "false"])
+def test_a_fork_that_keeps_the_best_step_or_no_longer_does_has_parameters_and_metrics_of_one_step(
+    make_run: MakeRun, train_here: TrainHere, keep_best: str
+) -> None:
+    before = "false" if keep_best == "true" else "true"
+    parent = make_run(*CONSTANT, "loop.best_metric=val/loss", "loop.best_mode=min", f"loop.keep_best={before}")
+    train_here(parent)
+    # At this rate no step of the fork is better than its parent's, at the other each is.
+    rate = ["optim.lr=0"] if keep_best == "true" else []
+    fork = make_run(f"continue_from={parent.id}@4", "loop.max_steps=12", f"loop.keep_best={keep_best}", *rate)
+    result = train_here(fork)
+    assert result["outputs"]["best_step"] == (8 if keep_best == "true" else 12), "a validation of its own"
+    assert result["outputs"]["params_step"] == result["outputs"]["best_step"]
+    last = load(fork.path / fork.story().checkpoints[-1]["path"]).state["model"]
+    assert result["param_digest"] == param_digest(last), "nothing moves, or the last step is the best"
 
 
 @pytest.mark.slow
