@@ -57,7 +57,8 @@ class Learner:
         optimizer = params.build_optimizer(self.cfg.optim[name] if name else self.cfg.optim, module)
         # What is frozen stays so.
         learnt = [p for p in module.parameters() if p.requires_grad]
-        return Part(name, learnt, optimizer, LearningRate(self.cfg.schedule, optimizer, max_steps))
+        rate = LearningRate(self.cfg.schedule, optimizer, max_steps, self.cfg.loop.best_mode)
+        return Part(name, learnt, optimizer, rate)
 
     @property
     def trained(self) -> nn.Module:

@@ -9,14 +9,15 @@ import torch
 from hydra.utils import get_object, instantiate
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from hpctool.train.schedule import lr_factor
+from hpctool.train.schedule import check_plateau, lr_factor
 from hpctool.train.schema import Schedule
 
 
 class LearningRate:
     """Sets the learning rate of one optimizer as `schedule` says."""
 
-    def __init__(self, cfg: Schedule, optimizer: torch.optim.Optimizer, max_steps: int) -> None:
+    def __init__(self, cfg: Schedule, optimizer: torch.optim.Optimizer, max_steps: int, best_mode: str) -> None:
+        """Raises ConfigError for a ReduceLROnPlateau that is for metrics of the other kind than `best_mode`."""
         self.optimizer = optimizer
         self.scheduler: LRScheduler | None = None
         self.factor: Callable[[int], float] = lambda step: lr_factor(cfg, step, max_steps)
@@ -28,6 +29,8 @@ class LearningRate:
                 self.factor = instantiate(cfg.own, _convert_="all")
             else:
                 self.factor = instantiate(cfg.own, _partial_=True, _convert_="all")
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            check_plateau(self.scheduler.mode, best_mode)
         self._bases = [float(group["lr"]) for group in optimizer.param_groups]
 
     def begin_step(self, step: int) -> None:
@@ -43,7 +46,7 @@ class LearningRate:
             self.scheduler.step()
 
     def validated(self, score: float) -> None:
-        """After a validation; `score` is the higher the better, and `min` is torch's own default."""
+        """After a validation; `score` is the higher the better: loop.best_metric, negative where the mode is min."""
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(score if self.scheduler.mode == "max" else -score)
 

@@ -23,7 +23,7 @@ from hpctool.launch.job import Input, Resolved, in_stages
 from hpctool.rundir import RunDir, find_run, list_run_ids
 from hpctool.train.continued import resolve_origin
 from hpctool.train.initial import resolve_initial
-from hpctool.train.schedule import KINDS, num_steps
+from hpctool.train.schedule import KINDS, check_plateau, num_steps
 from hpctool.train.schema import PRECISIONS, Loop
 
 #: As much data is read on a login node to compare checksums: a second or so.
@@ -311,6 +311,8 @@ def _schedule(cfg: DictConfig) -> None:
     if (schedule.kind == "own") != (schedule.own is not None):
         problem = f"it is {schedule.kind}, and schedule.own is {'not set' if schedule.own is None else 'set'}."
         raise ConfigError("schedule.kind", f"{problem} kind=own and schedule.own._target_ belong together.")
+    if isinstance(schedule.own, DictConfig) and str(schedule.own.get("_target_")).endswith(".ReduceLROnPlateau"):
+        check_plateau(schedule.own.get("mode", "min"), cfg.loop.best_mode)
 
 
 def check_split(version: Version, key: str, split: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from hpctool.errors import ConfigError
 from hpctool.train.schema import Loop, Schedule
 
 #: `schedule.kind`; `own` is what `schedule.own._target_` names
@@ -52,6 +53,16 @@ def lr_factor(schedule: Schedule, step: int, max_steps: int) -> float:
     if schedule.kind == "inverse_sqrt":
         return math.sqrt(max(1, warmup_steps) / (step + 1))
     return 1.0
+
+
+def check_plateau(mode: str, best_mode: str) -> None:
+    """Raises ConfigError where a ReduceLROnPlateau would take getting worse for getting better.
+
+    Its input is loop.best_metric. With the sign turned around its relative threshold would be, too.
+    """
+    if mode != best_mode:
+        problem = f"it is {mode} (min where it is not given) and loop.best_mode, of the metric that it follows, is"
+        raise ConfigError("schedule.own.mode", f"{problem} {best_mode}. Write mode: {best_mode} into schedule.own.")
 
 
 def _between(start: float, end: float, fraction: float) -> float:

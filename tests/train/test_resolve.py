@@ -16,6 +16,7 @@ from hpctool.files import write_json
 from hpctool.train.resolve import best_of_sweep, chosen_run, input_shape
 from tests.train.conftest import MakeRun
 
+PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
 SHIFT = ("augment={_target_: hpctool.train.augment.RandomShift, pixels: 1}",)
 
 
@@ -78,6 +79,11 @@ def test_one_budget_is_enough_and_none_means_the_default(
         (["loop.patience=0"], ConfigError, "loop.patience.*above 0"),
         (["schedule.kind=own"], ConfigError, "schedule.own is not set"),
         (["schedule.own={_target_: torch.optim.lr_scheduler.StepLR}"], ConfigError, "belong together"),
+        (
+            ["schedule.kind=own", f"schedule.own={{_target_: {PLATEAU}}}"],
+            ConfigError,
+            "own.mode.*it is min.*is max.*mode: max",
+        ),
         (["schedule.step_at=[2]"], ConfigError, "fractions of the budget"),
         (["data.dataset={_target_: usersown.Nowhere}"], TargetError, "Nowhere"),
         (["data.dataset={_target_: usersown.Waves}", *SHIFT], ConfigError, "augment.*makes its samples itself"),

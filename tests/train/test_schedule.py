@@ -3,7 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
+from hpctool.errors import ConfigError
+from hpctool.train.rate import LearningRate
 from hpctool.train.schedule import KINDS, lr_factor, num_steps
 from hpctool.train.schema import Loop, Schedule
 
@@ -60,6 +63,21 @@ def test_inverse_sqrt_begins_where_its_warm_up_ends() -> None:
     found = rates(schedule("inverse_sqrt", warmup_steps=4), 16)
     assert found[3] == found[4 - 1] == 1.0
     assert found[15] == pytest.approx(0.5)
+
+
+@pytest.mark.slow
+def test_a_plateau_follows_the_metric_itself_or_is_refused() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    target = "torch.optim.lr_scheduler.ReduceLROnPlateau"
+    with pytest.raises(ConfigError, match=r"schedule\.own\.mode.*it is min.*is max\. Write mode: max"):
+        LearningRate(schedule("own", own={"_target_": target}), optimizer, 100, "max")
+    for mode, sign in (("max", 1), ("min", -1)):
+        optimizer.param_groups[0]["lr"] = 1.0
+        own = {"_target_": target, "mode": mode, "patience": 1}
+        rate = LearningRate(schedule("own", own=own), optimizer, 100, mode)
+        for _ in range(4):
+            rate.validated(sign * 0.9)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1), f"a metric of 0.9 gets no better ({mode})"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "own"])
