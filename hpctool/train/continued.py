@@ -36,7 +36,13 @@ _FREE = (
 #: What a run that only goes on for longer changes.
 _LONGER = {"loop.max_steps", "loop.max_epochs"}
 #: Below these a key that is new is a change too; elsewhere it came with a newer hpctool.
-_OPEN = ("model.", "optim.", "task.", "augment.")
+_OPEN = ("model.", "optim.", "task.", "augment.", "schedule.own.", "data.dataset.")
+#: Where these change, what was best by the old measure says nothing.
+_MEASURE = ("data.commit", "data.val_split", "data.dataset.", "loop.best_metric", "loop.best_mode", "loop.keep_best")
+#: What torch's schedulers write into an optimizer's groups, for the next step to begin with.
+_SCHEDULED = (
+    *("lr", "initial_lr", "min_lr", "max_lr", "swa_lr", "momentum", "base_momentum", "max_momentum", "betas"),
+)
 
 
 def resolve_origin(cfg: DictConfig) -> Resolved | None:
@@ -135,6 +141,7 @@ def _fitting(
 ) -> dict[str, Any]:
     """A parent's state as a run begins with it in which some settings are others."""
     found = {**state, "nonfinite": fresh["nonfinite"]}
+    _check_rate(cfg, state, changed)
     found["optimizer"] = _fitting_optimizers(list(cfg.optim), state["optimizer"], fresh["optimizer"], changed)
     for part, key in (("schedule", "schedule."), ("scaler", "loop.precision")):
         if any(one.startswith(key) for one in changed):
@@ -144,8 +151,7 @@ def _fitting(
         # The average begins with what it averages from now on.
         values = {name: state["model"].get(name.removeprefix("module."), own) for name, own in fresh["ema"].items()}
         found["ema"] = values
-    if changed.keys() & {"data.commit", "data.val_split", "loop.best_metric", "loop.best_mode", "loop.keep_best"}:
-        # Another measure: what was best by the old one says nothing; and its parameters were kept or were not.
+    if any(one.startswith(_MEASURE) for one in changed):
         found["best"] = fresh["best"]
     gave_up = cfg.loop.patience is not None and state["best"].get("num_worse", 0) >= cfg.loop.patience
     if gave_up or changed.keys() - _LONGER:
@@ -154,11 +160,25 @@ def _fitting(
     return found
 
 
+def _check_rate(cfg: TrainConfig, state: Mapping[str, Any], changed: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raises InputError where a rate was changed that the state of a torch scheduler would set aside."""
+    rates = [key for key in changed if key.startswith("optim.") and key.endswith(".lr")]
+    if rates and state.get("schedule") and not any(key.startswith("schedule.") for key in changed):
+        before, now = changed[rates[0]]
+        raise InputError(
+            f"continue_from={cfg.continue_from}: {rates[0]} was {before} and is {now}, but the state of "
+            f"{cfg.schedule.own['_target_']} goes on from the rate that it had come to. Leave {rates[0]} as it was, or "
+            "change schedule too: another one begins anew, with the new rate."
+        )
+
+
 def _fitting_optimizers(
     names: list[str], theirs: dict[str, Any], fresh: dict[str, Any], changed: Mapping[str, Any], prefix: str = "optim."
 ) -> dict[str, Any]:
     """An optimizer's state, or several by name, with the settings that were changed; another kind begins anew."""
     keys = {key.removeprefix(prefix) for key in changed if key.startswith(prefix)}
+    # Another schedule begins anew: not from what the one before had made of the rate.
+    keys |= {key for key in _SCHEDULED if any(one.startswith("schedule.") for one in changed)}
     if "_target_" in keys or ("param_groups" in theirs) != ("param_groups" in fresh):
         return fresh
     if "param_groups" not in theirs:

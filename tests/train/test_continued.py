@@ -117,6 +117,70 @@ def test_a_fork_that_keeps_the_best_step_or_no_longer_does_has_parameters_and_me
     assert result["param_digest"] == param_digest(last), "nothing moves, or the last step is the best"
 
 
+STEP_LR = "{_target_: torch.optim.lr_scheduler.StepLR, step_size: 2}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("theirs", "typed", "rates"),
+    [
+        (["schedule.kind=linear"], ["schedule.kind=own", f"schedule.own={STEP_LR}"], [0.01, 0.001, 0.001, 0.0001]),
+        (
+            ["schedule.kind=own", f"schedule.own={STEP_LR}"],
+            ["+schedule.own.gamma=0.5", "optim.lr=0.02"],
+            [0.02, 0.01, 0.01, 0.005],
+        ),
+        (
+            ["schedule.kind=linear"],
+            [
+                "schedule.kind=own",
+                "schedule.own={_target_: torch.optim.lr_scheduler.OneCycleLR, max_lr: 0.1, total_steps: 9}",
+            ],
+            [0.06514, 0.09944, 0.08986, 0.07056],
+        ),
+        (
+            ["schedule.kind=own", f"schedule.own={STEP_LR}"],
+            ["schedule.kind=linear", "schedule.own=null"],
+            [0.0034, 0.002575, 0.00175, 0.000925],
+        ),
+    ],
+    ids=["to a torch scheduler", "new argument", "one cycle", "to a function of the step"],
+)
+def test_another_schedule_begins_with_the_rate_of_the_config(
+    make_run: MakeRun, train_here: TrainHere, theirs: list[str], typed: list[str], rates: list[float]
+) -> None:
+    parent = make_run(*CONSTANT, "track.every_steps=1", "optim.lr=0.01", *theirs)
+    train_here(parent)
+    fork = make_run(f"continue_from={parent.id}@8", "track.every_steps=1", "loop.max_steps=12", *typed)
+    train_here(fork)
+    # After each step the rate of the next one is in the metrics, where a torch scheduler sets it.
+    found = [rate for _, rate in read_metrics(fork)["train/lr"]]
+    assert found == pytest.approx(rates, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_rate_that_the_state_of_a_torch_scheduler_would_set_aside_is_refused(
+    make_run: MakeRun, train_here: TrainHere
+) -> None:
+    parent = make_run(*CONSTANT, "schedule.kind=own", f"schedule.own={STEP_LR}", "optim.lr=0.01")
+    train_here(parent)
+    fork = make_run(f"continue_from={parent.id}@4", "optim.lr=0.02")
+    with pytest.raises(
+        InputError, match=r"optim\.lr was 0\.01 and is 0\.02.*StepLR goes on from the rate.*change sched"
+    ):
+        train_here(fork)
+    assert not fork.story().checkpoints
+
+
+@pytest.mark.slow
+def test_another_dataset_of_ones_own_is_another_measure(make_run: MakeRun, train_here: TrainHere) -> None:
+    chosen = ["model=plain", "model.size_in=16", "data.dataset={_target_: usersown.Waves}", "model.size_out=3"]
+    parent = make_run(*(one for one in CONSTANT if "dropout" not in one), *chosen)
+    train_here(parent)
+    fork = make_run(f"continue_from={parent.id}@4", "+data.dataset.noise=9", "loop.max_steps=6")
+    assert train_here(fork)["outputs"]["best_step"] == 6
+
+
 @pytest.mark.slow
 def test_what_cannot_be_gone_on_from_is_refused_before_it_runs(make_run: MakeRun, train_here: TrainHere) -> None:
     parent = make_run(*CONSTANT)
