@@ -26,7 +26,7 @@ from hpctool.train.meter import Meter
 from hpctool.train.parallel import device_of
 from hpctool.train.samples import Samples, Source, open_checked
 from hpctool.train.schema import EvaluateConfig
-from hpctool.train.task import Batch, Classify, Task
+from hpctool.train.task import Batch, Classify, Task, metrics_of
 from hpctool.world import World
 
 Logits = npt.NDArray[np.float32]
@@ -103,7 +103,7 @@ def measure(
             meter.add(sums)
     if _anywhere(given_up, world):
         return None
-    return task.metrics(meter.total(world))
+    return metrics_of(task, meter.total(world))
 
 
 def _batches(samples: Source, world: World, batch_size: int, in_step: bool) -> Iterator[tuple[Batch, bool]]:

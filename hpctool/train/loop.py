@@ -40,6 +40,7 @@ from hpctool.train.resolve import check_layout
 from hpctool.train.samples import open_sources
 from hpctool.train.schedule import num_steps
 from hpctool.train.strategy import whole
+from hpctool.train.task import metrics_of
 from hpctool.world import World
 
 
@@ -174,7 +175,7 @@ class Trainer:
             return
         total = self.meter.total(self.world)
         # Where every step since the last line was skipped there is nothing to say.
-        values = {f"train/{name}": value for name, value in self.task.metrics(total).items()} if total else {}
+        values = {f"train/{name}": value for name, value in metrics_of(self.task, total).items()} if total else {}
         self.meter = Meter()
         self.metrics |= values
         others = {
@@ -320,6 +321,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue where the newest checkpoint is, or begin. Collective."""
+        params.check_storable(self.model)
         check_state(self.state())
         restored = self.checkpoints.restore(self.learner.strategy.mesh, allow_regress=self.cfg.allow_regress)
         if restored is not None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from hpctool import config
 from hpctool.checkpoint import Checkpointer, param_digest
+from hpctool.checkpoint.tensors import kind_of
 from hpctool.errors import InputError, listing
 from hpctool.rundir import RunDir
 from hpctool.train.augment import Augment
@@ -93,6 +94,16 @@ def trained_values(rundir: RunDir) -> tuple[dict[str, Any], int, str]:
     if restored is None:
         raise InputError(f"Run {rundir.id} has no checkpoint yet, so there is no model to load.")
     return *kept_params(restored.state), f"The checkpoint {restored.path.name} of run {rundir.id}"
+
+
+def check_storable(model: nn.Module) -> None:
+    """Raises InputError for a model with a state that is no tensor: by tensors it is compared, kept and exported."""
+    for name, value in model.state_dict().items():
+        if kind_of(value) is None:
+            raise InputError(
+                f"The model's state '{name}' is a {type(value).__name__}, and only tensors are kept of a model. Let "
+                "get_extra_state give a tensor, or hold it as a buffer (register_buffer)."
+            )
 
 
 def check_model(model: nn.Module, values: Mapping[str, Any], where: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpctool.errors import ConfigError
+from hpctool.errors import ConfigError, InputError
 
 #: `x`: the feature column as stored (N, …) · `y`: the label column (N, …) · `row`: int64 (N,), the dataset's rows
 Batch = dict[str, Tensor]
@@ -55,6 +55,23 @@ class Task(Protocol):
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Metrics by name (`loss`, `accuracy` …) from the sums of all batches and ranks."""
         ...
+
+
+def metrics_of(task: Task, sums: Mapping[str, float]) -> dict[str, float]:
+    """A task's metrics as plain numbers, which checkpoints can hold: NumPy's and torch's scalars are turned into them.
+
+    Raises InputError for what is no number.
+    """
+    found = {}
+    for name, value in task.metrics(sums).items():
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            kind = type(value).__name__
+            raise InputError(
+                f"The task's metric '{name}' is a {kind}, not a number. Let metrics() give numbers."
+            ) from error
+    return found
 
 
 class ToFloat(nn.Module):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -254,6 +255,48 @@ def test_a_users_task_opens_the_whole_step(make_run: MakeRun, train_here: TrainH
     metrics = train_here(run)["metrics"]
     assert set(metrics) == {"train/error", "val/error", "best/error"}
     assert metrics["best/error"] <= metrics["val/error"] < read_metrics(run)["train/error"][0][1]
+
+
+class ScalarMetrics(Classify):
+    """Gives its metrics as NumPy and torch make them."""
+
+    def metrics(self, sums: Any) -> Any:
+        found = super().metrics(sums)
+        return {**found, "perplexity": np.exp(found["loss"]), "half": torch.tensor(0.5)}
+
+
+@pytest.mark.slow
+def test_metrics_that_are_scalars_of_numpy_or_torch_are_saved_as_numbers(
+    make_run: MakeRun, train_here: TrainHere
+) -> None:
+    run = make_run(SHORT, f"task._target_={__name__}.ScalarMetrics", "loop.best_metric=val/perplexity")
+    metrics = train_here(run)["metrics"]
+    assert {type(value) for value in metrics.values()} == {float}
+    assert train_here(run)["metrics"] == metrics
+    assert metrics["val/half"] == 0.5
+
+
+class Versioned(torch.nn.Sequential):
+    """A model with a state that is no tensor."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_a_model_with_a_state_that_is_no_tensor_is_refused_before_the_first_step(
+    make_run: MakeRun, train_here: TrainHere
+) -> None:
+    run = make_run(SHORT, f"model={{_target_: {__name__}.Versioned}}")
+    with pytest.raises(InputError, match=r"state '_extra_state' is a dict, and only tensors are kept.*get_extra_state"):
+        train_here(run)
+    assert not read_metrics(run)
 
 
 @pytest.mark.slow

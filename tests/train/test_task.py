@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from hpctool.errors import InputError
 from hpctool.train.augment import RandomShift
-from hpctool.train.task import Batch, Classify, ToFloat
+from hpctool.train.task import Batch, Classify, ToFloat, metrics_of
 
 
 def batch(labels: list[int]) -> Batch:
@@ -62,6 +64,15 @@ def test_label_smoothing_is_for_learning_only() -> None:
     model, some = nn.Linear(5, 3), batch([0, 1, 2])
     assert Classify(0.2).loss(model, some)[0] != Classify().loss(model, some)[0]
     assert Classify(0.2).evaluate(model, some)["loss"] == Classify().evaluate(model, some)["loss"]
+
+
+def test_a_metric_that_is_no_number_is_refused() -> None:
+    class Broken(Classify):
+        def metrics(self, sums: Any) -> Any:
+            return {"matrix": np.eye(2)}
+
+    with pytest.raises(InputError, match="'matrix' is a ndarray, not a number"):
+        metrics_of(Broken(), {})
 
 
 def test_shifts_stay_within_their_pixels_and_bring_in_zeros() -> None:
