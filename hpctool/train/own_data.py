@@ -2,10 +2,11 @@
 
 It is called with `split` (the names in `data.train_split` and `data.val_split`) and the other keys of `data.dataset`,
 and has a length and samples by index: a dict of tensors (`x`, and what else the task wants), a pair (x, y), or x alone.
+Texts in the dict (names of files) are left out of the batch.
 
 What still holds: every sample exactly once per epoch, in an order that knows nothing of ranks and workers; a resume to
 the bit, if the Dataset gives the same for the same index. What it draws from Python's, NumPy's or torch's global
-streams (augmentation) is seeded by seed, epoch and index, and disturbs no other stream. What does not hold: nobody
+CPU streams (augmentation) is seeded by seed, epoch and index, and disturbs no other stream. What does not hold: nobody
 knows later what the data was, and who set its labels; damage is not found. Where the Dataset opens versions of ours
 while it is made (`hpctool.data.version.open_version`), these are pinned and the run is recorded beside them.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch.utils.data import default_collate
 
 from hpctool.data.order import Order
 from hpctool.errors import InputError
-from hpctool.train.seeds import seed_everything
+from hpctool.train.seeds import seed_host
 from hpctool.train.task import Batch
 
 #: in a validation samples are as in no epoch of training
@@ -66,16 +67,23 @@ class OwnSamples:
         samples = []
         with _streams_kept():
             for epoch, row in wanted:
-                seed_everything(self.seed, epoch, row)
+                seed_host(self.seed, epoch, row)
                 samples.append(self._named(self.dataset[row]))
         try:
-            batch = cast(Batch, default_collate(samples))
+            found = default_collate(samples)
         except (TypeError, RuntimeError) as error:
-            raise InputError(
-                f"data.dataset: the samples of {self.name} do not make a batch ({str(error).splitlines()[0]}). Give "
-                "tensors, arrays or numbers, of the same shape in every sample."
-            ) from error
+            raise self._no_batch(str(error).splitlines()[0]) from error
+        batch = {role: values for role, values in found.items() if not _are_texts(values)}
+        for role, values in batch.items():
+            if not isinstance(values, torch.Tensor):
+                raise self._no_batch(f"'{role}' becomes a {type(values).__name__}")
         return {**batch, "row": torch.tensor([row for _, row in wanted])}
+
+    def _no_batch(self, why: str) -> InputError:
+        return InputError(
+            f"data.dataset: the samples of {self.name} do not make a batch ({why}). Give a dict of tensors, arrays or "
+            "numbers, a pair of them (x, y), or one (x), of the same shape in every sample."
+        )
 
     def _named(self, sample: Any) -> dict[str, Any]:
         if isinstance(sample, dict):
@@ -85,9 +93,13 @@ class OwnSamples:
         return {"x": sample}
 
 
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(one, str | bytes) for one in values)
+
+
 @contextmanager
 def _streams_kept() -> Iterator[None]:
-    """Whatever is drawn in this block, the global streams go on as if nothing was."""
+    """Whatever is drawn in this block, the global CPU streams go on as if nothing was."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
