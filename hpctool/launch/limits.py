@@ -102,6 +102,8 @@ def check(cfg: DictConfig) -> None:
         raise ConfigError("code", f"'{cfg.code}' is neither reuse nor rerun.")
     if cfg.num_threads < 1:
         raise ConfigError("num_threads", f"it is {cfg.num_threads}; the least is 1.")
+    if cfg.seed < 0:
+        raise ConfigError("seed", f"it is {cfg.seed}; it is 0 or more.")
     # Plain dicts: a sweep has many cells, and OmegaConf looks at every value twice.
     cluster, resources = config.to_plain(cfg.cluster), config.to_plain(cfg.resources)
     _one_of("cluster.kind", cluster["kind"], KINDS)

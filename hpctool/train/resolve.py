@@ -74,6 +74,8 @@ def _dataset(cfg: DictConfig) -> Resolved:
     version = open_version(Path(cfg.paths.datasets), cfg.data.name)
     asked = version.ref
     access_of(version.store.root, cfg.data.read)
+    if cfg.data.window < 0:
+        raise ConfigError("data.window", f"it is {cfg.data.window}; it is 0 (all rows) or more.")
     check_choice(cfg.data.stage)
     pin_data(cfg, version)
     check_data(Path(cfg.paths.datasets), cfg.data.name, (cfg.data.feature, cfg.data.label))
@@ -90,6 +92,7 @@ def _budget(cfg: DictConfig) -> None:
 def _batch(cfg: DictConfig) -> None:
     check_loop(cfg.loop)
     check_layout(cfg.loop, cfg.resources.nodes * cfg.resources.tasks_per_node)
+    _above_zero("track.every_steps", cfg.track.every_steps)
 
 
 def _targets(cfg: DictConfig) -> None:
@@ -109,6 +112,8 @@ def _initial(cfg: DictConfig) -> Resolved | None:
 
 def resolve_evaluate(cfg: DictConfig) -> Resolved:
     """Pin the run (of a sweep: its best) and the dataset version. Raises UnknownName, InputError, ConfigError."""
+    for key in ("batch_size", "num_bins"):
+        _above_zero(key, cfg[key])
     rundir, notes = chosen_run(Path(cfg.paths.runs), cfg.run, cfg.metric, cfg.mode)
     record = rundir.record()
     if record["job"] != "train":
@@ -245,9 +250,7 @@ def check_loop(loop: Loop | DictConfig) -> None:
         problem = f"it is {loop.max_steps} and loop.max_epochs is {loop.max_epochs}; exactly one says how long."
         raise ConfigError("loop.max_steps", problem + " Set the other to null.")
     for key in _ABOVE_ZERO:
-        value: Any = getattr(loop, key)
-        if value is not None and value <= 0:
-            raise ConfigError(f"loop.{key}", f"it is {value}; it must be above 0.")
+        _above_zero(f"loop.{key}", getattr(loop, key))
     if loop.keep_last < 2:
         raise ConfigError("loop.keep_last", f"it is {loop.keep_last}; keep 2 or more, one may turn out damaged.")
     if loop.ema is not None and not 0 < loop.ema < 1:
@@ -290,6 +293,7 @@ def _sharing(cfg: DictConfig) -> None:
                 raise ConfigError(f"parallel.{key}", f"{problem} Choose parallel={kind}, or set it to null.")
     if parallel.kind == "ddp" and (parallel.bucket_mb is None or parallel.bucket_mb <= 0):
         raise ConfigError("parallel.bucket_mb", f"it is {parallel.bucket_mb}; it must be above 0.")
+    _above_zero("parallel.compare_every_steps", parallel.compare_every_steps)
     if parallel.kind == "fsdp" and cfg.loop.precision == "fp16":
         problem = "fp16 needs a scale on which all ranks agree, which sharded gradients (parallel=fsdp) do not give."
         raise ConfigError("loop.precision", f"{problem} Choose bf16, or parallel=ddp.")
@@ -322,6 +326,11 @@ def check_split(version: Version, key: str, split: str) -> None:
         raise ConfigError(key, f"{version.ref} has no split '{split}'; it has {known}.", nearest(split, version.splits))
     if not version.splits[split]:
         raise ConfigError(key, f"the split '{split}' of {version.ref} is empty; give it rows or name another.")
+
+
+def _above_zero(key: str, value: float | None) -> None:
+    if value is not None and value <= 0:
+        raise ConfigError(key, f"it is {value}; it must be above 0.")
 
 
 def _one_of(key: str, value: Any, known: tuple[str, ...]) -> None:

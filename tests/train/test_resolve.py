@@ -89,6 +89,10 @@ def test_one_budget_is_enough_and_none_means_the_default(
         (["data.dataset={_target_: usersown.Waves}", *SHIFT], ConfigError, "augment.*makes its samples itself"),
         (["optim=parts", "optim.first._target_=torch.optim.AdamV"], TargetError, "optim.first"),
         (["optim=parts", "parallel=fsdp"], ConfigError, "parallel.kind.*first, last, layers, norms.*parallel=ddp"),
+        (["track.every_steps=0"], ConfigError, "track.every_steps.*above 0"),
+        (["data.window=-1"], ConfigError, "data.window.*0 .all rows. or more"),
+        (["parallel.compare_every_steps=0"], ConfigError, "parallel.compare_every_steps.*above 0"),
+        (["seed=-1"], ConfigError, "'seed'.*it is -1; it is 0 or more"),
         (["loop.max_step=5"], ConfigError, "Did you mean loop.max_steps"),
     ],
 )
@@ -100,6 +104,12 @@ def test_bad_input_is_said_in_one_sentence_and_nothing_is_written(
     assert found.value.exit_code == 2
     assert "\n" not in str(found.value)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("key", ["batch_size", "num_bins"])
+def test_an_evaluation_in_no_portions_is_refused(make_run: MakeRun, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}.*it is 0; it must be above 0"):
+        make_run("run=anything", f"{key}=0", job="evaluate")
 
 
 @pytest.mark.slow
