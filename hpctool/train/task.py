@@ -143,8 +143,19 @@ class Classify:
         sums = {"loss": loss, "correct": correct, "labelled": torch.count_nonzero(y_N >= 0)}
         if self.own_metrics:
             known = y_N >= 0
-            sums |= {name: of(logits_NK[known], y_N[known]).sum() for name, of in self.own_metrics.items()}
+            sums |= {name: self._own(name, logits_NK[known], y_N[known]).sum() for name in self.own_metrics}
         return sums
+
+    def _own(self, name: str, logits_nK: Tensor, y_n: Tensor) -> Tensor:
+        values_n = self.own_metrics[name](logits_nK, y_n)
+        shape = getattr(values_n, "shape", None)
+        if shape != y_n.shape:
+            found = type(values_n).__name__ if shape is None else f"the shape {list(shape)}"
+            problem = (
+                f"for {len(y_n)} rows it gave {found}. Let it give a value for each row, of which the mean is made."
+            )
+            raise ConfigError(f"task.metrics.{name}", problem)
+        return values_n
 
 
 def top_k(logits_NK: Tensor, labels_N: Tensor, k: int = 5) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hpctool.errors import InputError
+from hpctool.errors import ConfigError, InputError
 from hpctool.train.augment import RandomShift
 from hpctool.train.task import Batch, Classify, ToFloat, metrics_of
 
@@ -64,6 +64,20 @@ def test_label_smoothing_is_for_learning_only() -> None:
     model, some = nn.Linear(5, 3), batch([0, 1, 2])
     assert Classify(0.2).loss(model, some)[0] != Classify().loss(model, some)[0]
     assert Classify(0.2).evaluate(model, some)["loss"] == Classify().evaluate(model, some)["loss"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "found"),
+    [
+        (lambda logits_nK, y_n: (logits_nK.argmax(1) == y_n).float().mean(), r"the shape \[\]"),
+        (lambda logits_nK, y_n: logits_nK, r"the shape \[2, 3\]"),
+        (lambda logits_nK, y_n: 0.5, "float"),
+    ],
+)
+def test_a_metric_that_gives_no_value_for_each_row_is_refused(metric: Any, found: str) -> None:
+    task = Classify(metrics={"mine": metric})
+    with pytest.raises(ConfigError, match=rf"'task\.metrics\.mine': for 2 rows it gave {found}\. Let it give a value"):
+        task.evaluate(nn.Linear(5, 3), batch([0, 2, -1]))
 
 
 def test_a_metric_that_is_no_number_is_refused() -> None:
