@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from hpctool.errors import ConfigError, listing, nearest
 from hpctool.train.schema import Loop
 
 
@@ -37,6 +38,17 @@ class Best:
         """How good these metrics are, the higher the better; None where the metric is not among them or not finite."""
         value = values.get(self.cfg.best_metric, math.nan)
         return self.sign * value if math.isfinite(value) else None
+
+    def check(self, values: Mapping[str, float], *, is_followed: bool) -> None:
+        """Raises ConfigError where the metric is not among those of a validation, and something depends on it.
+
+        `is_followed`: whether the learning rate does.
+        """
+        cfg, name = self.cfg, self.cfg.best_metric
+        depends = is_followed or cfg.patience is not None or cfg.keep_best or cfg.keep_top > 0
+        if depends and name not in values and not self.metrics:
+            problem = f"a validation gives {listing(values)}, and no {name}."
+            raise ConfigError("loop.best_metric", problem, nearest(name, list(values)))
 
     def note(self, step: int, values: dict[str, float], model: nn.Module) -> None:
         """Take in a validation; `model` is what was measured."""

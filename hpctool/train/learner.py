@@ -65,6 +65,11 @@ class Learner:
         """The model whose parameters are the result: the moving average where there is one."""
         return self.average.module if self.average is not None else self.model
 
+    @property
+    def follows_best(self) -> bool:
+        """Whether a learning rate depends on loop.best_metric."""
+        return any(part.rate.follows_best for part in self.parts)
+
     # ------------------------------------------------------------------------------------------ in a step
 
     def begin(self, part: Part, step: int) -> None:

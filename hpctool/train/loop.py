@@ -206,6 +206,7 @@ class Trainer:
             return
         self.validated = self.step
         values = {f"val/{name}": value for name, value in found.items()}
+        self.best.check(values, is_followed=self.learner.follows_best)
         self.metrics |= values
         writer.log(self.step, values)
         self.best.note(self.step, values, self.learner.trained)

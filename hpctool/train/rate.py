@@ -33,6 +33,11 @@ class LearningRate:
             check_plateau(self.scheduler.mode, best_mode)
         self._bases = [float(group["lr"]) for group in optimizer.param_groups]
 
+    @property
+    def follows_best(self) -> bool:
+        """Whether it depends on loop.best_metric."""
+        return isinstance(self.scheduler, ReduceLROnPlateau)
+
     def begin_step(self, step: int) -> None:
         """Set the learning rate of `step`, counted from 0."""
         if self.scheduler is None:

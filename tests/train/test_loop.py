@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hpctool.checkpoint import load, param_digest
-from hpctool.errors import CorruptError, InputError, OperationError, Stopped
+from hpctool.errors import ConfigError, CorruptError, InputError, OperationError, Stopped
 from hpctool.launch import signals
 from hpctool.rundir import RunDir
 from hpctool.track.metrics import read_metrics
@@ -229,6 +229,30 @@ def test_a_validation_that_is_not_finite_does_not_break_the_result(
     assert "train/loss" in metrics
     assert "val/loss" not in metrics
     assert math.isnan(read_metrics(run)["val/loss"][0][1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["loop.patience=2"],
+        ["loop.keep_best=true"],
+        ["loop.keep_top=1"],
+        [
+            "schedule.kind=own",
+            "schedule.own={_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, mode: max}",
+        ],
+    ],
+    ids=["patience", "keep_best", "keep_top", "plateau"],
+)
+def test_a_metric_that_something_depends_on_and_no_validation_gives_is_refused_by_the_first(
+    make_run: MakeRun, train_here: TrainHere, typed: list[str]
+) -> None:
+    run = make_run(SHORT, "loop.best_metric=val/acuracy", *typed)
+    with pytest.raises(
+        ConfigError, match=r"gives val/loss, val/accuracy, and no val/acuracy\. Did you mean val/accuracy"
+    ):
+        train_here(run)
 
 
 @pytest.mark.slow
