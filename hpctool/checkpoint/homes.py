@@ -21,17 +21,19 @@ class Homes:
     """Which objects of a program have got their state, from all that it has registered."""
 
     def __init__(self) -> None:
-        #: memory of what is registered outside lists and dicts (a model's parameters) → whose it is
-        self._owners: dict[Hashable, str] = {}
+        #: memory of what is registered outside lists and dicts (a model's parameters) → it, so that nobody else gets it
+        self._owned: dict[Hashable, Any] = {}
         #: objects in lists and dicts → where, the object (so that its id stays its own), and what it has got
         self._given: dict[Hashable, tuple[str, Any, Any]] = {}
+        #: id of a saved tensor → it, and the object that has its values now: what was one is one again
+        self._placed: dict[int, tuple[Any, Any]] = {}
 
     def own(self, name: str, tensors: Sequence[Any]) -> None:
         """Note the tensors of a thing that has its state back. Raises InputError where a list or dict got one first."""
         for tensor in tensors:
             if (same := identity(tensor)) is None:
                 continue
-            self._owners[same] = name
+            self._owned[same] = tensor
             if same in self._given and state_digest(tensor) != state_digest(self._given[same][2]):
                 raise InputError(f"{self._given[same][0]} holds memory of '{name}': register '{name}' before it.")
 
@@ -40,7 +42,7 @@ class Homes:
 
         Other objects take the place of those of another kind, dtype or shape. Tensors go to the device of the old one.
         """
-        if kind_of(value) and kind_of(saved) == kind_of(value):
+        if kind_of(saved):
             return self._tensor(value, saved, keys)
         if isinstance(value, dict) and isinstance(saved, dict):
             return self._once(id(value), value, saved, keys, self._dict)
@@ -64,12 +66,20 @@ class Homes:
         return [self.give(mine, inner, (*keys, number)) for number, (mine, inner) in enumerate(pairs)]
 
     def _tensor(self, value: Any, saved: Any, keys: tuple[Any, ...]) -> Any:
+        same = identity(value) if kind_of(value) else None
+        if id(saved) in self._placed:
+            placed = self._placed[id(saved)][1]
+            return value if same is not None and same == identity(placed) else placed
+        if kind_of(value) != kind_of(saved):
+            return saved
         fits = not is_sharded(value) and spec_of(value) == spec_of(saved) and _is_writable(value)
-        same = identity(value)
         # `best = {"params": model.state_dict()}` begins as memory of the model and becomes a copy: that needs its own.
-        if not fits or (same in self._owners and state_digest(value) != state_digest(saved)):
+        if not fits or (same in self._owned and state_digest(value) != state_digest(saved)):
             return saved.to(value.device) if kind_of(saved) == "torch" else saved
-        return value if same is None or same in self._owners else self._once(same, value, saved, keys, _copy)
+        if same is not None and same not in self._owned:
+            self._once(same, value, saved, keys, _copy)
+        self._placed[id(saved)] = saved, value
+        return value
 
     def _once(
         self, same: Hashable, value: Any, saved: Any, keys: tuple[Any, ...], fill: Callable[[Any, Any, Any], None]

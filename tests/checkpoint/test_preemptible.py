@@ -137,6 +137,47 @@ def test_the_best_parameters_are_not_written_over_those_of_the_model_that_they_b
     assert torch.equal(second["best"]["params"]["weight"], first["model"].weight + 1)
 
 
+def test_what_was_one_array_when_it_was_saved_is_one_again(here: Path) -> None:
+    held, work = {"now": np.zeros(2), "best": np.zeros(2)}, job()
+    work.register(held=held)
+    for _ in work.steps(1):
+        held["now"] += 1
+        held["best"] = held["now"]
+    now = np.zeros(2)
+    again = {"now": now, "best": np.zeros(2)}
+    job().register(held=again)
+    assert again["now"] is again["best"] is now
+    assert now.tolist() == [1, 1]
+
+
+class Copying:
+    """Gives copies of its array as its state, which nobody else holds."""
+
+    def __init__(self) -> None:
+        self.u = np.zeros(3)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"u": self.u.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.u[:] = state["u"]
+
+
+def test_an_array_where_a_copied_state_was_is_an_object_of_its_own(here: Path) -> None:
+    def begin(work: hpctool.Preemptible) -> Any:
+        work.register(copying=Copying())
+        # Memory that has just become free is what NumPy takes first.
+        array = np.zeros(3)
+        work.register(held=[array])
+        return array
+
+    work = job()
+    array = begin(work)
+    for _ in work.steps(1):
+        array += 1
+    assert begin(job()).tolist() == [1, 1, 1]
+
+
 def test_one_array_that_was_two_when_it_was_saved_is_refused(here: Path) -> None:
     def begin(work: hpctool.Preemptible) -> dict[str, Any]:
         weight = np.zeros(2)
