@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -48,8 +49,16 @@ def paths_option(command: Command) -> Command:
 
 
 def print_json(value: Any) -> None:
-    """Print a JSON value on stdout, indented."""
-    click.echo(json.dumps(value, indent=1, allow_nan=False, default=str))
+    """Print a JSON value on stdout, indented; NaN and the infinities are the words `nan`, `inf` and `-inf`."""
+    click.echo(json.dumps(_finite(value), indent=1, allow_nan=False, default=str))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def say(text: str) -> None:

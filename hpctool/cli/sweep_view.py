@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +12,7 @@ from hpctool.cli.output import cell_text, say
 from hpctool.cli.tables import Column, age_text, print_columns, print_whole, settings_text, state_text
 from hpctool.launch.progress import duration_text
 from hpctool.track.hours import Hours
+from hpctool.track.metrics import mean_and_sd
 from hpctool.track.sweeps import Cell, Overview, ranges
 
 #: A sweep of so many cells is shown whole; of a larger one the best.
@@ -204,12 +205,13 @@ def axes(found: Overview) -> dict[str, dict[str, list[Cell]]]:
 def axis_row(cells: Sequence[Cell], name: str, more_is_better: bool) -> dict[str, Any]:
     """What the cells of one value came to."""
     measured = [cell.metrics[name] for cell in cells if name in cell.metrics and cell.state == "completed"]
+    mean, sd = mean_and_sd(measured)
     return {
         "cells": len(cells),
         "completed": sum(cell.state == "completed" for cell in cells),
         "failed": sum(cell.state == "failed" for cell in cells),
-        "best": (max if more_is_better else min)(measured, default=None),
-        "mean": statistics.fmean(measured) if measured else None,
-        "spread": statistics.stdev(measured) if len(measured) > 1 else None,
+        "best": (max if more_is_better else min)((v for v in measured if not math.isnan(v)), default=None),
+        "mean": mean if measured else None,
+        "spread": sd if len(measured) > 1 else None,
         "hours": sum((cell.hours for cell in cells), Hours()),
     }

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hpctool.rundir import RunDir
-from hpctool.track.metrics import Curves, read_metrics, to_json
+from hpctool.track.metrics import Curves, mean_and_sd, read_metrics, same, to_json
 from hpctool.track.row import read_config, read_row
 
 #: Times and amounts of the machine differ between two equal runs; they say nothing about where the runs part.
@@ -42,7 +40,7 @@ class Seeds:
     """Runs that differ in their seed only: for each metric that all of them have, mean, standard deviation (n − 1)."""
 
     ids: list[str]
-    #: mean and standard deviation by metric
+    #: mean and standard deviation by metric, NaN where a run's value is not finite
     metrics: dict[str, tuple[float, float]]
 
     def to_json(self) -> dict[str, Any]:
@@ -110,7 +108,7 @@ def by_seed(
         if len(members) > 1 and len({configs[index].get("seed") for index in members}) > 1:
             shared = set.intersection(*(set(metrics[index]) for index in members))
             values = {name: [metrics[index][name] for index in members] for name in sorted(shared)}
-            spread = {name: (statistics.fmean(v), statistics.stdev(v)) for name, v in values.items()}
+            spread = {name: mean_and_sd(v) for name, v in values.items()}
             found.append(Seeds([ids[index] for index in members], spread))
     return found
 
@@ -134,7 +132,7 @@ def part(ours: Curves, theirs: Curves) -> Parting:
             if step not in other:
                 continue
             steps.add(step)
-            if not _same(value, other[step]) and (first is None or first.step is None or step < first.step):
+            if not same(value, other[step]) and (first is None or first.step is None or step < first.step):
                 first = Parting(0, step, name, (value, other[step]))
     if first is None:
         return Parting(len(steps))
@@ -160,10 +158,6 @@ def telling_metrics(sides: Iterable[Mapping[str, Any]]) -> list[str]:
         return (is_measured(name), of_what, "loss" in name, -counts[name], name)
 
     return sorted(counts, key=rank)
-
-
-def _same(a: float, b: float) -> bool:
-    return a == b or (math.isnan(a) and math.isnan(b))
 
 
 def _hardware(run: RunDir) -> dict[str, Any]:

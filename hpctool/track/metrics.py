@@ -14,10 +14,11 @@ import itertools
 import json
 import math
 import os
+import statistics
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,20 @@ def to_json(value: float) -> float | str:
 def from_json(value: Any) -> float:
     """A number that `to_json` wrote. Raises TypeError, ValueError on anything else."""
     return float(value)
+
+
+def same(a: float, b: float) -> bool:
+    """Whether two numbers are equal to the last bit; NaN equals NaN."""
+    # Not math.isnan: an int may be too large for a float.
+    return a == b or (a != a and b != b)
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation (n − 1); NaN where they do not exist: a value that is not finite, or too few."""
+    # `statistics` raises AttributeError on NaN and infinity up to Python 3.11.
+    if not values or not all(map(math.isfinite, values)):
+        return math.nan, math.nan
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 class MetricWriter:

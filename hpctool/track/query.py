@@ -21,7 +21,7 @@ from typing import Any
 from hpctool.errors import InputError, UnknownName
 from hpctool.rundir import STATES
 from hpctool.track.keys import scalar
-from hpctool.track.metrics import read_metrics
+from hpctool.track.metrics import read_metrics, same
 from hpctool.track.row import BROKEN, FIELDS, Row
 
 _TOKEN = re.compile(
@@ -213,7 +213,7 @@ def _equal(value: Any, word: str, term: Term, is_id: bool) -> bool:
     if isinstance(value, bool) or isinstance(wanted, bool) or wanted is None:
         return value is wanted
     if isinstance(value, int | float) and isinstance(wanted, int | float):
-        return float(value) == float(wanted)
+        return same(value, wanted)
     return _text(value) == word
 
 

@@ -151,12 +151,13 @@ class Overview:
         """As JSON can hold it."""
         body, (name, more_is_better) = self.sweep.body, self.metric
         best = self.ranked[0] if self.ranked else None
+        value = to_json(best.metrics[name]) if best else None
         return {
             **{"id": self.sweep.id, "job": body["job"], "cells": len(self.cells), "states": self.counts},
             **{"varied": body["varied"], "created": body["created"], "folder": str(self.sweep.path)},
             "metric": name,
             "more_is_better": more_is_better,
-            "best": best and {"cell": best.index, "run": best.run, "value": best.metrics[name], "values": best.values},
+            "best": best and {"cell": best.index, "run": best.run, "value": value, "values": best.values},
             "eta_s": self.eta_s,
             "waits_s": self.waits_s,
             "hours": self.hours.to_json(),

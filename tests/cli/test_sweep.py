@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from hpctool.cli.runs import group as runs
 from hpctool.cli.sweep import group
+from hpctool.cli.sweep_view import axis_row
 from hpctool.errors import UnknownName
 from tests.launch.slurm.stand_ins import StandIns
 from tests.track.sweeps import SWEEP, Cells, queue_of
@@ -106,6 +108,29 @@ def test_a_report_tells_what_each_value_came_to(root: Path, slurm: StandIns) -> 
     found = data("report", SWEEP)["axes"]["optim.lr"]["0.09"]
     assert (found["completed"], found["best"]) == (1, 0.59)
     assert found["hours"]["gpu_hours"] == pytest.approx(2 * 300 / 3600, rel=0.05)
+
+
+def test_a_report_with_diverged_cells_tells_the_best_of_the_others(root: Path, slurm: StandIns) -> None:
+    slurm.says()
+    sweep = Cells(root, 3, loop={"best_metric": "val/loss", "best_mode": "min"})
+    for index, accuracy in enumerate((math.nan, 0.75, -math.inf)):
+        sweep.complete(index, accuracy)
+    row = axis_row(sweep.look().cells, "val/loss", False)
+    assert row["best"] == 0.25
+    assert math.isnan(row["mean"])
+    assert math.isnan(row["spread"])
+    lines = call("report", SWEEP).stdout.splitlines()
+    assert any(line.split()[:4] == ["0.02", "1", "1", "inf"] for line in lines)
+    rows = list(data("report", SWEEP)["axes"]["optim.lr"].values())
+    assert [row["best"] for row in rows] == [None, 0.25, "inf"]
+    assert rows[0]["mean"] == "nan"
+
+
+def test_programs_get_a_best_cell_that_is_infinite(root: Path, slurm: StandIns) -> None:
+    slurm.says()
+    sweep = Cells(root, 1)
+    sweep.complete(0, -math.inf)
+    assert data("status", SWEEP)["best"]["value"] == sweep.look().to_json()["best"]["value"] == "-inf"
 
 
 @pytest.mark.slow

@@ -76,6 +76,15 @@ def test_runs_that_differ_in_their_seed_only_are_one_group_with_mean_and_spread(
     assert by_seed(["a", "b"], [{"seed": 0}, {"seed": 0}], [{}, {}]) == []
 
 
+@pytest.mark.parametrize("diverged", [math.nan, math.inf])
+def test_seeds_of_which_one_diverged_have_no_mean_and_the_other_metrics_theirs(diverged: float) -> None:
+    (found,) = by_seed(
+        ["a", "b"], [{"seed": 0}, {"seed": 1}], [{"acc": 0.9, "loss": 0.1}, {"acc": 0.7, "loss": diverged}]
+    )
+    assert found.metrics["acc"] == pytest.approx((0.8, 0.2 / math.sqrt(2)))
+    assert found.to_json()["metrics"]["loss"] == {"mean": "nan", "sd": "nan"}
+
+
 def test_hardware_that_differs_is_shown(tmp_path: Path) -> None:
     runs = [
         Sample(tmp_path, digits).begin(hardware={"cpu": cpu, "gpus": ["H100"]}).rundir

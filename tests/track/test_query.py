@@ -100,6 +100,13 @@ def test_a_name_that_no_run_has_is_named_with_the_nearest() -> None:
     assert choose([], "anything=1") == []
 
 
+def test_runs_that_diverged_are_found_by_the_word_nan() -> None:
+    rows = [row("train-aa11", metrics={"loss": float("nan")}), row("train-bb22", metrics={"loss": 0.1})]
+    assert choose(rows, "loss=nan") == rows[:1]
+    assert choose(rows, "loss!=nan") == rows[1:]
+    assert choose(rows, f"loss={'9' * 400}") == []
+
+
 def test_a_name_that_means_two_things_must_say_which() -> None:
     rows = [Row("train-aa11", metrics={"loss": 0.1}, plain={"loss": "mse"})]
     with pytest.raises(InputError, match=r"write m\.loss or cfg\.loss"):
