@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from hpctool import files
 from hpctool.errors import InputError, listing
 from hpctool.rundir import RunDir
-from hpctool.track.metrics import read_metrics, to_json
+from hpctool.track.metrics import read_metrics
 from hpctool.track.row import FIELDS, Row
 
 #: more links than this make a page of TensorBoard that no browser likes
@@ -62,7 +63,7 @@ def curve_table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
     for row in rows:
         if row.rundir is not None:
             for name, points in read_metrics(row.rundir).items():
-                lines += [[row.id, name, step, to_json(value)] for step, value in points]
+                lines += [[row.id, name, step, value] for step, value in points]
     return ["id", "metric", "step", "value"], lines
 
 
@@ -76,7 +77,10 @@ def write_csv(columns: Sequence[str], values: Sequence[Sequence[Any]], path: Pat
 
 
 def write_parquet(columns: Sequence[str], values: Sequence[Sequence[Any]], path: Path) -> None:
-    """Write a table as parquet; a column whose values have several types becomes text. Raises InputError."""
+    """Write a table as parquet; a column whose values have several types becomes text, dicts and lists become JSON.
+
+    Raises InputError.
+    """
     _need("pyarrow", "parquet")
     import pyarrow as pa
     from pyarrow import parquet
@@ -88,9 +92,11 @@ def write_parquet(columns: Sequence[str], values: Sequence[Sequence[Any]], path:
 
 
 def _array(pa: Any, cells: list[Any]) -> Any:
+    # Parquet has no struct without fields, and a config's empty dict is one; nor would two runs' lists be of one type.
+    cells = [json.dumps(cell, default=str) if isinstance(cell, dict | list) else cell for cell in cells]
     try:
         return pa.array(cells)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         return pa.array([None if cell is None else str(cell) for cell in cells])
 
 

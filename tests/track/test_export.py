@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 from hpctool.cli.runs import group
 from hpctool.errors import InputError
 from hpctool.track.export import curve_table, link_event_files, table, write_csv, write_parquet
-from hpctool.track.row import Row
+from hpctool.track.row import Row, read_row
 from hpctool.track.runs import list_rows
 from tests.track.samples import Sample
 
@@ -47,6 +48,29 @@ def test_a_parquet_holds_the_same_with_types(tmp_path: Path, rows: list[Row]) ->
     assert found["metric/val/accuracy"] == [0.9, None]
     assert found["config/lr"] == [0.1, 0.2]
     assert found["config/note"] == ["1", "two"]  # a key of two types becomes text
+
+
+def test_a_parquet_takes_empty_dicts_lists_and_numbers_of_any_size(tmp_path: Path, rows: list[Row]) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows[0].plain = {"cluster.extra": {}, "sizes": [1, 2], "big": 2**70}
+    rows[1].plain = {"cluster.extra": {}, "sizes": [0.5, "x"], "big": 1}
+    write_parquet(*table(rows), tmp_path / "runs.parquet")
+    found = parquet.read_table(tmp_path / "runs.parquet").to_pydict()
+    assert found["config/cluster.extra"] == ["{}", "{}"]
+    assert found["config/sizes"] == ["[1, 2]", '[0.5, "x"]']
+    assert found["config/big"] == [str(2**70), "1"]
+
+
+def test_a_curve_with_a_nan_in_it_stays_a_column_of_numbers(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    sample = Sample(tmp_path / "runs", "aa").begin().log([10, 20], math.nan)
+    columns, lines = curve_table([read_row(sample.rundir)])
+    write_parquet(columns, lines, tmp_path / "curves.parquet")
+    values = parquet.read_table(tmp_path / "curves.parquet").to_pydict()["value"]
+    assert all(isinstance(value, float) for value in values)
+    assert any(map(math.isnan, values))
+    write_csv(columns, lines, tmp_path / "curves.csv")
+    assert ",nan\n" in (tmp_path / "curves.csv").read_text()
 
 
 def test_tensorboard_gets_a_folder_of_links_named_by_run(tmp_path: Path, rows: list[Row]) -> None:
