@@ -75,12 +75,15 @@ def say_if_slurm_is_silent() -> None:
 
 
 def console(stderr: bool = False) -> Any:
-    """A rich console that fits the terminal, and is wide and without colour where there is none."""
+    """A rich console that fits the terminal, and is wide and without colour where there is none.
+
+    Words are shown as they are: brackets in a name (`f1[/cat]`) are no markup, and colons no emoji.
+    """
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS
-    return Console(file=stream, width=width, highlight=False)
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:

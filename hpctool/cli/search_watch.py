@@ -71,11 +71,12 @@ class _Live:
     """The whole view, drawn anew."""
 
     def __init__(self, runs: Path) -> None:
-        from rich.console import Console
         from rich.live import Live
 
+        from hpctool.cli.output import console
+
         self.runs = runs
-        self.live = Live(console=Console(stderr=True), auto_refresh=False)
+        self.live = Live(console=console(stderr=True), auto_refresh=False)
 
     def __enter__(self) -> None:
         self.live.__enter__()

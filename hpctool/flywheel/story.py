@@ -15,7 +15,9 @@ from typing import Any
 from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from hpctool import files
 from hpctool.errors import OperationError
@@ -47,7 +49,7 @@ class Story:
     stage: str = ""
 
     def __post_init__(self) -> None:
-        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else 120, soft_wrap=True)
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else 120, soft_wrap=True, emoji=False)
 
     @property
     def name(self) -> str:
@@ -78,7 +80,7 @@ class Story:
         files.write_json(path, {**before, key: value})
 
     def say(self, text: str) -> None:
-        """A line for people; may hold rich's markup."""
+        """A line for people; may hold rich's markup, so names in it are escaped."""
         self.console.print(text)
 
     def reached(self, result: str, where: Path | str = "") -> None:
@@ -89,7 +91,7 @@ class Story:
         """Run a command as a person would: print it, let it talk, give its JSON. Raises Refused."""
         shown = f"hpctool {shlex.join(arguments)}"
         if not quiet:
-            self.say(f"[bold cyan]$ {shown.replace('[', chr(92) + '[')}[/]")
+            self.say(f"[bold cyan]$ {escape(shown)}[/]")
         sys.stdout.flush()
         command = [sys.executable, "-m", "hpctool.cli.main", *arguments, "--json"]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
@@ -112,9 +114,9 @@ class Story:
         """Print a small table; the first column reads from the left, the others from the right."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title or None, title_justify="left")
         for number, column in enumerate(columns):
-            table.add_column(column, justify="right" if number else "left")
+            table.add_column(Text(column), justify="right" if number else "left")
         for row in rows:
-            table.add_row(*map(str, row))
+            table.add_row(*(Text(str(cell)) for cell in row))
         self.console.print(table, soft_wrap=False)
 
 
@@ -143,6 +145,6 @@ def closing_table(story: Story) -> None:
     told = set()
     for stage, result, where in story.rows:
         seconds = "" if stage in told else f"{story.seconds.get(stage, 0):.0f}"
-        table.add_row("" if stage in told else stage, result, where, seconds)
+        table.add_row("" if stage in told else stage, Text(result), Text(where), seconds)
         told.add(stage)
     story.console.print(table, soft_wrap=False)

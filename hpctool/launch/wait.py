@@ -163,6 +163,7 @@ def state_table(watched: Watched, width: int) -> Any:
     """A rich table of runs, those that are at work first, and the counts of all."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     stories = watched.stories
     ranked = sorted(stories.items(), key=lambda item: _ORDER.index(item[1].state))
@@ -178,12 +179,12 @@ def state_table(watched: Watched, width: int) -> Any:
     counts += [f"{len(ranked) - len(rows)} not shown"] if len(ranked) > len(rows) else []
     caption = "\n".join(filter(None, (" · ".join(counts), QUEUE.problem)))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.caption, table.caption_justify = caption, "left"
+    table.caption, table.caption_justify = Text(caption, "table.caption"), "left"
     for name, column_width in zip(names, widths, strict=True):
         right: Any = "right" if name in ("attempt", "step", "left") else "left"
         table.add_column(name, justify=right, width=column_width, no_wrap=True, overflow="ellipsis")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # brackets in a cause are no markup
     return table
 
 

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hpctool import config, files
+from hpctool.cli.output import print_table
 from hpctool.cli.runs import group
 from hpctool.data.prepare import prepare
 from hpctool.data.schema import PrepareConfig
@@ -19,6 +20,7 @@ from hpctool.errors import InputError, UnknownName
 from hpctool.export import aliases
 from hpctool.export.bundle import Bundle, manifest_digest
 from hpctool.rundir import RunDir
+from hpctool.track.metrics import MetricWriter
 from hpctool.world import World
 from tests.track.samples import CODE, Sample, sweep_of
 
@@ -151,6 +153,25 @@ def test_metrics_that_differ_never_look_the_same(root: Path) -> None:
     ]
     _, ours, theirs = line.split()
     assert ours != theirs
+
+
+def test_names_with_brackets_and_colons_are_shown_as_they_are(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = []
+    for digit, value in (("1", 0.5), ("2", 0.25)):
+        sample = Sample(root / "runs", digit).begin()
+        with MetricWriter(sample.rundir, World()) as writer:
+            writer.log(1, {"f1[/cat]": value, "f1[red] :dog:": value})
+        sample.rundir.artifact("x[red].png").parent.mkdir(parents=True, exist_ok=True)
+        sample.rundir.artifact("x[red].png").write_bytes(b"x")
+        runs.append(sample.complete().id)
+    compared = call("compare", *runs).stdout
+    assert "f1[/cat]" in compared
+    assert "f1[red] :dog:" in compared
+    assert "x[red].png" in call("show", runs[0]).stdout
+    print_table(["class [b]", "train"], [["[red] fox", 3], ["smile [/]", 4]], title="[bold] classes")
+    shown = capsys.readouterr().out
+    for words in ("class [b]", "[red] fox", "smile [/]", "[bold] classes"):
+        assert words in shown
 
 
 def test_comparing_a_run_with_itself_is_refused(root: Path) -> None:

@@ -111,3 +111,12 @@ def test_the_live_table_fits_and_never_cuts_a_number(slurm: StandIns, tmp_path: 
     if count > 1:
         assert "its QOS's limit" in text
         assert f"{count - 1} queued" in text
+
+
+def test_brackets_in_a_cause_are_shown_as_they_are(tmp_path: Path) -> None:
+    run = Sample(tmp_path / "runs").begin().end("failed", "KeyError: [red] f1[/cat]", 1)
+    one = Watched(tmp_path / "runs", [run.id], [])
+    one.look()
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(state_table(one, 120))
+    assert "KeyError: [red] f1[/cat]" in console.export_text()
