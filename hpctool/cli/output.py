@@ -110,3 +110,14 @@ def cell_text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value)
+
+
+def full_text(value: object) -> str:
+    """A value with all its places, nothing for None."""
+    return "" if value is None else str(value)
+
+
+def distinct_texts(values: Sequence[object]) -> list[str]:
+    """Values as a table shows them, and in full where that would hide that they differ."""
+    short, full = [cell_text(value) for value in values], [full_text(value) for value in values]
+    return short if len(set(short)) == len(set(full)) else full

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from hpctool.cli.output import cell_text, say
+from hpctool.cli.output import cell_text, distinct_texts, say
 from hpctool.cli.tables import (
     Column,
     age_text,
@@ -65,7 +65,7 @@ def _usual_columns(rows: Sequence[Row], sort: str, by_sweep: bool) -> Iterable[C
     elif sort not in ("", "id", "state", "job", "step", "cause", *(keys if by_sweep else ())):
         yield Column(sort, [row.value(sort) for row in rows])
     if by_sweep:
-        yield from (Column(key, [row.changed.get(key) for row in rows]) for key in keys)
+        yield from (Column(key, [row.changed.get(key) for row in rows], is_exact=True) for key in keys)
     yield Column("step", [row.step or None for row in rows])
     for index, name in enumerate(metrics[:_NUM_METRICS]):
         yield Column(name, [row.metrics.get(name) for row in rows], rank=3 + index if index else 0)
@@ -132,7 +132,7 @@ def _origin(continues: dict[str, Any] | None) -> str:
     """The run and step it began with, and what was changed since: one line for each key."""
     if continues is None:
         return ""
-    changed = [f"{key}: {cell_text(old)} → {cell_text(new)}" for key, (old, new) in continues["changed"].items()]
+    changed = [f"{key}: {' → '.join(distinct_texts(both))}" for key, both in continues["changed"].items()]
     return "\n".join([f"{continues['run']} at step {continues['step']}", *changed])
 
 
@@ -243,9 +243,8 @@ def print_comparison(found: Comparison) -> None:
         table.add_column(run_id, overflow="fold", justify="right")
     table.add_row("state", *(state_text(state) for state in found.states))
     for title in _SIDES:
-        differing: dict[str, list[Any]] = getattr(found, title)
-        _add_section(table, title, {key: [_short(v) for v in values] for key, values in differing.items()})
-    _add_section(table, "metrics", {name: _distinct(found.metrics[name]) for name in telling_metrics([found.metrics])})
+        _add_section(table, title, getattr(found, title))
+    _add_section(table, "metrics", {name: found.metrics[name] for name in telling_metrics([found.metrics])})
     print_whole(table)
     alike = [title for title in _SIDES if not getattr(found, title)]
     print_whole(Text(f"\nThe same: {', '.join(alike)}." if alike else ""))
@@ -265,24 +264,15 @@ def spread_text(mean: float, sd: float) -> str:
     return f"{mean:.{places}f} ± {sd:.{places}f}"
 
 
-def _add_section(table: Table, title: str, rows: dict[str, list[str]]) -> None:
+def _add_section(table: Table, title: str, rows: Mapping[str, Sequence[object]]) -> None:
     if rows:
         table.add_section()
         table.add_row(Text(title, "bold"))
     for key, values in rows.items():
-        table.add_row(f"  {key}", *(Text(value) for value in values))
+        table.add_row(f"  {key}", *(Text(_short(text)) for text in distinct_texts(values)))
 
 
-def _distinct(values: list[float | None]) -> list[str]:
-    """Numbers as a table shows them, and in full where that would hide that they differ."""
-    texts = [cell_text(value) for value in values]
-    if len(set(texts)) == len(set(values)):
-        return texts
-    return ["" if value is None else repr(value) for value in values]
-
-
-def _short(value: Any) -> str:
-    text = cell_text(value)
+def _short(text: str) -> str:
     # Digests and commits: twelve digits tell them apart.
     return text[:_SHORT_HEX] if len(text) >= 40 and set(text) <= set("0123456789abcdef") else text
 

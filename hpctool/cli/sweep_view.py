@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from hpctool.cli.output import cell_text, say
+from hpctool.cli.output import cell_text, distinct_texts, full_text, say
 from hpctool.cli.tables import Column, age_text, print_columns, print_whole, settings_text, state_text
 from hpctool.launch.progress import duration_text
 from hpctool.track.hours import Hours
@@ -145,7 +145,7 @@ def _print_cells(found: Overview, cells: Sequence[Cell]) -> None:
     columns = [
         Column("cell", [cell.index for cell in cells]),
         Column("run", [cell.run for cell in cells], rank=2),
-        *(Column(key, [cell.values.get(key) for cell in cells]) for key in found.sweep.body["varied"]),
+        *(Column(key, [cell.values.get(key) for cell in cells], is_exact=True) for key in found.sweep.body["varied"]),
         Column("state", [state_text(cell.state) for cell in cells]),
         Column("step", [cell.step or None for cell in cells], rank=4),
         *(
@@ -176,7 +176,7 @@ def print_report(found: Overview) -> None:
         rows = [axis_row(cells, name, more_is_better) for cells in values.values()]
         print_whole("")
         columns = [
-            Column(key, list(values)),
+            Column(key, distinct_texts([cells[0].values.get(key) for cells in values.values()])),
             Column("cells", [row["cells"] for row in rows]),
             Column("done", [row["completed"] for row in rows]),
             Column("failed", [row["failed"] or None for row in rows], rank=3),
@@ -191,12 +191,12 @@ def print_report(found: Overview) -> None:
 
 
 def axes(found: Overview) -> dict[str, dict[str, list[Cell]]]:
-    """Each varied key with its values and their cells; a key whose values are all different says nothing."""
+    """Each varied key with its values in full and their cells; a key whose values all differ says nothing."""
     by_key: dict[str, dict[str, list[Cell]]] = {}
     for key in found.sweep.body["varied"]:
         values: dict[str, list[Cell]] = {}
         for cell in found.cells:
-            values.setdefault(cell_text(cell.values.get(key)), []).append(cell)
+            values.setdefault(full_text(cell.values.get(key)), []).append(cell)
         if len(values) < len(found.cells) or len(found.sweep.body["varied"]) == 1:
             by_key[key] = values
     return by_key

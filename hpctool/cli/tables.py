@@ -14,7 +14,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hpctool.cli.output import cell_text, console
+from hpctool.cli.output import cell_text, console, distinct_texts
 
 #: How each state of a run looks.
 STATE_STYLES = {
@@ -44,12 +44,16 @@ class Column:
     #: it may be cut down to this width before anything goes
     min_width: int | None = None
     style: str = ""
+    #: values that differ are shown so that they do
+    is_exact: bool = False
     width: int = field(init=False)
     right: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.right = bool(self.cells) and all(isinstance(c, int | float) or c in (None, "") for c in self.cells)
-        self.texts = [cell if isinstance(cell, Text) else Text(cell_text(cell), self.style) for cell in self.cells]
+        words = distinct_texts(self.cells) if self.is_exact else [cell_text(cell) for cell in self.cells]
+        both = zip(self.cells, words, strict=True)
+        self.texts = [cell if isinstance(cell, Text) else Text(text, self.style) for cell, text in both]
         self.width = max([len(self.name), *(text.cell_len for text in self.texts)])
 
 

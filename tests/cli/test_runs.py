@@ -155,6 +155,12 @@ def test_metrics_that_differ_never_look_the_same(root: Path) -> None:
     assert ours != theirs
 
 
+def test_settings_that_differ_never_look_the_same(root: Path) -> None:
+    ids = [Sample(root / "runs", digit, lr=lr).begin().complete().id for digit, lr in (("1", 1000.1), ("2", 1000.4))]
+    (line,) = [line for line in call("compare", *ids).stdout.splitlines() if "optim.lr" in line]
+    assert line.split() == ["optim.lr", "1000.1", "1000.4"]
+
+
 def test_names_with_brackets_and_colons_are_shown_as_they_are(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = []
     for digit, value in (("1", 0.5), ("2", 0.25)):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from hpctool import files
 from hpctool.cli.runs import group as runs
 from hpctool.cli.sweep import group
 from hpctool.cli.sweep_view import axis_row
@@ -124,6 +125,24 @@ def test_a_report_with_diverged_cells_tells_the_best_of_the_others(root: Path, s
     rows = list(data("report", SWEEP)["axes"]["optim.lr"].values())
     assert [row["best"] for row in rows] == [None, 0.25, "inf"]
     assert rows[0]["mean"] == "nan"
+
+
+def test_values_that_differ_in_their_fifth_figure_are_rows_of_their_own(root: Path, slurm: StandIns) -> None:
+    slurm.says()
+    sweep = Cells(root, 3)
+    path = root / "runs" / "sweeps" / SWEEP / "sweep.json"
+    body = files.read_json(path)
+    for cell, value in zip(body["cells"], ("1000.1", "1000.4", "1000.4"), strict=True):
+        cell["overrides"] = [f"optim.lr={value}"]
+    files.write_json(path, body)
+    sweep.complete(0, 0.5)
+    assert {key: row["cells"] for key, row in data("report", SWEEP)["axes"]["optim.lr"].items()} == {
+        "1000.1": 1,
+        "1000.4": 2,
+    }
+    lines = call("report", SWEEP).stdout.splitlines()
+    assert [line.split()[:2] for line in lines if line.startswith("1000")] == [["1000.1", "1"], ["1000.4", "2"]]
+    assert call("status", SWEEP).stdout.count("1000.4") == 2
 
 
 def test_programs_get_a_best_cell_that_is_infinite(root: Path, slurm: StandIns) -> None:
