@@ -13,7 +13,7 @@ import yaml
 
 from hpctool import files
 from hpctool.config import flatten
-from hpctool.errors import HpctoolError, NewerFormat
+from hpctool.errors import CorruptError, HpctoolError, NewerFormat
 from hpctool.launch.result import RESULT_FORMAT, correct
 from hpctool.launch.slurm.queue import Queue
 from hpctool.log import decode_entry
@@ -192,15 +192,18 @@ class _Draft:
 
 
 def read_config(rundir: RunDir) -> dict[str, Any]:
-    """A run's resolved configuration with dotted keys; quicker than `hpctool.config.load`. Raises OSError, ValueError.
+    """A run's resolved configuration with dotted keys, quicker than `config.load`. Raises OSError, CorruptError.
 
     C's YAML reader: a table of a thousand runs with a column of the configuration is otherwise ten seconds.
     """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return flatten(yaml.load(files.read_small(rundir.config_yaml), loader))  # noqa: S506
+        plain = yaml.load(files.read_small(rundir.config_yaml), loader)  # noqa: S506
     except yaml.YAMLError as error:
-        raise ValueError(f"{rundir.config_yaml} is not YAML: {error}") from error
+        raise CorruptError(rundir.config_yaml, f"it is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(plain, dict):
+        raise CorruptError(rundir.config_yaml, "it holds no keys")
+    return flatten(plain)
 
 
 # ---------------------------------------------------------------------------------------------- reading one run

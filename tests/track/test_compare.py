@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hpctool.errors import CorruptError
 from hpctool.track.compare import by_seed, compare, differing, is_measured, part
 from tests.track.samples import CODE, ENVIRONMENT, Sample
 
@@ -83,6 +84,14 @@ def test_seeds_of_which_one_diverged_have_no_mean_and_the_other_metrics_theirs(d
     )
     assert found.metrics["acc"] == pytest.approx((0.8, 0.2 / math.sqrt(2)))
     assert found.to_json()["metrics"]["loss"] == {"mean": "nan", "sd": "nan"}
+
+
+@pytest.mark.parametrize("text", ["a: [1, 2", "", "- 1"])
+def test_a_damaged_configuration_is_named(tmp_path: Path, text: str) -> None:
+    one, two = (Sample(tmp_path, digit).begin().complete().rundir for digit in "12")
+    two.config_yaml.write_text(text)
+    with pytest.raises(CorruptError, match=f"{two.id}/config.yaml is damaged: it"):
+        compare([one, two])
 
 
 def test_hardware_that_differs_is_shown(tmp_path: Path) -> None:
