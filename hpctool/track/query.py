@@ -38,6 +38,8 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 #: of which the beginning is enough
 _IDS = ("id", "sweep", "data_commit", "param_digest")
 _WORDS = ("and", "or", "not")
+_SIGNS = "=<>!~"
+_SIZES = ("<", "<=", ">", ">=")
 
 Test = Callable[[Row], bool]
 
@@ -84,6 +86,7 @@ def choose(rows: Sequence[Row], text: str) -> list[Row]:
     query = parse(text)
     for term in query.terms:
         _check_name(term, rows)
+        _check_kind(term, rows, query.text)
     return [row for row in rows if query(row)]
 
 
@@ -119,6 +122,11 @@ class _Parser:
                 yield found["bracket"]
             elif operator:
                 quoted = value[0] in "\"'"
+                if value[0] in _SIGNS:
+                    raise self._error(
+                        f"'{name}{operator}{value}' has two operators; equal is {name}=…, and a value that begins "
+                        f"with {value[0]} stands in quotes"
+                    )
                 yield Term(name, operator, value[1:-1] if quoted else value, quoted)
             elif name.lower() in _WORDS:
                 yield name.lower()
@@ -182,15 +190,15 @@ def _test_of(term: Term, error: Callable[[str], QueryError]) -> Test:
         is_id = term.name in _IDS
         wanted = term.operator == "="
         return lambda row: any(_equal(value_of(row, term.name), word, term, is_id) for word in words) == wanted
-    limit = term.value if term.is_quoted else scalar(term.value)
-    if limit is None or isinstance(limit, bool):
+    limit = _value(term)
+    if limit is None or isinstance(limit, bool) or limit != limit:
         raise error(f"'{term.name}{term.operator}{term.value}' compares the size of what has none")
     return lambda row: _ordered(value_of(row, term.name), term.operator, limit)
 
 
 def _age_test(term: Term, word: str, error: Callable[[str], QueryError]) -> Test:
     found = _DURATION.fullmatch(word)
-    if not found or term.operator not in ("<", "<=", ">", ">="):
+    if not found or term.operator not in _SIZES:
         raise error(f"age is compared with a duration, such as age<7d or age>=12h, not '{term.operator}{word}'")
     limit_s = float(found[1]) * _SECONDS[found[2]]
     return lambda row: _ordered(_age_s(row), term.operator, limit_s)
@@ -219,11 +227,20 @@ def _equal(value: Any, word: str, term: Term, is_id: bool) -> bool:
 
 def _ordered(value: Any, operator: str, limit: Any) -> bool:
     """Numbers as numbers, words as words; what has no value, or is of the other kind, does not fit."""
-    if value is None or isinstance(value, bool) or isinstance(value, str) != isinstance(limit, str):
+    if not _is_alike(value, limit):
         return False
     if operator.startswith("<"):
         return bool(value < limit or (operator == "<=" and value == limit))
     return bool(value > limit or (operator == ">=" and value == limit))
+
+
+def _is_alike(value: Any, limit: Any) -> bool:
+    kind: Any = str if isinstance(limit, str) else int | float
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _value(term: Term) -> Any:
+    return term.value if term.is_quoted else scalar(term.value)
 
 
 def _text(value: Any) -> str:
@@ -279,3 +296,22 @@ def _check_name(term: Term, rows: Sequence[Row]) -> None:
     if not as_metric and not as_setting:
         known = {key for row in rows for key in (*row.metrics, *row.settings())}
         raise UnknownName("metric or key", rest if kind in ("m", "cfg") else name, sorted({*known, *FIELDS, "age"}))
+
+
+def _check_kind(term: Term, rows: Sequence[Row], query: str) -> None:
+    """Raise QueryError where a size is asked of another kind than all values are: it would fit none without a word."""
+    if term.operator not in _SIZES or term.name == "age":
+        return
+    limit, other = _value(term), None
+    for row in rows:
+        value = value_of(row, term.name)
+        if _is_alike(value, limit):
+            return
+        other = value if other is None else other
+    if other is None:
+        return
+    asked = f"'{term.name}{term.operator}{term.value}' compares"
+    if isinstance(other, str) and not isinstance(limit, str):
+        hint = f'in quotes it is text too: {term.name}{term.operator}"{term.value}"'
+        raise QueryError(query, f"{asked} a number with text, such as '{other}'; {hint}")
+    raise QueryError(query, f"{asked} {'text' if isinstance(limit, str) else 'a number'} with {other!r}")

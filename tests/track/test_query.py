@@ -25,7 +25,7 @@ def row(run_id: str, state: str = "completed", metrics: dict[str, float] | None 
 
 ROWS = [
     row("train-aa11", optim__lr=0.001, seed=1, note="two words", metrics={"val/accuracy": 0.95}),
-    row("train-bb22", optim__lr=0.01, seed=2, note="x/y", flag=True, metrics={"val/accuracy": 0.85}),
+    row("train-bb22", optim__lr=0.01, seed=2, note="x/y", flag=True, sizes=[1, 2], metrics={"val/accuracy": 0.85}),
     row("train-cc33", "failed", optim__lr=1e-4, seed=3, missing=None),
 ]
 ROWS[2].choices = {"model": "vit_small"}
@@ -63,6 +63,8 @@ def ids(query: str) -> str:
         ("age<7d", "aa11 bb22"),
         ("age>=1.5w", "cc33"),
         ("created<2020-01-01", ""),
+        ("created>='2026'", "aa11 bb22 cc33"),
+        ("note='=x'", ""),
     ],
 )
 def test_a_query_chooses_what_it_says(query: str, chosen: str) -> None:
@@ -82,6 +84,14 @@ def test_a_query_chooses_what_it_says(query: str, chosen: str) -> None:
         ("age=7d", "age is compared with a duration"),
         ("seed<true", "compares the size of what has none"),
         ("'state=failed", "is no comparison"),
+        ("seed==1", "'seed==1' has two operators; equal is seed=…"),
+        ("seed=>1", "'seed=>1' has two operators"),
+        ("model=~vit*", "'model=~vit*' has two operators"),
+        ("val/accuracy<nan", "compares the size of what has none"),
+        ("created>=2026", 'in quotes it is text too: created>="2026"'),
+        ("seed<abc", "'seed<abc' compares text with 1"),
+        ("sizes<3", "'sizes<3' compares a number with [1, 2]"),
+        ("flag>0", "'flag>0' compares a number with True"),
     ],
 )
 def test_a_query_that_cannot_be_read_says_where(query: str, words: str) -> None:
