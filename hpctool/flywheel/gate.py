@@ -108,18 +108,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Predictions:
-    """predictions.npz of an evaluation: uid, true label and predicted label of each row."""
+    """predictions.npz of an evaluation: uid, true label and predicted label of each row, and the rows' data commit."""
 
     uids: list[str]
     labels: npt.NDArray[np.int64]
     predicted: npt.NDArray[np.int64]
+    data_commit: str
 
     @classmethod
-    def read(cls, path: Path) -> Predictions:
+    def read(cls, path: Path, data_commit: str) -> Predictions:
         """Raises InputError where there is none."""
         try:
             with np.load(path, allow_pickle=False) as found:
-                return cls([str(u) for u in found["uid"]], found["label"], found["predicted"])
+                return cls([str(u) for u in found["uid"]], found["label"], found["predicted"], data_commit)
         except (OSError, KeyError, ValueError) as error:
             raise InputError(f"{path} holds no predictions of an evaluation: {error}.") from error
 
@@ -129,7 +130,10 @@ class Predictions:
 
 
 def pair(old: Predictions, new: Predictions) -> tuple[Bools, Bools, npt.NDArray[np.int64]]:
-    """Which rows each model got right, and their labels, in one order. InputError unless the rows are the same."""
+    """Which labelled rows each model got right, and their labels, in one order.
+
+    Raises InputError unless both evaluations are of the same rows with the same labels, and some have one.
+    """
     place = {uid: number for number, uid in enumerate(new.uids)}
     if set(place) != set(old.uids):
         raise InputError(
@@ -137,7 +141,20 @@ def pair(old: Predictions, new: Predictions) -> tuple[Bools, Bools, npt.NDArray[
             "Evaluate both models on the same version and split."
         )
     order = np.array([place[uid] for uid in old.uids], np.int64)
-    return old.right(), new.right()[order], old.labels
+    # A relabel keeps the uids: each model would be judged by other labels.
+    num_differ = int((old.labels != new.labels[order]).sum())
+    if num_differ:
+        raise InputError(
+            f"The two evaluations are of data commits {old.data_commit[:12]} and {new.data_commit[:12]}, in which "
+            f"{num_differ} of {len(order)} labels differ: evaluate both models on the same version."
+        )
+    labelled = old.labels >= 0
+    if not labelled.any():
+        raise InputError(
+            f"None of the {len(order)} rows of data commit {old.data_commit[:12]} has a label, so no model can be "
+            "judged by them. Evaluate both models on a split that is labelled."
+        )
+    return old.right()[labelled], new.right()[order][labelled], old.labels[labelled]
 
 
 def _at_least(count: int, differ: int) -> float:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from omegaconf import DictConfig
 
 from hpctool import config, files
 from hpctool.data.version import open_version
 from hpctool.errors import ConfigError, OperationError
 from hpctool.flywheel import first_half, second_half
-from hpctool.flywheel.gate import Comparison, Predictions, compare, judge, pair
+from hpctool.flywheel.gate import Bools, Comparison, Predictions, compare, judge, pair
 from hpctool.flywheel.schema import FlywheelConfig, GateConfig
 from hpctool.flywheel.story import Stage, Story, closing_table, tell
 from hpctool.launch.job import Input, Resolved
@@ -34,7 +35,7 @@ def run_flywheel(rundir: RunDir) -> dict[str, Any]:
 
 
 def resolve_gate(cfg: DictConfig) -> Resolved:
-    """Pin the evaluations. Raises ConfigError where one is missing or is none."""
+    """Pin the evaluations. Raises ConfigError where one is missing or is none, InputError where two do not pair."""
     inputs = []
     for key in ("keep_old", "keep_new", "improve_old", "improve_new"):
         if cfg.gate[key] is None:
@@ -49,6 +50,9 @@ def resolve_gate(cfg: DictConfig) -> Resolved:
         raise ConfigError("gate.improve_new", "gate.improve_old and gate.improve_new go together; give both or none.")
     if not 0 < cfg.gate.alpha < 1:
         raise ConfigError("gate.alpha", f"{cfg.gate.alpha} is no level; it lies between 0 and 1.")
+    for kind in ("keep", "improve"):
+        if cfg.gate[f"{kind}_old"] is not None:
+            _paired(cfg, kind)
     return Resolved(inputs)
 
 
@@ -58,7 +62,7 @@ def run_gate(rundir: RunDir) -> dict[str, Any]:
     overall, per_class = _keep(cfg)
     improve = []
     if cfg.gate.improve_old is not None:
-        old, new, _ = pair(_predictions(cfg, cfg.gate.improve_old), _predictions(cfg, cfg.gate.improve_new))
+        old, new, _ = _paired(cfg, "improve")
         improve.append(compare(_about(cfg, cfg.gate.improve_old), old, new))
     verdict = judge([overall], per_class, improve, cfg.gate.alpha)
     files.write_json(rundir.artifact("gate.json"), verdict.to_json())
@@ -72,20 +76,29 @@ def run_gate(rundir: RunDir) -> dict[str, Any]:
 
 def _keep(cfg: DictConfig) -> tuple[Comparison, list[Comparison]]:
     """The comparison where nothing may be lost, overall and for each class."""
-    old, new, labels = pair(_predictions(cfg, cfg.gate.keep_old), _predictions(cfg, cfg.gate.keep_new))
-    name, record = _about(cfg, cfg.gate.keep_old), RunDir(Path(cfg.paths.runs) / cfg.gate.keep_old)
-    commit = (record.result() or {})["data_commit"]
+    old, new, labels = _paired(cfg, "keep")
+    name, commit = _about(cfg, cfg.gate.keep_old), _commit(cfg, cfg.gate.keep_old)
     dataset = name.partition(" ")[0].partition("@")[0]
     classes = open_version(Path(cfg.paths.datasets), f"{dataset}@{commit[:12]}").classes
     per_class = [
         compare(f"{name}, class {classes[label]}", old[labels == label], new[labels == label])
-        for label in np.unique(labels[labels >= 0]).tolist()
+        for label in np.unique(labels).tolist()
     ]
     return compare(name, old, new), per_class
 
 
-def _predictions(cfg: DictConfig, run_id: str) -> Predictions:
-    return Predictions.read(Path(cfg.paths.runs) / run_id / "artifacts" / "predictions.npz")
+def _paired(cfg: DictConfig, kind: str) -> tuple[Bools, Bools, npt.NDArray[np.int64]]:
+    """`pair` of the evaluations of a kind: keep or improve."""
+    old, new = (
+        Predictions.read(Path(cfg.paths.runs) / run_id / "artifacts" / "predictions.npz", _commit(cfg, run_id))
+        for run_id in (cfg.gate[f"{kind}_old"], cfg.gate[f"{kind}_new"])
+    )
+    return pair(old, new)
+
+
+def _commit(cfg: DictConfig, run_id: str) -> str:
+    """The data commit of an evaluation."""
+    return str((RunDir(Path(cfg.paths.runs) / run_id).result() or {})["data_commit"])
 
 
 def _about(cfg: DictConfig, run_id: str) -> str:

@@ -1,13 +1,18 @@
 """The gate opens for a model that keeps what was good, and only then."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from scipy import stats
 
+from hpctool import files
 from hpctool.errors import InputError
 from hpctool.flywheel.gate import Predictions, compare, holm, judge, pair
+from hpctool.flywheel.loop import resolve_gate
+from hpctool.rundir import create_run
 
 
 def right(count: int, wrong: list[int]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -69,13 +74,49 @@ def test_rows_are_paired_by_uid_and_other_rows_are_refused(tmp_path: Path) -> No
     labels = np.array([0, 1, 2], np.int64)
     np.savez(tmp_path / "old.npz", uid=["a", "b", "c"], label=labels, predicted=np.array([0, 1, 0]))
     np.savez(tmp_path / "new.npz", uid=["c", "a", "b"], label=labels[[2, 0, 1]], predicted=np.array([2, 0, 0]))
-    old, new = Predictions.read(tmp_path / "old.npz"), Predictions.read(tmp_path / "new.npz")
+    old, new = Predictions.read(tmp_path / "old.npz", "c1"), Predictions.read(tmp_path / "new.npz", "c1")
     old_right, new_right, paired_labels = pair(old, new)
     assert old_right.tolist() == [True, True, False]
     assert new_right.tolist() == [True, False, True]
     assert paired_labels.tolist() == [0, 1, 2]
     np.savez(tmp_path / "other.npz", uid=["a", "b", "d"], label=labels, predicted=labels)
     with pytest.raises(InputError, match="different rows"):
-        pair(old, Predictions.read(tmp_path / "other.npz"))
+        pair(old, Predictions.read(tmp_path / "other.npz", "c1"))
     with pytest.raises(InputError, match="no predictions"):
-        Predictions.read(tmp_path / "nothing.npz")
+        Predictions.read(tmp_path / "nothing.npz", "c1")
+
+
+def test_rows_that_were_relabelled_between_two_evaluations_are_refused_with_both_commits() -> None:
+    uids, answers = [str(n) for n in range(100)], np.zeros(100, np.int64)
+    relabelled = answers.copy()
+    relabelled[:20] = 1
+    # The same answers: without the refusal the model would be 20 rows better than itself.
+    old, new = Predictions(uids, relabelled, answers, "a" * 64), Predictions(uids, answers, answers, "b" * 64)
+    with pytest.raises(InputError, match=r"commits a{12} and b{12}, in which 20 of 100 labels differ: evaluate both"):
+        pair(old, new)
+
+
+def test_rows_without_a_label_are_no_mistakes_and_alone_no_reason_to_open() -> None:
+    uids = ["a", "b", "c"]
+    labels, none = np.array([1, -1, 0], np.int64), np.full(3, -1, np.int64)
+    old_right, new_right, paired_labels = pair(
+        Predictions(uids, labels, np.array([1, 0, 0]), "c1"), Predictions(uids, labels, np.array([1, 1, 1]), "c1")
+    )
+    assert (old_right.tolist(), new_right.tolist()) == ([True, True], [True, False])
+    assert paired_labels.tolist() == [1, 0]
+    blank = Predictions(uids, none, none, "c1")
+    with pytest.raises(InputError, match="None of the 3 rows"):
+        pair(blank, blank)
+
+
+def test_evaluations_that_do_not_pair_are_refused_before_the_gate_begins(tmp_path: Path) -> None:
+    answers = np.zeros(10, np.int64)
+    gate: dict[str, Any] = {"improve_old": None, "improve_new": None, "alpha": 0.05}
+    for key, labels in (("keep_old", answers), ("keep_new", 1 - answers)):
+        run = create_run(tmp_path, {"job": "evaluate", "name": key, "identity": "ab" * 32}, {})
+        files.write_json(run.result_json, {"state": "completed", "data_commit": f"{key}-of-a-version"})
+        run.artifact("predictions.npz").parent.mkdir(exist_ok=True)
+        np.savez(run.artifact("predictions.npz"), uid=list("abcdefghij"), label=labels, predicted=answers)
+        gate[key] = run.id
+    with pytest.raises(InputError, match="keep_old-of- and keep_new-of-, in which 10 of 10 labels differ"):
+        resolve_gate(OmegaConf.create({"paths": {"runs": str(tmp_path)}, "gate": gate}))
