@@ -6,6 +6,7 @@ somebody was quicker (journal.Journal.decide).
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Callable
@@ -129,10 +130,15 @@ def _again(state: State) -> Decision | None:
     return None
 
 
-def is_in_top(state: State, trial: Trial, rung: int) -> bool:
-    """Whether a trial is among the best one in `eta` of those that have reached a rung."""
+def top(state: State, rung: int) -> list[Trial]:
+    """The best one in `eta` of those that have reached a rung; NaN is the worst of them."""
     ranked = state.at_rung(rung)
-    return trial in ranked[: num_best(state, len(ranked))]
+    return ranked[: num_best(state, len(ranked))]
+
+
+def may_go_on(state: State, trial: Trial, rung: int) -> bool:
+    """Whether a trial is to be promoted beyond a rung: it is in the top, and what it measured is a number."""
+    return trial in top(state, rung) and not math.isnan(trial.values[rung])
 
 
 def num_best(state: State, num: int) -> int:
@@ -142,9 +148,12 @@ def num_best(state: State, num: int) -> int:
 
 
 def survives(state: State, trial: Trial, rung: int) -> bool:
-    """The stop-rule: whether a trial goes on beyond a rung, by those that were there before; the first one does."""
+    """The stop-rule: whether a trial goes on beyond a rung, by those that were there before; the first one does.
+
+    Unless what it measured is NaN.
+    """
     ranked = state.at_rung(rung)
-    return trial in ranked[: max(1, len(ranked) // state.spec.eta)]
+    return not math.isnan(trial.values[rung]) and trial in ranked[: max(1, len(ranked) // state.spec.eta)]
 
 
 def _promotion(state: State) -> Decision | None:
@@ -153,9 +162,8 @@ def _promotion(state: State) -> Decision | None:
     if spec.schedule != "asha" or spec.rule != "promote":
         return None
     for rung in range(spec.last_rung - 1, -1, -1):
-        ranked = state.at_rung(rung)
-        for trial in ranked[: num_best(state, len(ranked))]:
-            if trial.state == "paused" and trial.reached == rung:
+        for trial in top(state, rung):
+            if trial.state == "paused" and trial.reached == rung and not math.isnan(trial.values[rung]):
                 return Decision("claim", "promote", trial.number, to=rung + 1, expected_s=cost_s(state, rung + 1))
     return None
 

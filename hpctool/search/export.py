@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 def to_optuna(folder: Path, target: Path) -> int:
     """Write the search of a sweep's folder as an optuna study into a new SQLite file; gives the number of trials.
 
-    Raises InputError where the file is there already, or optuna is not installed.
+    A trial whose end is NaN has failed, for optuna. Raises InputError where the file is there already, or optuna is
+    not installed.
     """
     if importlib.util.find_spec("optuna") is None:
         raise InputError("sweep export --optuna needs optuna: pip install 'hpctool[search]'.")
@@ -29,12 +31,14 @@ def to_optuna(folder: Path, target: Path) -> int:
 
     spec = read_spec(folder)
     state = Journal(folder, spec).read()
+    # Before the file is there: what cannot be said in optuna's words leaves no half of an export behind.
+    made = [_trial(spec, trial) for _, trial in sorted(state.trials.items())]
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     direction = optuna.study.StudyDirection.MAXIMIZE if spec.mode == "max" else optuna.study.StudyDirection.MINIMIZE
     study = optuna.create_study(storage=f"sqlite:///{target.absolute()}", study_name=spec.id, direction=direction)
     study.set_user_attr("metric", spec.metric)
-    study.add_trials([_trial(spec, trial) for _, trial in sorted(state.trials.items())])
-    return len(state.trials)
+    study.add_trials(made)
+    return len(made)
 
 
 def _trial(spec: Spec, trial: Trial) -> FrozenTrial:
@@ -43,6 +47,8 @@ def _trial(spec: Spec, trial: Trial) -> FrozenTrial:
 
     states = {"completed": TrialState.COMPLETE, "failed": TrialState.FAIL, "infeasible": TrialState.FAIL}
     state = states.get(trial.state, TrialState.PRUNED if trial.state in ("paused", "stopped") else TrialState.RUNNING)
+    if state == TrialState.COMPLETE and math.isnan(trial.values[spec.last_rung]):
+        state = TrialState.FAIL
     params: dict[str, Any] = {}
     distributions: dict[str, BaseDistribution] = {}
     for axis in spec.space.axes:

@@ -19,7 +19,6 @@ from hpctool.search import decide
 from hpctool.search.journal import Journal, State, Trial, worth
 from hpctool.search.spec import is_search, read_spec
 from hpctool.track.hours import Hours
-from hpctool.track.metrics import to_json
 from hpctool.track.sweeps import Cell, Overview, waiting_s
 from hpctool.track.sweeps import look as look_at_sweep
 
@@ -56,13 +55,17 @@ class Looked(Overview):
 
     @cached_property
     def ranked(self) -> list[Cell]:
-        """The trials of the highest rung that any has reached, then those of the one below, each the best first."""
-        spec, found = self.state.spec, list[Cell]()
-        by_number = {cell.index: cell for cell in self.cells}
-        for rung in range(spec.last_rung, -1, -1):
-            there = [by_number[trial.number] for trial in self.state.at_rung(rung)]
-            found += [cell for cell in there if cell not in found]
-        return found
+        """The trials of the highest rung that any has reached, then those of the one below, each the best first.
+
+        Without those whose newest value is not finite: they are in no order, and none of them is the best.
+        """
+        state, by_number = self.state, {cell.index: cell for cell in self.cells}
+        return [
+            by_number[trial.number]
+            for rung in range(state.spec.last_rung, -1, -1)
+            for trial in state.at_rung(rung)
+            if trial.reached == rung and math.isfinite(trial.values[rung])
+        ]
 
     @cached_property
     def eta_s(self) -> float | None:
@@ -76,7 +79,7 @@ class Looked(Overview):
             there = self.state.at_rung(rung)
             step = spec.rungs[rung] if rung < spec.last_rung else None
             beyond = sum(trial.reached > rung for trial in there)
-            best = to_json(there[0].values[rung]) if there else None
+            best = next((trial.values[rung] for trial in there if math.isfinite(trial.values[rung])), None)
             rows.append({"rung": rung, "step": step, "trials": len(there), "best": best, "went_on": beyond})
         return rows
 
@@ -143,6 +146,8 @@ def _course(state: State, entries: Iterable[Entry]) -> list[float]:
         is_rung = body.get("op") == "rung"
         values: dict[Any, Any] = {body["rung"]: body["value"]} if is_rung else body.get("values") or {}
         for at, told in ((int(key), float(value)) for key, value in values.items() if trial is not None):
+            if math.isnan(told):
+                continue
             if at > rung or (at == rung and worth(told, state.spec.sign) < worth(best, state.spec.sign)):
                 rung, best = at, told
             found.append(best)
@@ -167,6 +172,7 @@ def how_it_ended(runs: Path, sweep: Sweep) -> tuple[str, str] | None:
         return None
     stopped, best = found.state.stopped, found.ranked[0] if found.ranked else None
     name, _ = found.metric
-    told = f"best {name} {best.metrics[name]:.4g} (trial {best.index}, {best.run})" if best else "nothing was measured"
+    nothing = f"no {name} was finite" if any(cell.metrics for cell in found.cells) else "nothing was measured"
+    told = f"best {name} {best.metrics[name]:.4g} (trial {best.index}, {best.run})" if best else nothing
     state = "cancelled" if stopped.startswith("cancelled") else "completed" if stopped and best else "failed"
     return state, f"{stopped or 'no worker is left, and it had not stopped'}; {len(found.cells)} trials, {told}"

@@ -82,5 +82,6 @@ def _check_promotion(found: Verified, state: State, entry: Entry) -> None:
         return  # it was ignored by everybody
     found.num_promotions += 1
     rung = int(body["to"]) - 1
-    if not decide.is_in_top(state, trial, rung):
+    # Not `may_go_on`: journals are verified in which NaN was promoted, too, where nothing better was there.
+    if trial not in decide.top(state, rung):
         found.different.append(f"trial {trial.number} was promoted to rung {rung + 1} and is not among the best there")

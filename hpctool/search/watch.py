@@ -102,7 +102,7 @@ class Watch:
             elif spec.rule == "stop":
                 self.to = rung + 1
                 self.verdict = "" if decide.survives(state, trial, rung) else "stopped"
-            elif not decide.is_in_top(state, trial, rung) or not self._affordable(state, trial, rung):
+            elif not decide.may_go_on(state, trial, rung) or not self._affordable(state, trial, rung):
                 self.verdict = "paused"
             elif not self._promote(trial, rung):
                 continue

@@ -107,6 +107,18 @@ def test_nan_is_the_worst_value_and_never_the_best_trial() -> None:
     assert best.number == 1
 
 
+def test_nan_is_not_promoted_though_nothing_better_is_there() -> None:
+    story = Story(max_trials=9)
+    for number in range(9):
+        story.paused(number, 0.5 + number if number < 2 else math.nan)
+    for number in (0, 1):
+        assert (story.next().why, story.next().trial) == ("promote", number)
+        story.claim(number, 2, to=1, why="promote").paused(number, math.nan, rung=1)
+    assert (story.next().what, story.next().why) == ("stop", "all 9 trials are made")
+    assert not decide.may_go_on(story.state, story.state.trials[2], 0)
+    assert not decide.survives(story.state, story.state.trials[0], 1)
+
+
 def test_a_zombie_cannot_report_and_an_orphan_is_taken_over_once() -> None:
     story = Story().propose(0, slot=1)
     assert story.next(0).what == "propose"
