@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import re
 import time
 from dataclasses import dataclass
@@ -228,6 +229,14 @@ def _check_pbt(asked: Any, found: Space, bases: list[dict[str, Any]]) -> None:
         raise ConfigError(fixed[0], "it cannot change while a run goes on, which is what search=pbt does.")
     if asked.pbt.population < 2 or not 0 < asked.pbt.quantile <= 0.5 or not asked.pbt.factors:
         raise ConfigError("search.pbt", "it takes a population of 2 or more, a quantile up to 0.5, and factors.")
+    size, quantile = int(asked.pbt.population), float(asked.pbt.quantile)
+    if int(size * quantile) < 1:
+        least = math.ceil(100 / size) / 100
+        raise ConfigError(
+            "search.pbt.quantile",
+            f"{quantile:g} of a population of {size} is nobody, so none would go on from another's checkpoint. "
+            f"Take {least:g} or more, or a larger search.pbt.population.",
+        )
 
 
 def _check_ends(asked: Any, found: Space) -> None:

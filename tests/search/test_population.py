@@ -12,6 +12,7 @@ from hpctool.checkpoint.commits import committed
 from hpctool.checkpoint.pins import kept
 from hpctool.data.prepare import prepare
 from hpctool.data.schema import PrepareConfig
+from hpctool.errors import InputError
 from hpctool.launch.plan import Request
 from hpctool.rundir import RunDir
 from hpctool.search import retention, submit, verify
@@ -81,3 +82,17 @@ def _what_is_pinned_stays(run: RunDir) -> None:
         assert newest.exists()
     retention.drop(run)
     assert not newest.exists()
+
+
+@pytest.mark.parametrize(("population", "least"), [(2, "0.5"), (3, "0.34")])
+def test_a_quantile_that_is_nobody_is_refused_with_the_one_that_is_somebody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, population: int, least: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dataset(tmp_path)
+    words = ["search=pbt", f"search.pbt.population={population}", "search.pbt.interval=2", "optim.lr=interval(1e-4,1)"]
+    words += ["data.name=dots", "model=mlp", "loop.max_steps=6", "loop.eval_every_steps=2", "loop.global_batch_size=12"]
+    with pytest.raises(InputError, match=rf"quantile.*0\.25 of a population of {population} is.*Take {least} or"):
+        submit.plan(Request("train", [*words, f"paths.root={tmp_path}"]), True)
+    asked = submit.plan(Request("train", [*words, f"search.pbt.quantile={least}", f"paths.root={tmp_path}"]), True)
+    assert asked.spec.rungs == [2, 4]
