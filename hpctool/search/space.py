@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, Quote, QuotedString, RangeSweep
 
 from hpctool import files
@@ -174,12 +175,11 @@ def _axis(override: Override, is_group: bool) -> Axis:
     if unknown := tags - {"log"}:
         raise ConfigError(key, f"the tag '{min(unknown)}' means nothing to a search; there is: log.")
     if isinstance(sweep, IntervalSweep):
-        return _interval(key, sweep, "log" in tags)
+        return _interval(key, sweep, override.input_line or "", "log" in tags)
     if isinstance(sweep, RangeSweep):
         return _range(key, sweep, "log" in tags)
     if not isinstance(sweep, ChoiceSweep):
-        values = list(override.sweep_string_iterator())
-        return Axis(key, "choice", values, is_group=is_group)
+        return _choice(key, list(override.sweep_string_iterator()), is_group)
     if tags:
         raise ConfigError(key, "log is for numbers: tag(log,interval(1e-5,1e-1)).")
     values = [grid.unquoted(value) for value in override.sweep_iterator()]
@@ -188,23 +188,38 @@ def _axis(override: Override, is_group: bool) -> Axis:
         distinct = [str(value) for value in distinct]
     elif any(not grid.stands_for_itself(value) for value in distinct):
         raise ConfigError(key, "a search varies numbers, texts, lists and choices of a group, no dicts or references.")
-    if not distinct:
+    return _choice(key, distinct, is_group)
+
+
+def _choice(key: str, values: list[Any], is_group: bool) -> Axis:
+    if not values:
         raise ConfigError(key, "there is no value to choose from.")
-    return Axis(key, "choice", distinct, is_group=is_group)
+    return Axis(key, "choice", values, is_group=is_group)
 
 
-def _interval(key: str, sweep: IntervalSweep, log: bool) -> Axis:
+def _interval(key: str, sweep: IntervalSweep, text: str, log: bool) -> Axis:
+    # interval(1,12) has floats for ends, whatever was typed; int(interval(1,12)) whole numbers.
+    is_whole = isinstance(sweep.start, int)
+    typed = re.search(r"interval\([^()]*\)", text)
+    if is_whole and typed:
+        # Hydra cuts the ends towards 0, which may lie outside: int(interval(0.5,1.4)) would be 0 to 1.
+        again = OverridesParser.create().parse_override(f"x={typed[0]}").value()
+        assert isinstance(again, IntervalSweep), again
+        sweep = again
     low, high = sweep.start, sweep.end
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         raise ConfigError(key, f"interval({low},{high}) needs two numbers.")
     if low > high:
         raise ConfigError(key, f"interval({low},{high}) has no point; its ends are swapped: interval({high},{low}).")
+    if is_whole and math.ceil(low) > math.floor(high):
+        raise ConfigError(key, f"there is no whole number in interval({low},{high}).")
+    if is_whole:
+        low, high = math.ceil(low), math.floor(high)
     if log and low <= 0:
         raise ConfigError(key, f"on a logarithmic scale interval({low},{high}) must begin above 0.")
     if low == high:
-        return Axis(key, "choice", [low])
-    # interval(1,12) has floats for ends, whatever was typed; int(interval(1,12)) whole numbers.
-    return Axis(key, "int" if isinstance(low, int) else "float", [], low, high, None, log)
+        return _choice(key, [low], is_group=False)
+    return Axis(key, "int" if is_whole else "float", [], low, high, None, log)
 
 
 def _range(key: str, sweep: RangeSweep, log: bool) -> Axis:
@@ -215,7 +230,7 @@ def _range(key: str, sweep: RangeSweep, log: bool) -> Axis:
     numbers = [_tidy(float(v)) if not isinstance(v, int) else v for v in values]
     low, high, step = min(numbers), max(numbers), abs(sweep.step)
     if len(numbers) == 1:
-        return Axis(key, "choice", numbers)
+        return _choice(key, numbers, is_group=False)
     if log:
         raise ConfigError(key, "a range has even steps; for a logarithmic scale write tag(log,int(interval(1,1024))).")
     return Axis(key, "int" if all(isinstance(v, int) for v in numbers) else "float", [], low, high, step)

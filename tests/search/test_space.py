@@ -40,6 +40,20 @@ def test_each_form_of_hydra_is_an_axis_whose_points_lie_on_it(text: str, kind: s
     assert Space.from_json(Space([axis]).to_json()) == Space([axis])
 
 
+@pytest.mark.parametrize(
+    ("text", "low", "high"),
+    [
+        ("a=int(interval(0.5,3.4))", 1, 3),
+        ("a=int(interval(-3.5,-0.5))", -3, -1),
+        ("a=tag(log,int(interval(start=0.5,end=9.5)))", 1, 9),
+    ],
+)
+def test_whole_numbers_lie_within_the_interval_that_was_typed(text: str, low: int, high: int) -> None:
+    axis = axis_of(text)
+    assert (axis.kind, axis.low, axis.high) == ("int", low, high)
+    assert {axis.at(u / 100) for u in range(100)} == set(range(low, high + 1))
+
+
 @pytest.mark.slow
 def test_what_has_one_value_is_fixed_and_a_text_survives_the_way_back() -> None:
     found, fixed = space.read(["a=1,2", "b=5", "c=range(3,4)", "d='x, y'"])
@@ -60,6 +74,9 @@ def test_what_has_one_value_is_fixed_and_a_text_survives_the_way_back() -> None:
         (["a=5"], "nothing to vary"),
         (["a=1,2", "a=3,4"], "varied twice"),
         (["a=interval(0,inf)"], "needs two numbers"),
+        (["a=int(interval(0.2,0.8))"], "no whole number in interval(0.2,0.8)"),
+        (["a=int(interval(3.5,1.5))"], "its ends are swapped: interval(1.5,3.5)"),
+        (["a=glob(*)"], "there is no value to choose from"),
         (["a={x:1},{x:2}"], "no dicts or references"),
     ],
 )
