@@ -44,14 +44,22 @@ def verify(folder: Path) -> Verified:
     can_draw = now == spec.sampler_version
     state = State(spec)
     for entry in entries:
-        op, why = entry.body.get("op"), entry.body.get("why")
-        if op == "propose" and entry.body.get("t") not in state.trials:
-            _check_proposal(found, spec, state, entry, can_draw)
-        elif op == "claim" and why == "promote":
-            _check_promotion(found, state, entry)
+        try:
+            _check(found, state, entry, can_draw)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            # It lacks what a decision consists of; `fold` sets it aside as well, or takes what is there.
+            found.broken[f"{entry.number:010d}"] = f"{type(error).__name__}: {error}"
         fold(state, [entry])
     found.broken |= {f"{number:010d}": reason for number, reason in state.odd.items()}
     return found
+
+
+def _check(found: Verified, state: State, entry: Entry, can_draw: bool) -> None:
+    op, why = entry.body.get("op"), entry.body.get("why")
+    if op == "propose" and entry.body.get("t") not in state.trials:
+        _check_proposal(found, state.spec, state, entry, can_draw)
+    elif op == "claim" and why == "promote":
+        _check_promotion(found, state, entry)
 
 
 def _check_proposal(found: Verified, spec: Spec, state: State, entry: Entry, can_draw: bool) -> None:

@@ -107,6 +107,17 @@ def test_an_export_that_fails_leaves_no_file(diverged: Found, tmp_path: Path) ->
     assert not (tmp_path / "study.db").exists()
 
 
+def test_an_entry_that_lacks_what_a_decision_needs_is_set_aside_by_verify(ask: Ask) -> None:
+    found = ask(*WORDS, start=False)
+    journal = found.journal()
+    number = journal.add("propose", t=0, run="toy-0", slot=0, why="sampler", seen=0)
+    claim = journal.add("claim", why="promote")
+    assert verify.verify(found.folder).broken == {
+        f"{number:010d}": "KeyError: 'params'",
+        f"{claim:010d}": "KeyError: 't'",
+    }
+
+
 def test_a_journal_in_which_nan_was_promoted_is_verified_still(ask: Ask) -> None:
     found = ask(*WORDS, start=False)
     journal = found.journal()
