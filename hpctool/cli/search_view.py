@@ -28,7 +28,8 @@ def print_search(found: Looked, all_trials: bool) -> None:
     _print_rungs(found)
     ranked = found.ranked
     if all_trials or len(found.cells) <= WHOLE:
-        _print_trials(found, [*ranked, *(cell for cell in found.cells if cell not in ranked)])
+        told = {cell.index for cell in ranked}
+        _print_trials(found, [*ranked, *(cell for cell in found.cells if cell.index not in told)])
     elif ranked:
         _print_trials(found, ranked[:_NUM_BEST])
         say(f"\nThe best {min(_NUM_BEST, len(ranked))} of {len(found.cells)} trials; --cells shows all.")
