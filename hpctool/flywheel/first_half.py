@@ -30,7 +30,11 @@ def sweep(story: Story) -> None:
     told = [*story.cfg.flywheel.train, *story.cfg.flywheel.sweep]
     answer = story.hpctool("train", "-m", "name=sweep", f"data.name={story.name}@v1", *told, *where)
     status = story.hpctool("sweep", "status", answer["sweep"], quiet=True)
-    ranked = sorted(status["rows"], key=lambda row: -row["metrics"]["val/accuracy"])
+    measured = [row for row in status["rows"] if isinstance(row["metrics"].get("val/accuracy"), int | float)]
+    if not measured:
+        # A failed cell has no accuracy, and that of a diverged one is the text "nan".
+        raise OperationError(f"No cell of sweep {answer['sweep']} has a val/accuracy: hpctool sweep status says why.")
+    ranked = sorted(measured, key=lambda row: -row["metrics"]["val/accuracy"])
     varied = list(ranked[0]["values"])
     rows = [[row["run"], *row["values"].values(), f"{row['metrics']['val/accuracy']:.4f}"] for row in ranked]
     story.table(["run", *varied, "val/accuracy"], rows)

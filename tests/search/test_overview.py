@@ -76,7 +76,7 @@ def test_what_is_no_finite_number_is_never_the_best(diverged: Found) -> None:
 
 def test_status_and_list_are_json_whatever_was_measured(diverged: Found) -> None:
     root = ["--root", str(diverged.runs.parent), "--json"]
-    for words in (["status", diverged.spec.id], ["list"]):
+    for words in (["status", diverged.spec.id], ["report", diverged.spec.id], ["list"]):
         done = CliRunner().invoke(cli, ["sweep", *words, *root])
         assert done.exception is None, words
         assert json.loads(done.stdout)
