@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import hpctool
 from hpctool.serve import protocol
 from hpctool.serve.batcher import Answer, Batcher
+from hpctool.serve.log import say_error
 from hpctool.serve.metrics import Metrics
 from hpctool.serve.protocol import Refused
 from hpctool.serve.runtime import Runtime, Served, unknown_version
@@ -202,7 +203,7 @@ async def _not_found(request: Request, error: Exception) -> Response:
 
 
 async def _failed(_request: Request, error: Exception) -> Response:
-    traceback.print_exception(error)
+    say_error("".join(traceback.format_exception(error)))
     return _error(500, f"The server failed: {type(error).__name__}: {error}", {})
 
 

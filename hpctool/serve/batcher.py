@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from hpctool.serve.log import say_error
 from hpctool.serve.metrics import Metrics
 from hpctool.serve.protocol import Query, Refused
 from hpctool.world import Array
@@ -144,7 +145,7 @@ class Batcher:
             try:
                 self._run(items, done)
             except BaseException as error:  # nobody may wait for ever
-                traceback.print_exc()
+                say_error(traceback.format_exc())
                 for item in items:
                     done.failed.append((item, Refused(500, f"The server failed: {error}.")))
             self._count(items, began)
@@ -196,7 +197,7 @@ class Batcher:
             # TorchScript puts its own trace first and what happened last.
             problem = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip().rstrip(".")
             if len(items) == 1:
-                traceback.print_exc()
+                say_error(traceback.format_exc())
         if problem:
             if len(items) == 1:
                 done.failed.append((items[0], Refused(500, f"The model cannot answer this request: {problem}.")))

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hpctool.errors import HpctoolError, UnknownName
+from hpctool.errors import HpctoolError, OperationError, UnknownName, counted
 from hpctool.export import aliases
 from hpctool.export.bundle import Bundle
 from hpctool.export.verify import Loaded, load_verified
 from hpctool.serve.batcher import Batcher, Outputs
+from hpctool.serve.log import say
 from hpctool.serve.metrics import Metrics
 from hpctool.serve.protocol import Query, Refused
 from hpctool.serve.schema import ServeConfig
@@ -105,9 +106,19 @@ class Runtime:
             self._follower.join()
 
     def close(self) -> None:
-        """Write the rest of the journal; nothing may be recorded any more. Raises OSError."""
+        """Write the rest of the journal; nothing may be recorded any more. Raises OperationError on what is lost."""
+        problem: OSError | None = None
         for writer in (*self._retired, self.current.writer):
-            writer.close()
+            try:
+                writer.close()
+            except OSError as error:
+                problem = error
+        if problem:
+            raise OperationError(
+                f"The journal in {self.current.writer.folder} cannot be written: {problem}. "
+                f"{counted(self.backlog_rows, 'prediction')} that were answered are lost. Make room there before the "
+                "next start."
+            ) from problem
 
     def look(self) -> None:
         """Look where the alias points, and change to it if it has moved. Raises nothing: what goes wrong is said."""
@@ -142,12 +153,12 @@ class Runtime:
     def _refuse(self, reason: str) -> None:
         said = f"{self.cfg.serve.model} has moved and is refused; {self.current.bundle} stays in service. {reason}"
         if said != self.refused:
-            print(said, flush=True)
+            say(said)
             self._metrics.swaps.labels("refused").inc()
         self.refused = said
 
     def _announce(self) -> None:
-        print(f"{self.current.bundle} is in service", flush=True)
+        say(f"{self.current.bundle} is in service")
         self._metrics.model(self.current.bundle.name, self.current.bundle.version)
 
     def _load(self, bundle: Bundle) -> Served:

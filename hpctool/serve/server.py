@@ -21,6 +21,7 @@ from hpctool.launch import signals
 from hpctool.rundir import RunDir
 from hpctool.serve.app import Service, make_app
 from hpctool.serve.batcher import Batcher, Limits
+from hpctool.serve.log import say
 from hpctool.serve.metrics import Metrics
 from hpctool.serve.runtime import Runtime
 from hpctool.serve.schema import ServeConfig
@@ -43,7 +44,10 @@ class _Server(uvicorn.Server):
 
 
 def serve(rundir: RunDir, cfg: ServeConfig) -> dict[str, Any]:
-    """Serve until somebody asks to stop. Raises Stopped; InputError where the port is taken or the token is unsafe."""
+    """Serve until somebody asks to stop. Raises Stopped; InputError where the port is taken or the token is unsafe.
+
+    Raises OperationError where answered predictions could not be written at the end.
+    """
     rundir.artifact(ENDPOINT).unlink(missing_ok=True)  # of an attempt that was killed
     token_file, token = read_token(rundir, cfg)
     with listen(cfg.serve.host, cfg.serve.port) as listener:
@@ -62,7 +66,7 @@ def serve(rundir: RunDir, cfg: ServeConfig) -> dict[str, Any]:
         url = f"http://{_reachable(cfg.serve.host)}:{listener.getsockname()[1]}"
         endpoint = {"url": url, "token_file": token_file, "pid": os.getpid(), "model": cfg.serve.model}
         files.write_json(rundir.artifact(ENDPOINT), endpoint)
-        print(f"{cfg.serve.model} answers at {url}/v2/models/{runtime.name}/infer", flush=True)
+        say(f"{cfg.serve.model} answers at {url}/v2/models/{runtime.name}/infer")
         try:
             _answer_requests(service, cfg, listener)
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import sys
 import threading
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hpctool.serve.journal import COLUMNS, Origin, write_segment
+from hpctool.serve.log import say_error
 from hpctool.world import Array
 
 
@@ -115,7 +115,7 @@ class JournalWriter:
                 self.flush()
                 self.problem = ""
             except OSError as error:
-                if not self.problem:
-                    print(f"The journal in {self.folder} cannot be written: {error}", file=sys.stderr, flush=True)
-                self.problem = str(error)
+                is_new, self.problem = not self.problem, str(error)
+                if is_new:
+                    say_error(f"The journal in {self.folder} cannot be written: {error}")
                 time.sleep(min(1.0, self._flush_s or 0.0))

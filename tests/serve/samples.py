@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,18 @@ def start_server(root: Path, *overrides: str, model: str = "digits@production") 
         time.sleep(0.02)
     process.kill()
     raise AssertionError(f"the server did not get ready: {process.communicate()[0]}")
+
+
+@contextlib.contextmanager
+def full_log() -> Iterator[None]:
+    """stdout and stderr go to a disk that is full."""
+    with (
+        contextlib.suppress(OSError),
+        open("/dev/full", "w", buffering=1) as full,
+        contextlib.redirect_stdout(full),
+        contextlib.redirect_stderr(full),
+    ):
+        yield
 
 
 def read_all(line: socket.socket) -> str:

@@ -12,6 +12,7 @@ from hpctool.serve.batcher import Answer, Batcher, Limits, Outputs
 from hpctool.serve.metrics import Metrics
 from hpctool.serve.protocol import Query, Refused
 from hpctool.world import Array
+from tests.serve.samples import full_log
 
 POISON, NOT_A_NUMBER = 666, 667
 
@@ -202,3 +203,12 @@ def test_closing_answers_what_is_queued(model: Doubler) -> None:
         assert [a.outputs["logits"].item() for a in answers] == [0, 2, 4, 6, 8, 10]
 
     asyncio.run(story())
+
+
+def test_a_log_that_cannot_be_written_ends_no_request_but_the_one_to_blame(run: Run) -> None:
+    async def story(batcher: Batcher) -> None:
+        with full_log(), pytest.raises(Refused, match="poison in the batch"):
+            await batcher.submit(query(POISON))
+        assert (await batcher.submit(query(2))).outputs["logits"].item() == 4
+
+    run(story)

@@ -15,6 +15,7 @@ from hpctool.log import Log
 from hpctool.serve.journal import Journal, Origin, open_journal, write_segment
 from hpctool.serve.writer import JournalWriter
 from hpctool.world import Array
+from tests.serve.samples import full_log
 
 GOLDEN = Path(__file__).parents[1] / "assets" / "journal_v1" / "digits"
 
@@ -98,6 +99,22 @@ def test_a_full_disk_loses_nothing_and_is_said(tmp_path: Path, small_files: int,
         journal.close()
     assert not Journal(tmp_path).segments()
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_journal_whose_log_is_on_the_same_full_disk_is_written_when_there_is_room(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("no folder, so no entry can be made")
+    journal = writer(tmp_path, flush_s=0.02)
+    deadline = time.monotonic() + 10
+    with full_log():
+        journal.add(*batch(0, 2))
+        while not journal.problem and time.monotonic() < deadline:
+            time.sleep(0.01)
+    (tmp_path / "log").unlink()
+    while journal.backlog_rows and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (journal.backlog_rows, journal.problem) == (0, "")
+    journal.close()
+    assert len(Journal(tmp_path).read()) == 2
 
 
 def test_rows_are_chosen_by_source_model_and_time(tmp_path: Path) -> None:
