@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from hpctool.export import calibration, statistics
-from hpctool.train.scores import softmax
+from hpctool.export.deployed import Deployed
 
 
 def reference(
@@ -27,8 +28,9 @@ def reference(
     num_calibration_bins: int,
 ) -> dict[str, Any]:
     """The content of reference.json without its format; a label of -1 is missing and counts in no class."""
-    probabilities_NK = softmax(logits_NK, fit.temperature)
-    outputs = statistics.output_statistics(probabilities_NK)
+    # As they are served, in float32: near 1 it holds a value every 6e-8, and finer bins would never be met again.
+    served = Deployed(torch.nn.Identity(), torch.nn.Identity(), fit.temperature)
+    outputs = statistics.output_statistics(served(torch.from_numpy(logits_NK))[0].numpy())
     num_classes = logits_NK.shape[1]
     predicted_N = logits_NK.argmax(axis=1)
     known = labels_N >= 0

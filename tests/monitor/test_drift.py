@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from omegaconf import OmegaConf
 from scipy import ndimage
 
+from hpctool.export.calibration import fit_temperature
+from hpctool.export.deployed import Deployed
 from hpctool.monitor.drift import Limits, Report, Statistic, compare
 from hpctool.train.scores import softmax
 from tests.monitor.conftest import Digits, Images, Rows, make_reference
@@ -103,6 +106,20 @@ def test_other_class_shares_alarm_and_their_truth_is_estimated(digits: Digits) -
     assert report.true_shares is not None
     truth = np.bincount(digits.labels[chosen], minlength=10) / len(chosen)
     assert np.abs(np.array(report.true_shares) - truth).max() < 0.1
+
+
+def test_the_rows_of_the_reference_do_not_alarm_however_sure_the_model_is() -> None:
+    rng = np.random.default_rng(0)
+    x = table(rng, 1000)
+    labels = rng.integers(0, 5, 1000)
+    logits = logits_of(x)
+    logits[np.arange(1000), labels] += rng.uniform(12, 30, 1000).astype(np.float32)
+    fit = fit_temperature(logits, labels)
+    served = Deployed(torch.nn.Identity(), torch.nn.Identity(), fit.temperature)
+    probabilities = served(torch.from_numpy(logits))[0].numpy()
+    report = compare(make_reference(x, logits, labels, fit), Rows(x, probabilities))
+    assert max(one.effect for one in report.statistics) == 0
+    assert not report.alarm
 
 
 def test_a_few_rows_never_alarm(digits: Digits) -> None:
