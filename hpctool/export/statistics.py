@@ -46,16 +46,17 @@ def output_statistics(probabilities_NK: Floats) -> Statistics:
 def quantile_edges(values_N: Floats, num_bins: int) -> list[float]:
     """The inner edges of bins that hold about equally many of these values; the outer bins are open.
 
-    Fewer where values repeat. A constant gets a bin of its own, so that any other value is seen.
+    Fewer where values repeat. A largest value that many share gets a bin of its own, as a constant does, so that any
+    other value is seen.
     """
     known = values_N[np.isfinite(values_N)]
     if len(known) == 0:
         return []
-    low, high = float(known.min()), float(known.max())
-    if low == high:
-        return [float(np.nextafter(low, -np.inf)), low]
-    inner = np.quantile(known, np.linspace(0, 1, num_bins + 1)[1:-1], method="inverted_cdf")
-    return [float(edge) for edge in np.unique(inner) if edge < high]
+    high = float(known.max())
+    inner = np.quantile(known, np.linspace(0, 1, num_bins + 1)[1:-1], method="inverted_cdf").astype(np.float64)
+    if high in inner:
+        inner = np.append(inner, np.nextafter(high, -np.inf))
+    return [float(edge) for edge in np.unique(inner)]
 
 
 def count(values_N: Floats, edges: list[float]) -> tuple[list[int], int]:

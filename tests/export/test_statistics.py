@@ -41,6 +41,12 @@ def test_repeated_values_share_a_bin() -> None:
     assert all(found["counts"])
 
 
+def test_a_largest_value_that_most_rows_have_is_a_bin_of_its_own() -> None:
+    found = statistics.histogram(np.array([0.0] * 5 + [1.0] * 95), 10)
+    assert found["counts"] == [5, 95, 0]
+    assert statistics.count(np.array([0.0, 0.5, 1.0, 50.0]), found["edges"]) == ([2, 1, 1], 0)
+
+
 def test_missing_values_are_counted_apart_and_infinite_ones_in_the_outer_bins() -> None:
     found = statistics.histogram(np.array([1.0, 2.0, 3.0, np.nan, np.inf, -np.inf]), 3)
     assert found["num_missing"] == 1

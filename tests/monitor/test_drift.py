@@ -165,6 +165,13 @@ def test_a_constant_drifts_only_when_another_value_appears() -> None:
     assert other.dominance > 0.5
 
 
+def test_a_flag_that_was_mostly_set_drifts_when_it_mostly_is_not() -> None:
+    rng = np.random.default_rng(0)
+    reference, now = table(rng, 300), table(rng, 300)
+    reference[:, 7], now[:, 7] = rng.random(300) < 0.95, rng.random(300) < 0.1
+    assert statistic(compare_tables(reference, now, Limits()), "value_07").alarm
+
+
 def test_probabilities_that_are_no_numbers_are_counted(digits: Digits) -> None:
     reference, images = digits.split(0, 200)
     rows = digits.rows(images)
