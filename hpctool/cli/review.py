@@ -202,6 +202,8 @@ def apply(
             f"Left out: {len(found.disputed)} on which people disagree. See: hpctool review status {queue.id}; "
             "--accept WHO says whose answers decide."
         )
+    if found.gone:
+        say(f"Left out: {counted(len(found.gone), 'row')} that {found.dataset} has no more.")
     if found.changed:
         say(
             f"{counted(len(found.changed), 'answer differs', 'answers differ')} from the label that the dataset has by "

@@ -3,6 +3,7 @@ each, when and why."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from hpctool.data.layout import split_ref
 from hpctool.data.manifest import LABEL, NO_LABEL, UID
 from hpctool.data.ragged import Values, take
 from hpctool.data.version import Version, open_version
-from hpctool.errors import InputError
-from hpctool.review.answers import Answer, decide
-from hpctool.review.queue import APPLIED, Item, Queue, row_keys, row_uids
+from hpctool.errors import InputError, counted
+from hpctool.review.answers import Answer, Answers, Decision, decide
+from hpctool.review.queue import APPLIED, Item, Queue, check_classes, row_keys, row_uids
 from hpctool.rundir import now, who
 
 Places = npt.NDArray[np.int64]
@@ -38,10 +39,11 @@ class Applied:
     num_there: int
     #: of these, items whose answers have changed since: the dataset keeps what it has
     changed: list[str]
-    #: what is left out: not looked at, skipped by all, and without a majority
+    #: what is left out: not looked at, skipped by all, without a majority, and rows that the dataset has no more
     num_open: int
     num_skipped: int
     disputed: list[str]
+    gone: list[str]
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,11 @@ def apply(
     Where the items are rows of the dataset themselves, these get the labels; one that somebody has labelled meanwhile
     keeps what it has.
 
-    Skipped items are left out, and so are those on which people disagree, unless `accept` names whose answers decide.
+    Skipped items are left out, and rows that are gone from the dataset, and those on which people disagree, unless
+    `accept` names whose answers decide.
     Applying again appends what was decided since, if anything. `split` sends the rows to one split instead of where
-    the dataset's rule says. Raises InputError where nothing is decided or the tag is taken; nothing is written then.
+    the dataset's rule says. Raises InputError where nothing is decided or left, the dataset has not all classes, or
+    the tag is taken; nothing is written then.
     """
     if split is not None and queue.of_rows:
         raise InputError(f"The items of review {queue.id} are rows of {queue.dataset} and stay in their splits.")
@@ -79,16 +83,9 @@ def apply(
     if accept is not None and not any(accept in said for said in answers.values()):
         raise InputError(f"'{accept}' has answered nothing in review {queue.id}, so nothing can be accepted from them.")
     version = open_version(datasets, queue.dataset)
+    check_classes(version, queue.classes)
     decisions = {item.prediction: decide(answers.get(item.prediction, {}), accept) for item in queue.items}
-    rows = []
-    for place, item in enumerate(queue.items):
-        label = decisions[item.prediction].label
-        if label is not None:
-            author = _author(queue, item, answers[item.prediction], label, accept)
-            rows.append(_Row(place, item, version.classes.index(queue.classes[label]), author))
-    if not rows:
-        raise InputError(f"No item of review {queue.id} is decided yet, so there is nothing to apply.")
-
+    rows, gone = _without_gone(queue, version, _decided_rows(queue, version, answers, decisions, accept))
     there = _labelled_there(queue, version, rows) if queue.of_rows else version.find(row_uids(_inputs(queue, rows)))
     fresh = [row for row, found in zip(rows, there, strict=True) if found < 0]
     if not fresh:
@@ -112,6 +109,7 @@ def apply(
         num_open=states.count("open"),
         num_skipped=states.count("skipped"),
         disputed=[prediction for prediction, decision in decisions.items() if decision.state == "disputed"],
+        gone=gone,
     )
 
 
@@ -149,16 +147,42 @@ def _inputs(queue: Queue, rows: list[_Row]) -> Values:
     return take(queue.inputs, np.array([row.place for row in rows], np.int64))
 
 
+def _decided_rows(
+    queue: Queue, version: Version, answers: Answers, decisions: Mapping[str, Decision], accept: str | None
+) -> list[_Row]:
+    """The decided items as rows to be. Raises InputError where there are none."""
+    rows = []
+    for place, item in enumerate(queue.items):
+        label = decisions[item.prediction].label
+        if label is not None:
+            author = _author(queue, item, answers[item.prediction], label, accept)
+            rows.append(_Row(place, item, version.classes.index(queue.classes[label]), author))
+    if not rows:
+        raise InputError(f"No item of review {queue.id} is decided yet, so there is nothing to apply.")
+    return rows
+
+
+def _without_gone(queue: Queue, version: Version, rows: list[_Row]) -> tuple[list[_Row], list[str]]:
+    """The rows that can be applied, and the uids of those that the dataset has no more. Raises InputError on none."""
+    if not queue.of_rows:
+        return rows, []
+    is_there = version.find([row.item.prediction for row in rows]) >= 0
+    left = [row for row, there in zip(rows, is_there, strict=True) if there]
+    if not left:
+        raise InputError(
+            f"{version.ref} has none of the {counted(len(rows), 'row')} any more that review {queue.id} decides, "
+            "so there is nothing to apply."
+        )
+    return left, [row.item.prediction for row, there in zip(rows, is_there, strict=True) if not there]
+
+
 def _labelled_there(queue: Queue, version: Version, rows: list[_Row]) -> Places:
     """The places of those rows that need no label of this queue any more, -1 for the others.
 
-    They have one, or had this queue's once: whoever took it away since meant it. Raises InputError on a row that is
-    gone.
+    They have one, or had this queue's once: whoever took it away since meant it.
     """
     uids = [row.item.prediction for row in rows]
     there = version.find(uids)
-    if (there < 0).any():
-        raise InputError(f"Row {uids[int(np.argmin(there))]} of review {queue.id} is not in {version.ref} any more.")
     open_now = version.read(LABEL, there) == NO_LABEL
     for commit in version.store.history(version.commit):
         if commit.changes is not None and commit.operation.get("origin") == _origin(queue):

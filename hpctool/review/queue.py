@@ -296,6 +296,9 @@ def _check_fits(branch: Version, feature: str, classes: list[str]) -> None:
 
 
 def check_classes(branch: Version, classes: list[str]) -> None:
-    """Raises InputError where the model knows a class that the dataset has not."""
+    """Raises InputError where the model or the review knows a class that the dataset has not."""
     if missing := [name for name in classes if name not in branch.classes]:
-        raise InputError(f"{branch.ref} has no class {listing(missing)} that the model knows. See --dataset.")
+        raise InputError(
+            f"{branch.ref} has no class {listing(missing)} and could not take such answers; it has: "
+            f"{listing(branch.classes, 12)}. Choose a dataset or branch with the same classes, or make a new review."
+        )

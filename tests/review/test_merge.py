@@ -140,6 +140,17 @@ def test_two_queues_with_the_same_item_make_one_row(make: MakeQueue, folders: Fo
     assert len(set(tip(folders).uids())) == tip(folders).num_rows == 106
 
 
+def test_a_class_that_the_dataset_has_no_more_is_said_before_anything_is_written(
+    queue: Queue, folders: Folders
+) -> None:
+    say(queue, range(1))
+    record = files.read_json(queue.path / "queue.json")
+    files.write_json(queue.path / "queue.json", record | {"classes": ["zero", *record["classes"][1:]]})
+    with pytest.raises(InputError, match=r"digits@main has no class zero and could not take such answers; it has: "):
+        apply(Queue(queue.path), folders.datasets, "renamed")
+    assert tip(folders).num_rows == 100
+
+
 def test_the_dataset_may_have_its_classes_in_another_order(make: MakeQueue, folders: Folders, tmp_path: Path) -> None:
     queue = make()
     say(queue, range(1))

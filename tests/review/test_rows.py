@@ -19,8 +19,10 @@ from selenium.webdriver.common.by import By
 
 from hpctool.cli.output import Folders
 from hpctool.cli.review import group
+from hpctool.data.append import Author, append
 from hpctool.data.authors import label_authors
 from hpctool.data.labels import Change, blame, relabel
+from hpctool.data.manifest import NO_LABEL
 from hpctool.data.version import Version, open_version
 from hpctool.errors import InputError, UnknownName
 from hpctool.export.bundle import Bundle
@@ -147,6 +149,27 @@ def test_a_label_that_came_meanwhile_or_was_taken_away_again_is_kept(
     # What people skipped, or are at odds about, waits in its own review; what lost its label is asked once more.
     rest = {item.prediction for item in make_rows_queue(reviews, datasets, "tiny", 50).items}
     assert rest == {item.prediction for item in [queue.items[2], *queue.items[4:]]}
+
+
+def test_rows_that_the_dataset_has_no_more_are_left_out_and_the_others_get_their_labels(
+    partly: Version, datasets: Path, reviews: Path
+) -> None:
+    images = {"image": np.full((2, 4, 4, 3), 7, np.uint8)}
+    author = Author("eve", "2026-01-01T00:00:00Z", "")
+    append(partly.store, "main", images, ["a", "b"], np.full(2, NO_LABEL), [author] * 2, "two more")
+    queue = make_rows_queue(reviews, datasets, "tiny", 50)
+    partly.store.reset_branch("main", partly.commit)
+    gone = [place for place in range(len(queue.items)) if row_of(queue, place, open_version(datasets, "tiny")) < 0]
+    for place in gone:
+        say(queue, place, 0)
+    with pytest.raises(InputError, match="tiny@main has none of the 2 rows any more"):
+        apply(queue, datasets, "look")
+    there = min(set(range(len(queue.items))) - set(gone))
+    say(queue, there, 1)
+    done = apply(queue, datasets, "look")
+    assert (done.num_rows, done.gone) == (1, [queue.items[place].prediction for place in gone])
+    after = open_version(datasets, "tiny")
+    assert after.read("label")[row_of(queue, there, after)] == 1
 
 
 @pytest.mark.slow
