@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -107,11 +107,14 @@ class Service:
         parts, size_bytes = [], int(said) if said.isdigit() else 0
         if size_bytes <= limit:
             size_bytes = 0
-            async for part in request.stream():
-                size_bytes += len(part)
-                if size_bytes > limit:
-                    break
-                parts.append(part)
+            try:
+                async for part in request.stream():
+                    size_bytes += len(part)
+                    if size_bytes > limit:
+                        break
+                    parts.append(part)
+            except ClientDisconnect:
+                raise _gone() from None
         if size_bytes > limit:
             sentence = f"The body has more than {limit} bytes. Send it in parts, or raise serve.max_body_mb."
             raise Refused(413, sentence, {"Connection": "close"})
@@ -126,7 +129,7 @@ class Service:
             return await future
         except asyncio.CancelledError:
             if watches and watches[0].done():
-                raise Refused(499, "The client has gone.") from None
+                raise _gone() from None
             raise
         finally:
             timer.cancel()
@@ -189,6 +192,11 @@ async def _give_up(request: Request, future: asyncio.Future[Answer]) -> None:
     """Cancel a request whose client has left."""
     if await request.is_disconnected() or (await request.receive())["type"] == "http.disconnect":
         future.cancel()
+
+
+def _gone() -> Refused:
+    """Nobody reads it; it is counted."""
+    return Refused(499, "The client has gone.")
 
 
 async def _refused(_request: Request, error: Exception) -> Response:

@@ -107,6 +107,17 @@ def test_a_body_beyond_the_limit_is_refused_before_it_has_come(server: Running) 
         assert "raise serve.max_body_mb" in reply
 
 
+def test_a_client_that_leaves_amid_its_body_is_no_failure_of_the_server(server: Running) -> None:
+    with server.line() as line:
+        head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.token}\r\n"
+        line.sendall(f"{head}Content-Length: 1000\r\n\r\nabc".encode())
+        time.sleep(0.2)
+    deadline = time.monotonic() + 10
+    while 'hpctool_requests_total{code="499"} 1.0' not in (said := server.client.get("/metrics").text):
+        assert time.monotonic() < deadline, said
+        time.sleep(0.02)
+
+
 @pytest.mark.slow
 def test_good_and_bad_requests_at_once_do_not_touch_each_other(server: Running) -> None:
     loaded = load_verified(server.root / "models" / "digits" / "0001")
