@@ -209,6 +209,10 @@ class Journal:
 
         Raises NewerFormat.
         """
+        return [segment for segment, _ in self._kept()]
+
+    def _kept(self) -> list[tuple[Segment, int]]:
+        """The whole segments, and how many of their first rows others hold already. Raises NewerFormat."""
         for entry in self._log.entries():
             if self.last_entry is not None and entry.number > self.last_entry:
                 break
@@ -217,7 +221,7 @@ class Journal:
         kept = self._without_repetitions()
         self.lost_rows = sum(self._segments[n].rows for n in kept if n in self._damaged)
         self.lost_rows += _missing_numbers(list(self._segments.values()))
-        return [self._segments[number] for number in kept if number not in self._damaged]
+        return [(self._segments[n], num_held) for n, num_held in kept.items() if n not in self._damaged]
 
     def read(
         self,
@@ -235,10 +239,10 @@ class Journal:
         """
         wanted = [name for name in COLUMNS if columns is None or name in (*columns, "number")]
         segments, counts, parts = [], [], []
-        for segment in self.segments():
+        for segment, num_held in self._kept():
             if model is not None and segment.origin.model != model:
                 continue
-            rows = self._chosen(segment, source, since, until)
+            rows = self._chosen(segment, num_held, source, since, until)
             if rows is not None and not len(rows):
                 continue
             part = {name: read_array(self.layout, segment.stored, name) for name in wanted}
@@ -273,18 +277,31 @@ class Journal:
             self._damaged.add(entry.number)
             warnings.warn(f"A journal segment was set aside and the others are used: {error}", stacklevel=4)
 
-    def _without_repetitions(self) -> list[int]:
-        """The entries, without those that repeat numbers which an earlier one holds: two scored the same at once."""
-        found: dict[tuple[str, int], int] = {}
-        for number, segment in self._segments.items():
-            key = (segment.writer, segment.first)
-            if key not in found or found[key] in self._damaged:
-                found[key] = number
-        return sorted(found.values())
+    def _without_repetitions(self) -> dict[int, int]:
+        """The entries that hold numbers of their own, and how many of their first rows others hold already.
 
-    def _chosen(self, segment: Segment, source: str | None, since: float | None, until: float | None) -> Array | None:
+        Two may score the same at once, and with segments of other sizes, so that these overlap anyhow.
+        """
+        held: dict[int, int] = {}
+        ends: dict[str, int] = {}
+        firsts: set[tuple[str, int]] = set()
+        # Damaged ones last: they count as lost where no whole one begins at the same number.
+        order = sorted(self._segments.items(), key=lambda e: (e[0] in self._damaged, e[1].writer, e[1].first, e[0]))
+        for number, segment in order:
+            if number in self._damaged:
+                if (segment.writer, segment.first) not in firsts:
+                    held[number] = 0
+            elif (end := ends.get(segment.writer, 0)) < segment.first + segment.rows:
+                held[number] = max(0, end - segment.first)
+                ends[segment.writer] = segment.first + segment.rows
+            firsts.add((segment.writer, segment.first))
+        return dict(sorted(held.items()))
+
+    def _chosen(
+        self, segment: Segment, num_held: int, source: str | None, since: float | None, until: float | None
+    ) -> Array | None:
         """The rows of a segment that were asked for, int64 (n,); None for all of them, without reading it."""
-        keep = np.ones(segment.rows, np.bool_)
+        keep = np.arange(segment.rows) >= num_held
         if since is not None or until is not None:
             time_N = read_array(self.layout, segment.stored, "time")
             keep &= (time_N >= (-np.inf if since is None else since)) & (time_N < (np.inf if until is None else until))

@@ -192,6 +192,20 @@ def test_the_same_rows_written_twice_count_once(tmp_path: Path) -> None:
     assert Journal(tmp_path).read().time.tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 3, 1, 4]])
+def test_rows_written_twice_in_segments_of_other_sizes_count_once(tmp_path: Path, order: list[int]) -> None:
+    origin = Origin("digits@0001", "b" * 64, "score", "score-0123abcd", "c" * 64)
+    blocks = [(0, 3), (3, 6), (0, 4), (4, 6), (1, 2)]
+    for first, stop in [blocks[place] for place in order]:
+        request, source, inputs, probabilities, logits = batch(first, stop - first)
+        columns = {"number": np.arange(first, stop), "request": request, "source": source, "input": inputs}
+        columns |= {"probabilities": probabilities, "logits": logits, "time": np.full(stop - first, 1.0)}
+        write_segment(tmp_path, "0123abcd", origin, columns)
+    found = Journal(tmp_path).read()
+    assert sorted(found.arrays["number"].tolist()) == [0, 1, 2, 3, 4, 5]
+    assert len(found) == len(set(found.ids)) == 6
+
+
 def test_versions_with_other_inputs_are_read_one_by_one(tmp_path: Path) -> None:
     one, two = writer(tmp_path), writer(tmp_path, "digits@0002")
     one.add(*batch(0, 1))
