@@ -197,7 +197,9 @@ def _origin(queue: Queue) -> str:
 def _author(queue: Queue, item: Item, said: dict[str, Answer], label: int, accept: str | None) -> Author:
     """Whoever gave the label first, or the one who decided; the others who agree are named in the reason."""
     agreeing = [answer for answer in said.values() if answer.label == label]
-    first = next((answer for answer in agreeing if answer.who == accept), agreeing[0])
+    # People stand in the order of their first answers, which may have been others.
+    earliest = min(agreeing, key=lambda answer: answer.when)
+    first = next((answer for answer in agreeing if answer.who == accept), earliest)
     others = ", ".join(sorted(answer.who for answer in agreeing if answer is not first))
     also = f", so says {others}" if others else ""
     what = item.reason if queue.of_rows else f"{item.reason}, prediction {item.prediction}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,17 @@ def test_disagreement_is_left_out_until_somebody_decides(queue: Queue, folders: 
     assert (done.num_rows, done.disputed) == (1, [])
     (told,) = blame(tip(folders), uid_of(queue, 1))
     assert (told.who, told.new) == ("bob", str((true_label(queue, 1) + 1) % 10))
+
+
+def test_the_label_is_of_whoever_gave_it_first_not_of_whoever_came_round_to_it(queue: Queue, folders: Folders) -> None:
+    say(queue, range(1), "ann", shift=1)
+    time.sleep(0.002)  # answers are timed to the millisecond
+    say(queue, range(1), "bob")
+    time.sleep(0.002)
+    say(queue, range(1), "ann")
+    apply(queue, folders.datasets, "agreed")
+    (told,) = blame(tip(folders), uid_of(queue, 0))
+    assert (told.who, told.why.endswith(", so says ann")) == ("bob", True)
 
 
 @pytest.mark.slow
