@@ -169,7 +169,9 @@ def _converted(values: Array, spec: TensorSpec) -> Array:
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     if values.dtype.kind == "f" and (values != np.floor(values)).any():
         raise Refused(400, f"{what} must be whole numbers: it is {spec.datatype}.")
-    if values.min() < low or values.max() > high:
+    # As a float the largest INT64 is 2^63, which is one too many.
+    is_beyond = values.max() >= float(high) + 1 if values.dtype.kind == "f" else values.max() > high
+    if values.min() < low or is_beyond:
         found = f"{values.min():.15g} to {values.max():.15g}"
         raise Refused(400, f"{what} goes from {found}; {spec.datatype} holds {low} to {high}.")
     return values.astype(dtype)

@@ -86,6 +86,14 @@ def test_floats_must_be_finite_in_their_own_datatype() -> None:
     assert "not finite as FP32" in refusal(body([[1, 2], [3, 1e39]], datatype="FP32"), floats)
 
 
+def test_a_float_just_beyond_the_largest_whole_number_is_refused() -> None:
+    found = refusal(body([[1, 2], [3, 2.0**63]], datatype="INT64"), signature("INT64"))
+    assert "INT64 holds -9223372036854775808 to 9223372036854775807" in found
+    largest = protocol.parse(body([[1, 2], [3, 2**63 - 1]], datatype="INT64"), signature("INT64"))
+    assert largest.inputs.max() == 2**63 - 1
+    assert protocol.parse(body([[1, 2], [3, 255.0]]), signature()).inputs.max() == 255
+
+
 def test_an_answer_names_its_version_its_predictions_and_the_outputs_asked_for() -> None:
     query = Query("r1", np.zeros((2, 2, 2), np.uint8), np.array([b"r1:0", b"r1:1"]), b"", ["logits"])
     outputs = {"probabilities": np.ones((2, 3), np.float32), "logits": np.arange(6, dtype=np.float32).reshape(2, 3)}
