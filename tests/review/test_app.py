@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import socket
 import stat
 from collections.abc import Iterator
@@ -129,8 +130,9 @@ def test_what_is_no_answer_is_refused_with_the_reason(
 
 
 @pytest.mark.slow
-def test_what_is_no_json_is_refused(client: httpx.Client) -> None:
-    for body in ("{", "[]", "3", "{}", '"x"'):
+def test_what_is_no_json_is_refused(client: httpx.Client, queue: Queue) -> None:
+    surrogate = json.dumps(fact(queue, item="\ud800"))
+    for body in ("{", "[]", "3", "{}", '"x"', "[" * 8000 + "]" * 8000, surrogate):
         assert client.post("/answers", content=body).status_code == 400
     assert client.post("/answers", content=b"x" * 20_000).status_code == 413
 
