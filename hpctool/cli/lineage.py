@@ -73,7 +73,7 @@ def _is_model(folders: Folders, name: str, revision: str, or_else: bool) -> bool
         return False
     from hpctool.export.aliases import names
 
-    return or_else or revision.isdigit() or revision in names(folders.models, name)
+    return or_else or revision.isdecimal() or revision in names(folders.models, name)
 
 
 def _complete(folders: Folders, node: Node, seen: set[tuple[str, str, str]]) -> None:

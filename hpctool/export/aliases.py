@@ -43,7 +43,7 @@ def resolve(models: Path, ref: str) -> Bundle:
     name, _, revision = ref.partition("@")
     if not revision:
         return known_versions(models, name)[-1]
-    if revision.isdigit():
+    if revision.isdecimal():
         return find_version(models, name, revision)
     move = current(models, name, revision)
     if move is None:

@@ -104,7 +104,7 @@ class Service:
         """The body, unless it is too large: that is known from its length, or as soon as too much has come."""
         limit = self.max_body_bytes
         said = request.headers.get("content-length", "0")
-        parts, size_bytes = [], int(said) if said.isdigit() else 0
+        parts, size_bytes = [], int(said) if said.isdecimal() else 0
         if size_bytes <= limit:
             size_bytes = 0
             try:

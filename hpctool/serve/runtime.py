@@ -91,7 +91,7 @@ class Runtime:
     def start(self, batcher: Batcher) -> None:
         """Follow the alias from now on; a fixed version is never changed."""
         self._batcher = batcher
-        if not self.revision.isdigit():
+        if not self.revision.isdecimal():
             self._follower.start()
 
     @property
@@ -181,7 +181,7 @@ class Runtime:
 
     def _alias_entry(self) -> int:
         """The number of the alias's newest entry; 0 for a fixed version."""
-        move = None if self.revision.isdigit() else aliases.current(self.models, self.name, self.revision)
+        move = None if self.revision.isdecimal() else aliases.current(self.models, self.name, self.revision)
         return move.number if move else 0
 
     def _follow(self) -> None:

@@ -157,6 +157,11 @@ def test_a_name_that_cannot_be_an_alias_is_refused(models: Path, alias: str) -> 
         promote(models, "0001", alias)
 
 
+def test_a_digit_that_is_no_number_is_a_name_that_is_not_there(models: Path) -> None:
+    with pytest.raises(UnknownName, match="version or alias of model 'digits' called"):
+        aliases.resolve(models, "digits@²")
+
+
 def test_a_broken_entry_does_not_hide_the_others(models: Path) -> None:
     promote(models, "0001")
     promote(models, "0002")
