@@ -12,6 +12,7 @@ HpctoolError                          exit code 1
 │   ├── NewerFormat                   written by a newer hpctool than this one
 │   ├── ConflictError                 somebody else changed the same thing meanwhile
 │   ├── FencedError                   a newer attempt of this run has begun; this one may not write
+│   ├── CancelledError                a job of a run that its user has cancelled has begun all the same
 │   ├── WorldError                    ranks that cannot find each other or do not agree
 │   ├── DesyncError                   ranks that are no longer alike in what they train
 │   ├── HangError                     ranks that have not got any further for too long

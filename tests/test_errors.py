@@ -11,6 +11,7 @@ import pytest
 
 from hpctool import errors
 from hpctool.errors import (
+    CancelledError,
     ConfigError,
     ConflictError,
     CorruptError,
@@ -44,6 +45,7 @@ EXAMPLES: list[HpctoolError] = [
     NewerFormat("run.json", "run", 2, 1),
     ConflictError("Branch main", "a1", "b2"),
     FencedError("train-12345678", 1, 2),
+    CancelledError("train-12345678", "anna@login"),
     WorldError("Rank 1 lost its peers."),
     errors.DesyncError(8, {"lr": [0.1, 0.1, 0.2]}, "lr is 0.2 on rank 2", "a clock"),
     errors.HangError("Rank 2 has not got further than step 7."),

@@ -73,7 +73,7 @@ class Ours:
             return True
         rung = RUNGS.index(work.step)
         self.write("rung", **fact, rung=rung, value=value)
-        if decide.is_in_top(self.state, trial, rung):
+        if decide.may_go_on(self.state, trial, rung):
             body = {"slot": worker, "why": "promote", "expected_s": 0.0, "at_s": 0.0, "to": rung + 1, "died": False}
             self.write("claim", **{**fact, "fence": trial.fence + 1}, **body)
             return True
