@@ -18,7 +18,7 @@ from tests.slurm.survive import Lab
 pytestmark = pytest.mark.timeout(600)
 
 #: Its loss is known; saves when it is told to stop, and goes on from there. Whoever takes a file `hold` away is in the
-#: middle of a trial for ten seconds more, and says where.
+#: first of the two steps up to a rung for ten seconds more, and says where: later it might be about to be paused.
 PROGRAM = """
 import argparse, contextlib, os, pathlib, socket, time
 import hpctool
@@ -36,13 +36,13 @@ losses = []
 job = hpctool.Preemptible()
 job.register(losses=losses)
 for step in job.steps(9):
-    time.sleep(10 if step == 1 and held() else 0.1)
+    time.sleep(10 if step == 0 and held() else 0.1)
     losses.append((lr - 0.3) ** 2 + 1 / (step + 1))
     hpctool.report({"loss": losses[-1]}, step=step + 1)
 """
 SEARCH = [
     *("run", "-m", "script=work.py", "params.lr=interval(0,1)", "search=asha", "search.sampler=random"),
-    *("search.rungs=[1,3]", "search.metric=loss", "search.mode=min", "search.workers=4", "search.budget.max_trials=30"),
+    *("search.rungs=[2,4]", "search.metric=loss", "search.mode=min", "search.workers=4", "search.budget.max_trials=30"),
     *("cluster=slurm", "resources.time=8", "resources.cpus_per_task=8", "cluster.signal_delay_s=20"),
 ]
 
@@ -96,7 +96,7 @@ def test_asha_of_thirty_trials_survives_workers_that_are_preempted(cluster: Any)
     for trial in state.trials.values():
         story = RunDir(lab.runs / trial.run).story()
         lr = trial.point["params.lr"]
-        assert trial.values[0] == (lr - 0.3) ** 2 + 1
+        assert trial.values[0] == (lr - 0.3) ** 2 + 1 / 2
         assert story.of_kind("begun")[-1]["slurm_job_id"].startswith(f"{jobs[0]}_")
     verified = json.loads(lab.hpctool("sweep", "verify", answer["sweep"], "--json").stdout)
     assert (verified["num_proposals"], verified["different"], verified["broken"]) == (30, [], {})
