@@ -45,7 +45,7 @@ class Start:
             "slurm_job_id": self.slurm_job_id,
             "slurm_step_id": os.environ.get("SLURM_STEP_ID", "") if self.slurm_job_id else "",
             "restart_count": self.restart_count,
-            # By the controller's clock, which says the same of a job in squeue.
+            # By the controller's clock, which says the same of a job in squeue. 22.05 does not tell its jobs: then 0.
             "slurm_start_s": int(os.environ.get("SLURM_JOB_START_TIME", 0)) if self.slurm_job_id else 0,
             "cluster": self.cluster,
         }
