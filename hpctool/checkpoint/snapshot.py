@@ -12,9 +12,10 @@ Format 1 had no sharded tensors; everything else is the same.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,13 +98,11 @@ def take(state: Any, per_rank: Any, rank: int, size: int, buffers: Buffers | Non
 def laid_out(state: Any, per_rank: Any, rank: int, size: int) -> Snapshot:
     """The same before anything is copied: which files there will be, and how large. Raises InputError."""
     flat = flatten(state)
-    whole = {name: tensor for name, tensor in flat.tensors.items() if not is_sharded(tensor)}
-    shares = split({name: tensor.nbytes for name, tensor in whole.items()}, size)
-    homes = {name: f"tensors-{owner:05d}.safetensors" for owner, share in enumerate(shares) for name in share}
-    taken = Snapshot(table={name: _row(tensor, homes.get(name)) for name, tensor in flat.tensors.items()})
+    shares, table = _divided(tuple((name, *_laid(one)) for name, one in flat.tensors.items()), size)
+    taken = Snapshot(table=table)
     if rank == 0:
-        taken.documents[STATE] = {"format": FORMAT, "structure": flat.structure, "tensors": taken.table}
-    _add_tensors(taken, f"tensors-{rank:05d}.safetensors", {name: whole[name] for name in shares[rank]})
+        taken.documents[STATE] = {"format": FORMAT, "structure": flat.structure, "tensors": table}
+    _add_tensors(taken, f"tensors-{rank:05d}.safetensors", {name: flat.tensors[name] for name in shares[rank]})
     _add_shards(taken, f"shards-{rank:05d}", {n: t for n, t in flat.tensors.items() if is_sharded(t)})
     if per_rank is not None:
         _add_own(taken, rank, per_rank)
@@ -169,10 +168,24 @@ def _pieces(folder: Path) -> dict[str, list[Piece]]:
     return found
 
 
-def _row(tensor: Any, home: str | None) -> dict[str, Any]:
-    where = {"placements": sharded.placements_of(tensor)} if home is None else {"file": home}
-    # Not asdict, which takes copies: the training waits for this.
-    return {**vars(spec_of(tensor)), **where}
+def _laid(tensor: Any) -> tuple[Spec, int, tuple[str, ...] | None]:
+    """Its spec, its bytes, and how it is placed if it is sharded."""
+    return spec_of(tensor), int(tensor.nbytes), tuple(sharded.placements_of(tensor)) if is_sharded(tensor) else None
+
+
+# The same from save to save, and while it is found the training waits.
+@functools.lru_cache(maxsize=4)
+def _divided(
+    tensors: tuple[tuple[str, Spec, int, tuple[str, ...] | None], ...], num_ranks: int
+) -> tuple[list[list[str]], dict[str, Any]]:
+    """What each rank writes of the replicated ones of these tensors (name, `_laid`), and the table of all."""
+    shares = split({name: size_bytes for name, _, size_bytes, placements in tensors if placements is None}, num_ranks)
+    homes = {name: f"tensors-{owner:05d}.safetensors" for owner, share in enumerate(shares) for name in share}
+    return shares, {name: _row(spec, homes.get(name), placements) for name, spec, _, placements in tensors}
+
+
+def _row(spec: Spec, home: str | None, placements: Sequence[str] | None = None) -> dict[str, Any]:
+    return {**spec._asdict(), **({"file": home} if placements is None else {"placements": placements})}
 
 
 def _add_tensors(taken: Snapshot, name: str, tensors: Mapping[str, Any]) -> None:
@@ -194,6 +207,6 @@ def _add_own(taken: Snapshot, rank: int, per_rank: Any) -> None:
     for name, tensor in own.tensors.items():
         if is_sharded(tensor):
             raise InputError(f"The state at '{name}' is sharded over the ranks, so it is no rank's own: not per_rank.")
-    table = {name: _row(tensor, home) for name, tensor in own.tensors.items()}
+    table = {name: _row(spec_of(tensor), home) for name, tensor in own.tensors.items()}
     taken.documents[own_state(rank)] = {"format": FORMAT, "structure": own.structure, "tensors": table}
     _add_tensors(taken, home, own.tensors)

@@ -8,6 +8,7 @@ know (complex128, an array of foreign byte order) is stored as U8; its true dtyp
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,17 +47,8 @@ class Image:
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
         self._tensors = tensors
-        # Wide dtypes first keeps every tensor aligned for those who map the file into memory.
-        names = sorted(tensors, key=lambda name: (-int(tensors[name].itemsize), name))
-        self._places: dict[str, tuple[int, int]] = {}
-        header: dict[str, Any] = {}
-        end = 0
-        for name in names:
-            start, end = end, end + tensors[name].nbytes
-            header[name] = {**_described(spec_of(tensors[name]), end - start), "data_offsets": [start, end]}
-            self._places[name] = (start, end)
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        self._header = text + b" " * (-(_LENGTH_BYTES + len(text)) % _ALIGNED_BYTES)
+        rows = ((name, spec_of(one), int(one.itemsize), int(one.nbytes)) for name, one in tensors.items())
+        self._header, self._places, end = _laid_out(tuple(rows))
         self._data_start = _LENGTH_BYTES + len(self._header)
         self.size_bytes = self._data_start + end
         self.bytes = memoryview(b"")
@@ -155,6 +147,22 @@ class Readers(contextlib.ExitStack):
             raise reader.corrupt(error) from error
         reader.read(name, raw)
         return tensor
+
+
+# The same from save to save, and while it is found the training waits.
+@functools.lru_cache(maxsize=8)
+def _laid_out(rows: tuple[tuple[str, Spec, int, int], ...]) -> tuple[bytes, Mapping[str, tuple[int, int]], int]:
+    """For tensors of (name, spec, bytes per value, bytes): the header, the place of each behind it, and their end."""
+    places: dict[str, tuple[int, int]] = {}
+    header: dict[str, Any] = {}
+    end = 0
+    # Wide dtypes first keeps every tensor aligned for those who map the file into memory.
+    for name, spec, _, size_bytes in sorted(rows, key=lambda row: (-row[2], row[0])):
+        start, end = end, end + size_bytes
+        header[name] = {**_described(spec, size_bytes), "data_offsets": [start, end]}
+        places[name] = (start, end)
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    return text + b" " * (-(_LENGTH_BYTES + len(text)) % _ALIGNED_BYTES), places, end
 
 
 def _described(spec: Spec, size_bytes: int) -> dict[str, Any]:

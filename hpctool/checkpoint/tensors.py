@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,7 @@ Bytes = npt.NDArray[np.uint8]
 _PLAIN_KINDS = "biufc"
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(NamedTuple):
     """What is needed to make a tensor from its bytes: `dtype` is the library's own name, such as bfloat16 or >f4."""
 
     kind: Kind
@@ -28,17 +27,23 @@ class Spec:
 
 def kind_of(value: Any) -> Kind | None:
     """Which library's tensor a value is; None for everything else, subclasses of other packages included."""
-    if type(value) is np.ndarray:
+    return _kind(type(value))  # type: ignore[arg-type]  # mypy takes no class for hashable
+
+
+# By type, since every leaf of a state is asked at each save, some of them several times.
+@functools.cache
+def _kind(cls: type) -> Kind | None:
+    if cls is np.ndarray:
         return "numpy"
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor) and type(value).__module__.startswith("torch"):
-        return "torch"
-    return None
+    is_torch = torch is not None and issubclass(cls, torch.Tensor) and cls.__module__.startswith("torch")
+    return "torch" if is_torch else None
 
 
 def is_sharded(value: Any) -> bool:
     """Whether a tensor is torch's DTensor, of which each rank holds a part (sharded.py)."""
-    return type(value).__name__ == "DTensor" and type(value).__module__.startswith("torch.distributed")
+    cls = type(value)
+    return cls.__name__ == "DTensor" and cls.__module__.startswith("torch.distributed")
 
 
 def obstacle(value: Any) -> str:
@@ -63,7 +68,12 @@ def spec_of(value: Any) -> Spec:
     if kind_of(value) == "numpy":
         dtype = value.dtype.name if value.dtype.isnative else value.dtype.str
         return Spec("numpy", dtype, tuple(value.shape))
-    return Spec("torch", str(value.dtype).removeprefix("torch."), tuple(value.shape))
+    return Spec("torch", _torch_name(value.dtype), tuple(value.shape))
+
+
+@functools.cache
+def _torch_name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def as_bytes(value: Any) -> Bytes:
@@ -127,6 +137,6 @@ def identity(value: Any) -> Hashable:
         # The storage itself: a rank whose part is empty has no address to compare.
         local, placed = value.to_local(), str(value.placements)
         return ("sharded", local.untyped_storage()._cdata, local.storage_offset(), tuple(value.shape), placed)
-    place = (value.untyped_storage().data_ptr(), value.storage_offset(), value.is_conj(), value.is_neg())
-    seen = (tuple(value.shape), value.stride(), str(value.dtype), str(value.device))
+    place = (value.data_ptr(), value.is_conj(), value.is_neg())
+    seen = (value.shape, value.stride(), value.dtype, value.device)
     return ("torch", place, seen) if value.numel() else None

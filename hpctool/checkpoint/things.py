@@ -89,7 +89,7 @@ def of_single_ranks(world: World, state: Mapping[str, Any]) -> tuple[list[str], 
 
 
 def _layout(end: Any) -> list[Any]:
-    return [*vars(spec_of(end)).values()] if kind_of(end) else [type(end).__name__]
+    return [*spec_of(end)] if kind_of(end) else [type(end).__name__]
 
 
 def _value(end: Any) -> str:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from hpctool.checkpoint.snapshot import Snapshot
-from hpctool.checkpoint.tensors import Bytes, is_sharded
+from hpctool.checkpoint.tensors import Bytes, as_bytes, is_sharded
 from hpctool.errors import DesyncError, listing
 from hpctool.world import TorchWorld, World
 
@@ -34,11 +34,11 @@ REASONS = {
 
 #: weighs the bytes behind the last word of 64 bits
 _OF_THE_REST = 0x9E3779B1
-#: A save looks at one block of so many, and at others the next time: a look at all would hold up the training longer
-#: than the copy does, the more ranks share in that.
-_PARTS = 4
-#: words of 64 bits, so 4 KB
-_BLOCK = 512
+#: A save looks at one of so many parts of a tensor, and at the one behind it the next time: a look at all would hold
+#: up the training longer than the copy does, the more ranks share in that.
+_PARTS = 8
+#: words of 64 bits, so 32 KB: what is smaller is looked at as a whole
+_LARGE = 4096
 
 #: name of a tensor → a number that changes with any of its bits
 Bits = dict[str, int]
@@ -72,7 +72,7 @@ class Position(NamedTuple):
 class Agreement:
     """The reduction of one run, whose ranks all train `model`.
 
-    Its bits are compared with every `compare_every`-th step, and a part of them with each save: all within four saves.
+    Its bits are compared with every `compare_every`-th step, and a part of them with each save: all within eight saves.
     None: never.
     """
 
@@ -135,7 +135,7 @@ class Agreement:
 class Check:
     """Compares what is saved with what the other ranks have, before anything is built upon it (saving.Check).
 
-    `part`: which blocks of the parameters; None: all.
+    `part`: which eighth of large parameters; None: all of them.
     """
 
     def __init__(
@@ -191,10 +191,10 @@ def _differing_tensors(told: list[Bits]) -> str:
 def bits_of(tensors: Iterable[tuple[str, torch.Tensor]], part: int | None = None) -> Bits:
     """A number for each tensor that changes with any of its bits, as rank after rank has it; sharded ones are left out.
 
-    A sum of its 64-bit words: one pass over the memory, some 0.1 s for a GB on a CPU core. With a `part` (0 to 3) only
-    every fourth block of 4 KB of a large tensor counts, from that one on.
+    A sum of its 64-bit words: one pass over the memory, some 0.1 s for a GB on a CPU core. With a `part` (0 to 7) only
+    that eighth of a large tensor counts.
     """
-    return {name: int(_sum_of_bits(one, part)) for name, one in tensors if not is_sharded(one)}
+    return {name: _sum_of_bits(one, part) for name, one in tensors if not is_sharded(one)}
 
 
 def combined(bits: Bits) -> int:
@@ -205,29 +205,35 @@ def combined(bits: Bits) -> int:
     return total
 
 
-def _sum_of_bits(tensor: torch.Tensor, part: int | None) -> torch.Tensor:
+def _sum_of_bits(tensor: torch.Tensor, part: int | None) -> int:
+    if tensor.device.type == "cpu":
+        return _sum_of_bytes(as_bytes(tensor), part)
+    return _sum_on_device(tensor, part)
+
+
+def _sum_on_device(tensor: torch.Tensor, part: int | None) -> int:
     raw = tensor.detach().contiguous().flatten().view(torch.uint8)
     whole = raw.numel() // 8 * 8
     if raw.storage_offset() % 8:
         raw = raw.clone()
-    total: torch.Tensor = _sum_of_words(raw[:whole].view(torch.int64), part) + raw[whole:].sum() * _OF_THE_REST
-    return total
+    return int(_part(raw[:whole].view(torch.int64), part).sum() + raw[whole:].sum() * _OF_THE_REST)
 
 
 def _sum_of_bytes(raw: Bytes, part: int | None) -> int:
-    """The same of a tensor's copy, uint8 (size in bytes,), wherever it begins."""
+    """The same of bytes on the host, uint8 (size in bytes,), wherever they begin."""
     whole = raw.size // 8 * 8
-    with np.errstate(over="ignore"):
-        rest = np.int64(int(raw[whole:].sum()) * _OF_THE_REST)
-        return int(_sum_of_words(raw[:whole].view(np.int64), part) + rest)
+    total = _part(raw[:whole].view(np.int64), part).sum()
+    if whole < raw.size:
+        with np.errstate(over="ignore"):
+            total += np.int64(int(raw[whole:].sum()) * _OF_THE_REST)
+    return int(total)
 
 
-def _sum_of_words(words: Any, part: int | None) -> Any:
-    """Of a tensor or an array, int64 (count,): of all words, or of those that belong to the part."""
-    whole = len(words) // _BLOCK * _BLOCK
-    if part is None or whole < _PARTS * _BLOCK:
-        return words.sum()
-    return words[:whole].reshape(-1, _BLOCK)[part::_PARTS].sum() + words[whole:].sum()
+def _part(words: Any, part: int | None) -> Any:
+    """Of a tensor or an array, int64 (count,): all words, or those of the part."""
+    if part is None or len(words) < _LARGE:
+        return words
+    return words[len(words) * part // _PARTS : len(words) * (part + 1) // _PARTS]
 
 
 def _vector(wishes: Wishes, position: Position) -> torch.Tensor:

@@ -134,8 +134,8 @@ class Parallel:
     blocks: list[str] | None = MISSING
     #: fsdp: give the rest of a block back after its forward pass, and gather it again for the backward one
     reshard_after_forward: bool | None = MISSING
-    #: after so many steps the bits of the parameters are compared over the ranks, and before each save a quarter of
-    #: them; null: never
+    #: after so many steps the bits of the parameters are compared over the ranks, and before each save an eighth of
+    #: each large one; null: never
     compare_every_steps: int | None = MISSING
 
 

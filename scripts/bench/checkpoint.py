@@ -11,7 +11,7 @@ dcp.save        torch.distributed.checkpoint: ranks share the writing
 dcp.async_save  the same in a thread: as it is by default, and with an asynchronous stager. Its staging must end before
                 the optimizer may step, so its stall is the call and the rest of the staging
 hpctool         Checkpointer.save and async_save: checksums, digests, manifest, ledger and retention included
-hpctool + bits  as the training loop saves: a third of the state are parameters, and a quarter of all ranks' is compared
+hpctool + bits  as the training loop saves: a third of the state are parameters, and an eighth of all ranks' is compared
                 before the commit (train/agreement.py): the stall has the sum over those that other ranks save
 """
 

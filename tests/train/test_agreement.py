@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hpctool.checkpoint.snapshot import take
-from hpctool.train.agreement import Agreement, Check, Position, Wishes, bits_of, combined
+from hpctool.train.agreement import Agreement, Check, Position, Wishes, _sum_of_bits, _sum_on_device, bits_of, combined
 from hpctool.world import World
 from tests.train.conftest import Attempt, MakeRun
 
@@ -65,17 +65,23 @@ def test_a_save_says_the_same_whichever_tensors_it_has_copied_and_whatever_the_n
     assert [world.said.params for world in worlds] == [before, before]
 
 
-def test_four_saves_look_at_every_bit_and_each_of_them_at_a_quarter() -> None:
-    tensor = torch.arange(5000, dtype=torch.int64)
-    whole = [bits_of([("t", tensor)], part)["t"] for part in range(4)]
-    blocks = tensor[:4608].reshape(9, 512).sum(1).tolist()
-    rest = int(tensor[4608:].sum())
-    assert whole == [sum(blocks[part::4]) + rest for part in range(4)]
-    for place in (0, 511, 512, 2047, 2048, 4607, 4608, 4999):
-        changed = tensor.clone()
+def test_eight_saves_look_at_every_bit_and_each_of_them_at_an_eighth() -> None:
+    large, small = torch.arange(5001, dtype=torch.int64), torch.arange(4000, dtype=torch.int64)
+    whole = [bits_of([("large", large), ("small", small)], part) for part in range(8)]
+    assert [one["large"] for one in whole] == [int(large[5001 * n // 8 : 5001 * (n + 1) // 8].sum()) for n in range(8)]
+    assert {one["small"] for one in whole} == {int(small.sum())}
+    for place in (0, 624, 625, 1249, 1250, 4375, 4376, 5000):
+        changed = large.clone()
         changed[place] += 1
-        found = [bits_of([("t", changed)], part)["t"] != whole[part] for part in range(4)]
-        assert sum(found) == (1 if place < 4608 else 4)
+        found = [bits_of([("large", changed)], part)["large"] != whole[part]["large"] for part in range(8)]
+        assert sum(found) == 1
+
+
+def test_a_device_sums_up_what_the_host_does() -> None:
+    # No GPU runs here: the way that is for one takes tensors of the CPU as well.
+    for tensor in (torch.randn(10_001), torch.arange(7).to(torch.uint8), torch.randn(3, 5).to(torch.bfloat16).T):
+        for part in (None, 0, 7):
+            assert _sum_on_device(tensor, part) == _sum_of_bits(tensor, part)
 
 
 def test_a_save_looks_at_all_of_them_where_a_whole_comparison_is_due() -> None:
@@ -85,7 +91,7 @@ def test_a_save_looks_at_all_of_them_where_a_whole_comparison_is_due() -> None:
         check = agreement.check(Position(step))
         assert check is not None
         parts.append(check._part)
-    assert parts == [0, None, 2, 3, None, 1, 2]
+    assert parts == [0, None, 2, 3, None, 5, 6]
 
 
 @pytest.mark.slow
