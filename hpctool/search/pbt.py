@@ -8,6 +8,7 @@ when the decision was made, so nobody waits. Nothing is changed in place: the wi
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -49,9 +50,10 @@ def child_of(state: State, trial: Trial) -> Child:
     # Only what has committed its checkpoint can be gone on from.
     ranked = [one for one in state.at_rung(rung) if one.state == "paused"]
     count = int(len(ranked) * float(spec.pbt["quantile"]))
-    if count == 0 or trial not in ranked[-count:]:
+    donors = [one for one in ranked[:count] if not math.isnan(one.values[rung])]
+    if not donors or trial not in ranked[-count:]:
         return Child(number, trial.point, trial, rung + 1)
-    donor = draw.choice(ranked[:count])
+    donor = draw.choice(donors)
     return Child(number, explored(spec, donor.point, draw), donor, rung + 1)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hpctool.errors import InputError
 from hpctool.world import World
 
 #: the sums of so many batches at most wait to be added up
@@ -22,8 +24,11 @@ class Meter:
         self._noted: list[Mapping[str, Tensor]] = []
 
     def add(self, sums: Mapping[str, Tensor]) -> None:
-        """Add the sums of one batch. They stay on their device for a while: asking a GPU for each would hold it up."""
-        self._noted.append({name: value.detach() for name, value in sums.items()})
+        """Add the sums of one batch. They stay on their device for a while: asking a GPU for each would hold it up.
+
+        Plain numbers are taken too. Raises InputError that names what is no single number.
+        """
+        self._noted.append({name: _scalar(name, value) for name, value in sums.items()})
         if len(self._noted) >= _NOTED:
             self._settle()
 
@@ -50,6 +55,19 @@ class Meter:
         for name, values in by_name.items():
             for value in torch.stack(values).tolist():
                 self._sums[name] = self._sums.get(name, 0.0) + value
+
+
+def _scalar(name: str, value: Any) -> Tensor:
+    if type(value) is Tensor and not value.ndim:
+        return value.detach()
+    try:
+        tensor = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        tensor = None
+    if tensor is None or tensor.numel() != 1:
+        found = type(value).__name__ if tensor is None else f"tensor of shape {list(tensor.shape)}"
+        raise InputError(f"The task's sum '{name}' is a {found}, not one number. Add it up over the rows of the batch.")
+    return tensor.detach().reshape(())
 
 
 class Progress:

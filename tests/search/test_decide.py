@@ -99,6 +99,16 @@ def test_the_worst_of_a_population_go_on_from_the_best_and_the_youngest_first() 
     assert (kept.number, kept.parent.number, kept.point["x"]) == (5, 1, 0.1)
 
 
+def test_nobody_goes_on_from_a_member_without_a_number() -> None:
+    pbt = {"population": 4, "interval": 1, "quantile": 0.5, "factors": [0.5], "resample": 0.0}
+    story = Story(schedule="pbt", pbt=pbt, max_trials=None, design=[{"x": 0.1 * n, "kind": "a"} for n in range(4)])
+    for number, value in enumerate((math.nan, 0.7, math.nan, math.nan)):
+        story.propose(number, x=0.1 * number).paused(number, value=value)
+    # By value the better half is trial 1 and, as the earliest of the others, trial 0.
+    children = [child_of(story.state, trial) for trial in story.state.trials.values()]
+    assert [child.parent.number for child in children] == [0, 1, 1, 1]
+
+
 def test_nan_is_the_worst_value_and_never_the_best_trial() -> None:
     story = Story().paused(0, math.nan).paused(1, 5.0).paused(2, 6.0)
     assert story.next().trial == 1

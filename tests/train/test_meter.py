@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from hpctool.errors import InputError
 from hpctool.train.fingerprint import differences
 from hpctool.train.meter import Meter, Progress
 from hpctool.world import FakeWorld, World
@@ -16,6 +19,21 @@ def test_sums_add_up_over_batches_and_ranks() -> None:
     meter.add({"loss": torch.tensor(0.25), "rows": torch.tensor(3)})
     assert meter.total(World()) == {"loss": 3.75, "rows": 7.0}
     assert meter.total(FakeWorld(size=3)) == {"loss": 11.25, "rows": 21.0}
+
+
+def test_plain_numbers_are_sums_too() -> None:
+    meter = Meter()
+    for seen in (3, np.int64(4), torch.tensor([5]), np.float32(0.5)):
+        meter.add({"seen": seen, "error": 1e-9})  # type: ignore[dict-item]  # what a task may give all the same
+    assert meter.total(World()) == {"seen": 12.5, "error": pytest.approx(4e-9, rel=1e-12)}
+
+
+@pytest.mark.parametrize(
+    ("value", "found"), [(torch.ones(3), r"tensor of shape \[3\]"), ("many", "str"), (None, "NoneType")]
+)
+def test_what_is_no_single_number_is_named(value: Any, found: str) -> None:
+    with pytest.raises(InputError, match=rf"sum 'hits' is a {found}, not one number"):
+        Meter().add({"hits": value})
 
 
 def test_a_person_is_told_now_and_then_and_at_the_end() -> None:
