@@ -137,14 +137,19 @@ def tell(story: Story, stages: dict[str, Stage]) -> None:
 
 
 def closing_table(story: Story) -> None:
-    """What was reached, where it lies, and how long it took."""
-    table = Table(title="What was reached", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("stage", "reached", "where"):
-        table.add_column(name, overflow="fold")
-    table.add_column("s", justify="right")
+    """What was reached, how long it took, and where it lies: on lines of their own, so that paths stay whole."""
+    story.say("\n[bold]What was reached[/]")
+    width = max(map(len, story.seconds), default=0)
     told = set()
     for stage, result, where in story.rows:
-        seconds = "" if stage in told else f"{story.seconds.get(stage, 0):.0f}"
-        table.add_row("" if stage in told else stage, Text(result), Text(where), seconds)
+        name, seconds = ("", "") if stage in told else (stage, f"{story.seconds.get(stage, 0):.0f} s")
         told.add(stage)
-    story.console.print(table, soft_wrap=False)
+        story.console.print(Text(f"  {name:{width}} {seconds:>5}  {result}"))
+        if where:
+            story.console.print(Text(f"  {'':{width}} {'':5}  {_short(where)}", style="dim"))
+
+
+def _short(path: str) -> str:
+    """As a person would type it here."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
