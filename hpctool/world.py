@@ -35,6 +35,8 @@ class World:
     """The ranks of one job. This class is the world of one; the others override what needs company."""
 
     backend = "single"
+    #: a rank that left alone must end without Python's own tidying up, which would wait for the others
+    ends_at_once = False
 
     def __init__(self, place: Place | None = None) -> None:
         self.place = place or Place()
@@ -88,6 +90,10 @@ class World:
         """
         return World(self.place) if type(self) is World else None
 
+    def part(self) -> None:
+        """Nobody is done before everybody is; then each rank may `close`. Collective: all ranks must call it."""
+        self.barrier()
+
     def close(self) -> None:
         """Leave the world; nothing collective may follow."""
 
@@ -137,6 +143,7 @@ class TorchWorld(World):
         #: whose ranks this world joins; None is torch's default group
         self._group: ProcessGroup | None = None
         self._join_timeout = timedelta(seconds=timeout_s)
+        self._has_parted = False
         self.device = torch.device("cpu")
         backend = "gloo"
         if torch.cuda.is_available():
@@ -200,8 +207,15 @@ class TorchWorld(World):
         self._call(lambda: self.dist.all_reduce(tensor, ops[operation], group=self._group))
         return tensor.numpy()
 
+    def part(self) -> None:
+        super().part()
+        self._has_parted = True
+
     def close(self) -> None:
-        if self.dist.is_initialized():
+        # NCCL's communicators are taken apart by all ranks together: one that failed would wait there for those that
+        # wait for it in a sum, and nobody would see that it has failed.
+        self.ends_at_once = self.device.type == "cuda" and not self._has_parted
+        if self.dist.is_initialized() and not self.ends_at_once:
             self.dist.destroy_process_group()
 
     def _call(self, collective: Callable[[], Any]) -> None:

@@ -118,9 +118,19 @@ def one_is_suspended(world: World) -> float:
     return time.monotonic() - began
 
 
-SCENARIOS: dict[str, Callable[[World], Any]] = {
-    f.__name__: f for f in (collectives, fails_on_main, fails_on_some, last_is_killed, one_is_suspended)
-}
+def gpus_are_left_together(world: World) -> list[bool]:
+    """There is none here: the world is only told that it computes on one."""
+    assert isinstance(world, TorchWorld)
+    world.device = world.torch.device("cuda")
+    world.close()
+    alone = [world.ends_at_once, world.dist.is_initialized()]
+    world.part()
+    world.close()
+    return [*alone, world.ends_at_once, world.dist.is_initialized()]
+
+
+_ALL = (collectives, fails_on_main, fails_on_some, last_is_killed, one_is_suspended, gpus_are_left_together)
+SCENARIOS: dict[str, Callable[[World], Any]] = {f.__name__: f for f in _ALL}
 
 
 def main(name: str, folder: Path, kind: str = "auto", timeout_s: str = "90") -> None:

@@ -153,6 +153,13 @@ def test_a_rank_that_is_suspended_for_longer_than_ranks_wait_to_join_goes_on(tmp
 
 
 @pytest.mark.slow
+def test_whoever_leaves_gpus_alone_does_not_wait_for_the_others_there(tmp_path: Path, start: Start) -> None:
+    finish(start(2, "gpus_are_left_together", tmp_path, "auto", 10))
+    # Alone: it ends at once, and torch's group stays as it is; together: the other way round.
+    assert [answer["result"] for answer in answers(tmp_path, 2)] == [[True, True, False, False]] * 2
+
+
+@pytest.mark.slow
 def test_a_rank_that_never_comes_is_named(tmp_path: Path, start: Start) -> None:
     finish(start(3, "collectives", tmp_path, "auto", 4, ranks=[0, 2]))
     told = json.loads((tmp_path / "0.json").read_text())

@@ -61,7 +61,8 @@ class Adversarial:
         rows = len(real_NF)
         fake_NF = model.generator(torch.randn(rows, model.noise_size, device=real_NF.device))
         if part == "generator":
-            loss = functional.binary_cross_entropy_with_logits(model.discriminator(fake_NF), torch.ones(rows))
+            logits = model.discriminator(fake_NF)
+            loss = functional.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
             return loss, {"generator": loss.detach() * rows}
         logits = model.discriminator(torch.cat([real_NF, fake_NF]))
         truth = torch.cat([torch.ones(rows), torch.zeros(rows)]).to(logits.device)

@@ -55,8 +55,8 @@ class _TorchCompany(ExchangeWorld):
         return twin
 
     def exchange(self, mine: bytes) -> list[bytes]:
-        lengths = [part[0].item() for part in self._gather(self._torch.tensor([len(mine)]))]
-        padded = self._torch.zeros(max(lengths), dtype=self._torch.uint8)
+        lengths = [part[0].item() for part in self._gather(self._torch.tensor([len(mine)], device="cpu"))]
+        padded = self._torch.zeros(max(lengths), dtype=self._torch.uint8, device="cpu")
         padded[: len(mine)] = self._torch.frombuffer(bytearray(mine) or bytearray(1), dtype=self._torch.uint8)[
             : len(mine)
         ]

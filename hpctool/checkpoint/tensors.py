@@ -124,7 +124,7 @@ def empty(spec: Spec) -> tuple[Any, Bytes]:
     torch_dtype = getattr(torch, spec.dtype, None)
     if not isinstance(torch_dtype, torch.dtype):
         raise ValueError(f"torch has no dtype {spec.dtype}")
-    tensor = torch.empty(spec.shape, dtype=torch_dtype)
+    tensor = torch.empty(spec.shape, dtype=torch_dtype, device="cpu")
     return tensor, tensor.reshape(-1).view(torch.uint8).numpy()
 
 

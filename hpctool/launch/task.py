@@ -80,7 +80,10 @@ def run_attempt(rundir: RunDir, where: str, place: Place, world: World | None = 
     with log, stacks.answering(rundir, world.rank), world:
         if world.is_main and where != "inline":
             snapshot.say_changes(rundir)
-        return _work(rundir, where, world, guard)
+        code = _work(rundir, where, world, guard)
+    if world.ends_at_once:
+        closing.exit_now(code)
+    return code
 
 
 def begin(rundir: RunDir, where: str, place: Place) -> int:
@@ -129,8 +132,7 @@ def _work(rundir: RunDir, where: str, world: World, guard: Guard) -> int:
             why_not = _settled(rundir, world)
             if not why_not:
                 outcome = load_job(rundir.record()["job"]).run(rundir, world)
-                # Nobody is done before everybody is.
-                world.barrier()
+                world.part()
     except Stopped as stop:
         code = closing.stopped(rundir, where, world.is_main, stop)
         if inside.is_job(where) and not world.is_main and world.backend != "mpi":

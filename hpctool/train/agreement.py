@@ -194,7 +194,11 @@ def bits_of(tensors: Iterable[tuple[str, torch.Tensor]], part: int | None = None
     A sum of its 64-bit words: one pass over the memory, some 0.1 s for a GB on a CPU core. With a `part` (0 to 7) only
     that eighth of a large tensor counts.
     """
-    return {name: _sum_of_bits(one, part) for name, one in tensors if not is_sharded(one)}
+    there = {name: one for name, one in tensors if not is_sharded(one)}
+    on_device = {name: _sum_on_device(one, part) for name, one in there.items() if one.device.type != "cpu"}
+    # A GPU is asked once: each question waits until it has done all that it was given.
+    sums = dict(zip(on_device, torch.stack([*on_device.values()]).tolist(), strict=True)) if on_device else {}
+    return {name: sums[name] if name in sums else _sum_of_bytes(as_bytes(one), part) for name, one in there.items()}
 
 
 def combined(bits: Bits) -> int:
@@ -205,18 +209,13 @@ def combined(bits: Bits) -> int:
     return total
 
 
-def _sum_of_bits(tensor: torch.Tensor, part: int | None) -> int:
-    if tensor.device.type == "cpu":
-        return _sum_of_bytes(as_bytes(tensor), part)
-    return _sum_on_device(tensor, part)
-
-
-def _sum_on_device(tensor: torch.Tensor, part: int | None) -> int:
+def _sum_on_device(tensor: torch.Tensor, part: int | None) -> torch.Tensor:
     raw = tensor.detach().contiguous().flatten().view(torch.uint8)
     whole = raw.numel() // 8 * 8
     if raw.storage_offset() % 8:
         raw = raw.clone()
-    return int(_part(raw[:whole].view(torch.int64), part).sum() + raw[whole:].sum() * _OF_THE_REST)
+    total: torch.Tensor = _part(raw[:whole].view(torch.int64), part).sum() + raw[whole:].sum() * _OF_THE_REST
+    return total
 
 
 def _sum_of_bytes(raw: Bytes, part: int | None) -> int:

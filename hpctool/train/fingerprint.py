@@ -16,7 +16,7 @@ MEANING = "every sample still counts once, but the last bits of the parameters m
 
 def fingerprint(world: World, device: torch.device) -> dict[str, Any]:
     """Library versions, threads, ranks and the kind of hardware of this attempt."""
-    return {
+    found = {
         "torch": torch.__version__,
         "numpy": np.__version__,
         "num_threads": torch.get_num_threads(),
@@ -25,8 +25,19 @@ def fingerprint(world: World, device: torch.device) -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
+    if torch.is_deterministic_algorithms_warn_only_enabled():
+        found["deterministic"] = False
+    return {**found, **_of_gpus(world)} if device.type == "cuda" else found
+
+
+def _of_gpus(world: World) -> dict[str, Any]:
+    # In which order NCCL adds depends on how many ranks share a node.
+    nccl = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return {"ranks_per_node": world.local_size, "nccl": ".".join(map(str, nccl)), "cudnn": cudnn}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What has changed since the checkpoint: `num_threads was 1 and is 2`."""
-    return [f"{key} was {before.get(key)} and is {now[key]}" for key in now if before.get(key) != now[key]]
+    keys = {**now, **before}
+    return [f"{key} was {before.get(key)} and is {now.get(key)}" for key in keys if before.get(key) != now.get(key)]

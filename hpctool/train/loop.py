@@ -39,7 +39,6 @@ from hpctool.train.nonfinite import NonFinite, RollBack
 from hpctool.train.resolve import check_layout
 from hpctool.train.samples import open_sources
 from hpctool.train.schedule import num_steps
-from hpctool.train.strategy import whole
 from hpctool.train.task import metrics_of
 from hpctool.world import World
 
@@ -53,7 +52,7 @@ def train(rundir: RunDir, world: World) -> dict[str, Any]:
     with watching(rundir, world.rank, world.size) as watchdog:
         trainer = Trainer(rundir, world, watchdog)
         trainer.resume()
-        with MetricWriter(rundir, world) as writer, trainer.checkpoints:
+        with parallel.explained(), MetricWriter(rundir, world) as writer, trainer.checkpoints:
             trainer.run(writer)
         with watchdog.phase("save"):
             return trainer.result()
@@ -66,7 +65,7 @@ class Trainer:
         self.rundir, self.world, self.watchdog = rundir, world, watchdog
         self.cfg = cfg = params.read_config(rundir)
         check_layout(cfg.loop, world.size)
-        parallel.be_deterministic(cfg.num_threads)
+        parallel.be_deterministic(cfg.num_threads, cfg.loop.deterministic)
         self.device = parallel.device_of(world)
 
         self.samples, self.val_samples = open_sources(cfg, rundir, world, params.build_augment(cfg))
@@ -368,8 +367,8 @@ class Trainer:
             )
 
     def result(self) -> dict[str, Any]:
-        """What result.json says: the metrics and the digest of the parameters that the run has come to."""
-        return params.result(whole(self.state()), self.cfg, self.progress.samples_per_s)
+        """What result.json says: the metrics and the digest of the parameters that the run has come to. Collective."""
+        return params.result(self.state(), self.cfg, self.progress.samples_per_s)
 
     # ------------------------------------------------------------------------------------------ small things
 

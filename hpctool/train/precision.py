@@ -1,6 +1,7 @@
 """Number formats: what a model computes in (`loop.precision`), and the scale that keeps fp16's gradients above zero.
 
 float32  everything in single precision
+tf32     the same, but GPUs that can round what goes into matrix products and convolutions to 10 bits, and are faster
 bf16     autocast: matrix products and convolutions in bfloat16, sums and parameters in float32
 fp16     autocast in float16; the loss is multiplied by a scale, or small gradients would round to zero. Where a
          gradient overflows, the step is left out and the scale halved: all ranks see it alike, because it is looked
@@ -20,7 +21,7 @@ from hpctool.train.schema import PRECISIONS
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _NOTHING = nullcontext()
-assert set(PRECISIONS) == {"float32", *_DTYPES}
+assert set(PRECISIONS) == {"float32", "tf32", *_DTYPES}
 
 
 class Precision:
@@ -30,6 +31,8 @@ class Precision:
         self.device_type = device.type
         self.dtype = _DTYPES.get(kind)
         self.scaler = torch.amp.GradScaler(device.type) if kind == "fp16" else None
+        # For the whole process. By itself torch rounds in convolutions only.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = kind == "tf32"
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Around forward passes."""
@@ -67,4 +70,6 @@ class Precision:
     def adopt(self, state: dict[str, Any] | None) -> None:
         """Take over what a checkpoint holds."""
         if self.scaler is not None and state is not None:
+            # A new one: this one may be in the middle of a step, whose gradients are unscaled already.
+            self.scaler = torch.amp.GradScaler(self.device_type)
             self.scaler.load_state_dict(state)

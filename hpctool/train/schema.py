@@ -11,7 +11,7 @@ from hpctool.launch.schema import JobConfig
 from hpctool.track.schema import Track
 
 #: `loop.precision`; train/precision.py says what each does
-PRECISIONS = ("float32", "bf16", "fp16")
+PRECISIONS = ("float32", "tf32", "bf16", "fp16")
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Loop:
     on_nonfinite: str = MISSING
     #: how many skips in a row, or rollbacks in all, before the run stops
     max_nonfinite: int = MISSING
-    #: float32, bf16 or fp16 (train/precision.py)
+    #: float32, tf32, bf16 or fp16 (train/precision.py)
     precision: str = MISSING
     #: compile the model with this backend of torch.compile, such as inductor; null: no
     compile: str | None = MISSING
@@ -118,6 +118,10 @@ class Loop:
     patience: int | None = MISSING
     #: the run's result is the parameters of the best step, not of the last
     keep_best: bool = MISSING
+    # This has a default here for the configurations of runs that are older than it is.
+    #: operations that cannot compute the same twice, as some on GPUs, are an error; false: a warning, and then resume
+    #: is no longer exact to the bit
+    deterministic: bool = True
 
 
 @dataclass

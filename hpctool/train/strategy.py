@@ -197,15 +197,6 @@ def share_buffers(model: nn.Module, world: World) -> None:
             dist.broadcast(buffer, 0)
 
 
-def whole(value: Any) -> Any:
-    """Nested state in which every sharded tensor is put together, on every rank. Collective."""
-    if isinstance(value, DTensor):
-        return value.full_tensor()
-    if isinstance(value, dict):
-        return {key: whole(inner) for key, inner in value.items()}
-    return [whole(inner) for inner in value] if isinstance(value, list) else value
-
-
 def sharded_like(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, laid out over the ranks as `like` is, if that is sharded."""
     if isinstance(like, DTensor) and not isinstance(value, DTensor) and value.shape == like.shape:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hpctool.checkpoint.snapshot import take
-from hpctool.train.agreement import Agreement, Check, Position, Wishes, _sum_of_bits, _sum_on_device, bits_of, combined
+from hpctool.train.agreement import Agreement, Check, Position, Wishes, _sum_on_device, bits_of, combined
 from hpctool.world import World
 from tests.train.conftest import Attempt, MakeRun
 
@@ -81,7 +81,7 @@ def test_a_device_sums_up_what_the_host_does() -> None:
     # No GPU runs here: the way that is for one takes tensors of the CPU as well.
     for tensor in (torch.randn(10_001), torch.arange(7).to(torch.uint8), torch.randn(3, 5).to(torch.bfloat16).T):
         for part in (None, 0, 7):
-            assert _sum_on_device(tensor, part) == _sum_of_bits(tensor, part)
+            assert {"t": int(_sum_on_device(tensor, part))} == bits_of([("t", tensor)], part)
 
 
 def test_a_save_looks_at_all_of_them_where_a_whole_comparison_is_due() -> None:

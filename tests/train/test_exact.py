@@ -14,7 +14,7 @@ from torch.nn import functional
 from hpctool.checkpoint import load
 from hpctool.data.exposure import runs_of
 from hpctool.data.version import open_version
-from hpctool.errors import Stopped
+from hpctool.errors import InputError, Stopped
 from hpctool.launch import signals
 from hpctool.rundir import RunDir
 from hpctool.track.metrics import read_metrics
@@ -104,6 +104,20 @@ def test_the_scale_of_fp16_shrinks_where_gradients_overflow_and_is_kept(
     scales = read_metrics(run)["train/loss_scale"]
     assert scaler["scale"] == scales[-1][1] <= 65536.0
     assert read_metrics(run)["train/grad_norm"][-1][1] < 100, "the norm is that of the gradient, not of its multiple"
+
+
+@pytest.mark.slow
+def test_what_cannot_be_computed_the_same_twice_is_refused_unless_the_config_allows_it(
+    make_run: MakeRun, train_here: TrainHere
+) -> None:
+    unordered = (SHORT, "task._target_=usersown.Unordered")
+    with pytest.raises(InputError, match=r"computes put_, which torch cannot do .* loop\.deterministic=false"):
+        train_here(make_run(*unordered, "name=strict"))
+    run = make_run(*unordered, "name=loose", "loop.deterministic=false")
+    with pytest.warns(UserWarning, match="put_ does not have a deterministic implementation"):
+        train_here(run)
+    made = load(run.path / run.story().checkpoints[-1]["path"])
+    assert made.info["fingerprint"]["deterministic"] is False
 
 
 def bare_loop(run: RunDir, root: Any, num_steps: int) -> dict[str, torch.Tensor]:

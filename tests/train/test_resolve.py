@@ -69,7 +69,7 @@ def test_one_budget_is_enough_and_none_means_the_default(
         (["optim._target_=torch.optim.AdamV"], TargetError, "AdamV"),
         (["task._target_=nowhere.Task"], TargetError, "no module 'nowhere'"),
         (["augment={_target_: hpctool.train.augment.Shift}"], TargetError, "RandomShift|no 'Shift'"),
-        (["loop.precision=float23"], ConfigError, "not one of float32, bf16, fp16.*Did you mean float32"),
+        (["loop.precision=float23"], ConfigError, "not one of float32, tf32, bf16, fp16.*Did you mean float32"),
         (["loop.precision=fp16", "parallel=fsdp"], ConfigError, "loop.precision.*bf16"),
         (["parallel.kind=dpp"], ConfigError, "Did you mean ddp"),
         (["parallel=fsdp", "parallel.bucket_mb=4"], ConfigError, "parallel.bucket_mb.*for ddp"),

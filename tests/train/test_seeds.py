@@ -4,8 +4,10 @@ import random
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from hpctool.errors import InputError
 from hpctool.train.parallel import without_trace
 from hpctool.train.seeds import seed_everything
 
@@ -23,6 +25,20 @@ def test_other_numbers_make_other_streams() -> None:
     seed_everything(0, 1)
     assert str(draws()) == found[1]
     assert len(set(found)) == 5
+
+
+class Clamped(torch.nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.weight.clamp_(-0.01, 0.01)
+        return super().forward(x)
+
+
+def test_a_pass_that_changes_a_parameter_is_refused_by_its_name() -> None:
+    model = torch.nn.Sequential(Clamped(4, 4))
+    with pytest.raises(InputError, match=r"changes its parameter '0\.weight' in its own forward pass"):
+        with without_trace(model):
+            model(torch.rand(8, 4)).sum().backward()
 
 
 def test_a_block_without_trace_changes_nothing() -> None:

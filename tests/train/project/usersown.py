@@ -128,6 +128,14 @@ class Forgetful(Classify):
         return loss * self.num_passes, sums
 
 
+class Unordered(Classify):
+    """Computes what torch cannot compute the same twice."""
+
+    def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> tuple[Tensor, Sums]:
+        torch.zeros(4).put_(torch.tensor([0, 1]), torch.ones(2))
+        return super().loss(model, batch)
+
+
 class Unseeded:
     """An augmentation that asks no generator it was given."""
 
