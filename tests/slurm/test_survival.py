@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import re
 import time
 from pathlib import Path
 from typing import Literal
@@ -107,8 +109,14 @@ def test_a_run_cancelled_within_the_grace_time_of_a_preemption_stays_cancelled(l
     lab.cluster.policy("REQUEUE", 30)
     run = lab.train("cancelled-in-grace", "task.step_s=1")
     lab.until_training(run, seconds=3)
+    job_id = run.story().slurm_job_id
     lab.cluster.preempt()
-    lab.cluster.run("scancel", run.story().slurm_job_id)
+    while not (moment := re.match(r"\d.*", lab.cluster.job(job_id)["PreemptTime"])):
+        time.sleep(0.1)
+    # In the very second in which the preemption begins Slurm's answers are the same as for its end.
+    began_s = datetime.datetime.fromisoformat(moment[0]).timestamp()
+    time.sleep(max(0.0, began_s + 1.5 - time.time()))
+    lab.cluster.run("scancel", job_id)
     assert lab.until_ended(run, attempts=1).state == "cancelled"
     lab.stays_away(run)
 
