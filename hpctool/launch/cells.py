@@ -89,11 +89,14 @@ def open_cell(runs: Path, sweep_id: str, index: int) -> RunDir:
     sweep = read_sweep(sweeps_folder(runs) / sweep_id)
     cell = {key: value for key, value in sweep.body["cells"][index].items() if key not in ("base", "set", "run")}
     cell["cell"] = cell.pop("index")
-    shared = {key: sweep.body[key] for key in ("job", "name", "varied", "sweep", "code", "cwd")}
+    shared = {key: sweep.body[key] for key in ("job", "varied", "sweep", "code", "cwd")}
     # Who submitted it last may have repaired the code.
     shared["code"] = sweeplog.SweepLog(sweep.path).code() or shared["code"]
+    plain = plain_config(sweep, index)
+    # What the sweep is called, its cells need not be: `name` may vary.
+    shared["name"] = plain["name"]
     texts = {
-        "config.yaml": OmegaConf.to_yaml(OmegaConf.create(plain_config(sweep, index))),
+        "config.yaml": OmegaConf.to_yaml(OmegaConf.create(plain)),
         "overrides.txt": "\n".join(cell["overrides"]) + "\n",
     }
     return create_run(runs, {**shared, **cell}, texts)
