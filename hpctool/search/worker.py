@@ -40,6 +40,8 @@ _OUT_OF_MEMORY = re.compile(r"out.?of.?memory|oom[_-]kill|MemoryError", re.I)
 #: How long a worker that lost a race pauses at most, and how long what it knows of other workers is good for.
 _PAUSE_S = 0.02
 _KNOWN_S = 10.0
+#: How often it looks whether somebody else still trains the run that it needs.
+_BUSY_S = 0.5
 
 
 def run(rundir: RunDir, world: World) -> dict[str, Any]:
@@ -69,6 +71,9 @@ class Worker:
                 cause = next((one for one in self.world.gather(signals.stop_cause()) if one), "")
                 raise Stopped(cause, self.num_claims, saved=True)
             order = self.world.on_main(self.next_order)
+            if order.get("is_busy"):
+                time.sleep(_BUSY_S)
+                continue
             if order["run"] is None:
                 self.say(f"worker {self.slot}: {order['why']}")
                 return {"step": self.num_claims, "metrics": {}}
@@ -91,6 +96,8 @@ class Worker:
                 continue
             take = self._claim if decision.what == "claim" else self._propose
             order = take(state, decision)
+            if order is not None and order.get("is_busy"):
+                return order
             if order is not None:
                 self.num_claims += 1
                 self.rundir.ledger.append(
@@ -113,6 +120,8 @@ class Worker:
         """Take a trial that is there; None where somebody was quicker, or where that was its end."""
         trial = state.trials[decision.trial]
         rundir = self._opened(trial)
+        if busy := self._busy(trial, rundir):
+            return busy
         gone = self._cause_of(trial) if decision.why == "orphan" else ""
         body = claim_body(state, trial, self.slot, decision.why, decision.to)
         body |= {
@@ -168,7 +177,22 @@ class Worker:
         if (rundir.result() or {}).get("state") == "completed":
             self._reuse(trial, rundir)
             return None
-        return self._order(trial, trial.fence, trial.to)
+        return self._busy(trial, rundir) or self._order(trial, trial.fence, trial.to)
+
+    def _busy(self, trial: Trial, rundir: RunDir) -> dict[str, Any] | None:
+        """An order to wait where a process that is no worker of this search trains the trial's run; else None.
+
+        Equal points of two searches, and a plain run of one, are the same run. To begin it would stop them.
+        """
+        workers = [RunDir(self.runs / run_id) for run_id in read_sweep(self.folder).run_ids]
+        who = ledger.trained_elsewhere(rundir, workers)
+        if not who:
+            return None
+        text = f"trial {trial.number} waits: its run {rundir.id} is being trained already, {who}"
+        if text not in self.said:
+            self.said.add(text)
+            self.say(f"worker {self.slot}: {text}")
+        return {"run": None, "is_busy": True}
 
     def _opened(self, trial: Trial, planned: Planned | None = None) -> RunDir:
         """The run of a trial; made, where that is not there yet: who proposed it may have been killed at once."""

@@ -232,6 +232,46 @@ def test_the_trial_of_a_worker_that_does_not_come_back_is_taken_over_once(ask: A
     assert {trial.state for trial in found.journal().state.trials.values()} <= {"paused", "completed"}
 
 
+def sharing(ask: Ask) -> tuple[Found, Found, RunDir, ForkProcess, ForkProcess]:
+    """Two searches with one run between them, which the first has begun when the second comes to it."""
+    words = ["search=grid", "x=0.1", "kind=a,b", "step_s=0.1", "search.workers=1", "cluster=local"]
+    words += ["search.try=[{kind: b}]", "search.budget.max_trials=1"]
+    one, other = ask(*words, start=False), ask(*words, "search.seed=1", start=False)
+    first = start(one, 0)
+    while not one.journal().state.trials:
+        time.sleep(0.01)
+    shared = RunDir(one.runs / one.journal().state.trials[0].run)
+    while not shared.story().attempt:
+        time.sleep(0.01)
+    second = start(other, 0)
+    while not other.journal().state.trials:
+        time.sleep(0.01)
+    assert other.journal().state.trials[0].run == shared.id
+    return one, other, shared, first, second
+
+
+def test_what_two_searches_share_one_of_them_trains_and_the_other_waits_for(ask: Ask) -> None:
+    one, other, shared, *processes = sharing(ask)
+    for process in processes:
+        process.join(300)
+        assert process.exitcode == 0
+    trials = [found.journal().state.trials[0] for found in (one, other)]
+    assert [(trial.state, trial.num_deaths) for trial in trials] == [("completed", 0)] * 2
+    assert trials[1].cause == "the run was there already"
+    assert len(shared.story().of_kind("begun")) == 1
+
+
+def test_the_run_of_another_search_that_died_is_gone_on_with(ask: Ask) -> None:
+    _, other, shared, first, second = sharing(ask)
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    second.join(300)
+    assert second.exitcode == 0
+    assert [body["attempt"] for body in shared.story().of_kind("begun")] == [1, 2]
+    assert other.journal().state.trials[0].state == "completed"
+
+
 def test_a_search_may_have_more_workers_later_and_may_come_before_and_after_runs(ask: Ask) -> None:
     parent = ask("search=grid", "x=0.1", "kind=a,b").journal().state.trials[0].run
     words = (*ASHA, "search.seed=5", "search.budget.max_trials=3", "search.workers=2", "cluster=local")
