@@ -122,12 +122,13 @@ class Worker:
         rundir = self._opened(trial)
         if busy := self._busy(trial, rundir):
             return busy
+        is_again = decision.why == "again"
         gone = self._cause_of(trial) if decision.why == "orphan" else ""
         body = claim_body(state, trial, self.slot, decision.why, decision.to)
         body |= {
             "used_s": ledger.used_s(rundir, self.spec.num_units, alive=False),
             "step": ledger.saved_step(rundir),
-            "died": ledger.died(rundir),
+            "died": ledger.died(rundir) and not is_again,
         }
         if not self.journal.decide("claim", **body):
             return None
@@ -136,8 +137,8 @@ class Worker:
         if (rundir.result() or {}).get("state") == "completed":
             # It was killed before it could say so.
             self._reuse(trial, rundir)
-        elif error := self._failed_before(rundir):
-            self._give_up(watch, error)
+        elif not is_again and (cause := self._failed_before(rundir)):
+            self._give_up(watch, cause)
         elif _OUT_OF_MEMORY.search(gone):
             watch.end("infeasible", gone, trial.step)
         elif trial.num_deaths >= decide.MAX_DEATHS:

@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 
 from hpctool.errors import InputError
-from hpctool.launch import inline, parents
+from hpctool.launch import closing, inline, parents
 from hpctool.launch.cells import open_cell, read_sweep
 from hpctool.place import Place
 from hpctool.rundir import RunDir
 from hpctool.search import control, decide, verify
 from hpctool.search.journal import OVER, Journal, State
 from hpctool.search.spec import read_spec
+from hpctool.world import World
 from tests.search.conftest import Ask, Found
 from tests.search.jobs.toy import loss
 
@@ -270,6 +271,23 @@ def test_the_run_of_another_search_that_died_is_gone_on_with(ask: Ask) -> None:
     assert second.exitcode == 0
     assert [body["attempt"] for body in shared.story().of_kind("begun")] == [1, 2]
     assert other.journal().state.trials[0].state == "completed"
+
+
+def test_a_trial_that_failed_on_another_rank_is_trained_when_it_is_tried_again(ask: Ask) -> None:
+    found = ask("search=random", *SPACE, "step_s=0.1", "search.budget.max_trials=1", start=False)
+    first = start(found, 0)
+    while not (trials := found.journal().state.trials) or not RunDir(found.runs / trials[0].run).story().attempt:
+        time.sleep(0.01)
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    run = RunDir(found.runs / trials[0].run, attempt=1)
+    # What rank 1 leaves behind, whose error the others cannot hear of.
+    closing.write_error(run, World(Place(rank=1, size=2)), ValueError("only here"))
+    assert worker(found, 0) == 0
+    assert found.journal().state.trials[0].cause == "rank 1: ValueError: only here"
+    control.retry(found.runs, found.spec.id, print)
+    assert (run.story().state, found.journal().state.trials[0].state) == ("completed", "completed")
 
 
 def test_a_search_may_have_more_workers_later_and_may_come_before_and_after_runs(ask: Ask) -> None:
