@@ -118,8 +118,12 @@ class Worker:
 
     def _claim(self, state: State, decision: Decision) -> dict[str, Any] | None:
         """Take a trial that is there; None where somebody was quicker, or where that was its end."""
-        trial = state.trials[decision.trial]
-        rundir = self._opened(trial)
+        trial, problem = state.trials[decision.trial], ""
+        rundir = RunDir(self.runs / trial.run)
+        try:
+            rundir = self._opened(trial)
+        except HpctoolError as error:
+            problem = str(error)
         if busy := self._busy(trial, rundir):
             return busy
         is_again = decision.why == "again"
@@ -134,7 +138,9 @@ class Worker:
             return None
         trial = self.journal.read().trials[trial.number]
         watch = self._watch(trial, rundir)
-        if (rundir.result() or {}).get("state") == "completed":
+        if problem:
+            watch.end("failed", problem, trial.step)
+        elif (rundir.result() or {}).get("state") == "completed":
             # It was killed before it could say so.
             self._reuse(trial, rundir)
         elif not is_again and (cause := self._failed_before(rundir)):
@@ -201,6 +207,9 @@ class Worker:
         if not rundir.run_json.exists():
             origin = pbt.origin_of(self.journal.state, trial.parent)
             planned = planned or plan_trial(self.spec, trial.point, origin)
+            if planned.run_id != trial.run:
+                told = f"was proposed as run {trial.run} and would be {planned.run_id} now"
+                raise InputError(f"Trial {trial.number} {told}; its point may be tried in another search (search.try).")
             rundir = open_trial(self.runs, self.spec, trial.number, planned, self.rundir.code())
         return rundir
 

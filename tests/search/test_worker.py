@@ -290,6 +290,19 @@ def test_a_trial_that_failed_on_another_rank_is_trained_when_it_is_tried_again(a
     assert (run.story().state, found.journal().state.trials[0].state) == ("completed", "completed")
 
 
+def test_a_trial_that_could_not_run_ends_as_failed_although_its_proposer_was_killed_before_it_said_so(ask: Ask) -> None:
+    found = ask("search=random", *SPACE, "search.budget.max_trials=2", start=False)
+    body = {"t": 0, "params": found.spec.design[0], "run": "?", "slot": 0, "why": "design"}
+    found.journal().add("propose", **body, seen=0, to=0, expected_s=0.0, at_s=0.0)
+    assert worker(found, 0) == 0
+    trials = found.journal().state.trials
+    assert [trial.state for trial in trials.values()] == ["failed", "completed"]
+    assert "was proposed as run ? and would be toy-" in trials[0].cause
+    # Asked for again it ends the same way, and holds up nobody.
+    control.retry(found.runs, found.spec.id, print)
+    assert found.journal().state.trials[0].state == "failed"
+
+
 def test_a_search_may_have_more_workers_later_and_may_come_before_and_after_runs(ask: Ask) -> None:
     parent = ask("search=grid", "x=0.1", "kind=a,b").journal().state.trials[0].run
     words = (*ASHA, "search.seed=5", "search.budget.max_trials=3", "search.workers=2", "cluster=local")
