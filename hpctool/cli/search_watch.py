@@ -42,7 +42,7 @@ def watch(sweep: str, root: Path | None) -> None:
 
 
 def _watch(runs: Path, sweep: Sweep) -> int:
-    """Until no worker will do anything more; 1 where no trial has measured anything."""
+    """Until no worker will do anything more; 1 where there is no answer."""
     from hpctool.launch import local
     from hpctool.search.journal import Journal
     from hpctool.search.overview import look_into
@@ -56,7 +56,7 @@ def _watch(runs: Path, sweep: Sweep) -> int:
             found = look_into(runs, sweep, journal)
             shown.show(found)
             if _is_over(found):
-                return 0 if found.ranked else EXIT_FAILED
+                return 0 if found.state.has_answer else EXIT_FAILED
             local.ensure_running(runs)
             time.sleep(max(_POLL_S, _REST * (time.monotonic() - began_s)))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hpctool import files
-from hpctool.errors import EXIT_DONE, InputError
+from hpctool.errors import EXIT_DONE, EXIT_FAILED, InputError
 from hpctool.launch import snapshot, sweeps
 from hpctool.launch.cells import Sweep, read_sweep, sweeps_folder
 from hpctool.launch.handover import mark_submitted
@@ -42,8 +42,8 @@ def open_search(runs: Path, sweep_id: str) -> tuple[Sweep, Spec, Journal]:
 def start(
     runs: Path, sweep_id: str, slots: Iterable[int], say: Say, seen: int, code: dict[str, Any] | None = None
 ) -> int:
-    """Start workers; the exit code of those that run here, else 0. `seen`: how far the sweep's log was when they were
-    found to be idle. Raises ConflictError, SubmitError, SchedulerError, InputError.
+    """Start workers; the exit code of those that run here, 1 where they have found nothing, else 0. `seen`: how far the
+    sweep's log was when they were found to be idle. Raises ConflictError, SubmitError, SchedulerError, InputError.
     """
     sweep = read_sweep(sweeps_folder(runs) / sweep_id)
     todo = list(slots)
@@ -52,7 +52,14 @@ def start(
         if rundir.run_json.exists() and rundir.story().state == "completed":
             # Done for then; asked for again, it looks for more.
             mark_submitted(rundir, "local")
-    return sweeps.start_again(sweep, runs, todo, say, seen, code)
+    code_here = sweeps.start_again(sweep, runs, todo, say, seen, code)
+    return code_here or exit_code(runs, sweep_id)
+
+
+def exit_code(runs: Path, sweep_id: str) -> int:
+    """1 where a search has stopped without an answer: its workers have done their work all the same."""
+    state = open_search(runs, sweep_id)[2].state
+    return EXIT_FAILED if state.stopped and not state.has_answer else EXIT_DONE
 
 
 def idle_slots(sweep: Sweep, runs: Path) -> list[int]:

@@ -112,6 +112,16 @@ class State:
         """Unit-seconds that all trials have reported."""
         return sum(trial.used_s for trial in self.trials.values())
 
+    @property
+    def has_answer(self) -> bool:
+        """Whether there is anything to choose from: a trial that has not failed and has measured a number."""
+        return any(
+            math.isfinite(value)
+            for trial in self.trials.values()
+            if trial.state not in ("failed", "infeasible")
+            for value in trial.values.values()
+        )
+
     def at_rung(self, rung: int) -> list[Trial]:
         """The trials that have a value at a rung, the best first; NaN is worst, the earlier trial is the better."""
         there = [trial for trial in self.trials.values() if rung in trial.values]

@@ -310,7 +310,9 @@ def _workers(asked: Asked) -> Plan:
 
 
 def _awaited(asked: Asked, answer: Submission, say: Say) -> Submission:
-    """The Slurm jobs; with cluster.wait, when all workers have ended, the exit code: 1 if one did not complete."""
+    """The Slurm jobs; with cluster.wait, when all workers have ended, the exit code: 1 if one did not complete,
+    or if no trial was any good.
+    """
     submissions = SweepLog(asked.folder).submissions()
     answer.slurm_job_ids = [one.slurm_job_id for one in submissions if one.slurm_job_id]
     answer.slurm_job_id = ",".join(answer.slurm_job_ids)
@@ -320,5 +322,6 @@ def _awaited(asked: Asked, answer: Submission, say: Say) -> Submission:
     from hpctool.launch.wait import wait_for
 
     sweep = find_sweep(asked.runs, asked.spec.id)
-    answer.exit_code = wait_for(asked.runs, sweep.run_ids, say, [sweep])
+    code = wait_for(asked.runs, sweep.run_ids, say, [sweep])
+    answer.exit_code = code or control.exit_code(asked.runs, asked.spec.id)
     return answer

@@ -17,12 +17,14 @@ import pytest
 from hpctool.errors import InputError
 from hpctool.launch import closing, inline, parents
 from hpctool.launch.cells import open_cell, read_sweep
+from hpctool.launch.plan import Request
 from hpctool.place import Place
 from hpctool.rundir import RunDir
-from hpctool.search import control, decide, verify
+from hpctool.search import control, decide, submit, verify
 from hpctool.search.journal import OVER, Journal, State
 from hpctool.search.spec import read_spec
 from hpctool.world import World
+from tests.launch.conftest import Bench
 from tests.search.conftest import Ask, Found
 from tests.search.jobs.toy import loss
 
@@ -89,6 +91,28 @@ def test_what_fails_what_does_not_fit_and_what_is_no_number_are_told_apart(
     ).journal()
     assert why in seen.state.stopped
     assert {trial.state for trial in seen.state.trials.values()} == {state}
+
+
+def test_a_search_none_of_whose_trials_was_any_good_exits_with_1(ask: Ask) -> None:
+    words = ("search=random", *SPACE, "search.budget.max_trials=2")
+    assert ask(*words, "fail=ValueError").exit_code == 1
+    assert ask(*words).exit_code == 0
+
+
+def test_so_does_one_in_the_local_queue_for_whoever_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HPCTOOL_ROOT", raising=False)
+    (tmp_path / "work.sh").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "work.sh").chmod(0o755)
+    words = ["script=work.sh", "+params.x=interval(0,1)", "search=random", "search.metric=loss", "search.mode=min"]
+    words += ["search.budget.max_trials=1", "search.workers=1", "cluster=local", "cluster.wait=true"]
+    try:
+        answer = submit.submit(Request("run", words), True, say=print)
+    finally:
+        Bench(tmp_path / "runs").take_down()
+    folder = Path(answer.folder)
+    assert Journal(folder, read_spec(folder)).read().trials[0].state == "failed"
+    assert answer.exit_code == 1
 
 
 def test_a_metric_that_does_not_come_ends_a_trial_at_its_first_rung(ask: Ask) -> None:
