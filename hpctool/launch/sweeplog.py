@@ -7,6 +7,8 @@ sweeps/<id>/log/           a log of facts
   child      {child}                            a run or sweep that comes after this one
   cancelled  {cells, time, by}                  these will not begin; what has begun says so itself
   over       {}                                 all has ended, and somebody is told so
+  changing   {process}                          sweep.json gets further cells, until `changed` or the process is gone
+  changed    {}
 sweeps/<id>/submissions/   NNNN.json the cells of a submission, in order of task; NNNN.sh its script; logs/
 sweeps/<id>/claims/NNNN/   a log: entry n is the n-th cell of submission NNNN, claimed by the task that wrote it
 
@@ -16,8 +18,10 @@ next one until none is left (claims.py). `local` cells are in the local queue. C
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +34,9 @@ from hpctool.launch.slurm.queue import QUEUE, Answer, Queue, cluster_name
 from hpctool.launch.slurm.standing import is_elsewhere, parse_time_s
 from hpctool.log import Entry, Log
 from hpctool.rundir import Story, fold, now, who
+
+#: How often it is looked whether somebody else has changed sweep.json, which takes some milliseconds.
+_CHANGING_S = 0.05
 
 ARRAY, CLAIMS, LOCAL = "array", "claims", "local"
 
@@ -134,6 +141,23 @@ class SweepLog:
                 return False
             if self.log.cas({"kind": "over", "time": now(), "by": who()}, after=last):
                 return True
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Within, no other process changes sweep.json; whoever comes meanwhile waits, unless that process has died."""
+        mine = own_process()
+        while True:
+            last = self.log.last()
+            told = [one.body for one in self.log.entries() if one.body["kind"] in ("changing", "changed")]
+            theirs = told[-1] if told and told[-1]["kind"] == "changing" else None
+            if theirs and theirs["process"] != mine and handover.is_being_made(theirs["process"], theirs["time"]):
+                time.sleep(_CHANGING_S)
+            elif self.log.cas({"kind": "changing", "time": now(), "by": who(), "process": mine}, after=last):
+                break
+        try:
+            yield
+        finally:
+            self._add("changed")
 
     def submissions(self) -> list[Submission]:
         """All submissions, oldest first."""

@@ -97,19 +97,24 @@ def add_workers(runs: Path, sweep_id: str, num_workers: int) -> int:
 
     A worker comes into sweep.json as a cell like those that are there. Raises InputError, OSError.
     """
-    sweep, spec, _ = open_search(runs, sweep_id)
-    cells = sweep.body["cells"]
-    if num_workers <= len(cells) or sweep.body["bases"][0]["cluster"]["kind"] == "inline":
-        return len(cells)
-    identity, last = identity_of(spec), cells[-1]
-    for slot in range(len(cells), num_workers):
-        own = worker_identity(identity, slot)
-        run_id = f"{last['run'].rpartition('-')[0]}-{own[:SHORT]}"
-        cells.append({**last, "index": slot, "identity": own, "run": run_id, "set": {**last["set"], "slot": slot}})
-    for base in sweep.body["bases"]:
-        base["search"]["workers"] = base["cluster"]["max_parallel"] = num_workers
-    files.write_json(sweep.path / "sweep.json", sweep.body)
-    return num_workers
+    with SweepLog(sweeps_folder(runs) / sweep_id).changing():
+        sweep, spec, _ = open_search(runs, sweep_id)
+        cells = sweep.body["cells"]
+        if num_workers <= len(cells) or _is_inline(sweep):
+            return len(cells)
+        identity, last = identity_of(spec), cells[-1]
+        for slot in range(len(cells), num_workers):
+            own = worker_identity(identity, slot)
+            run_id = f"{last['run'].rpartition('-')[0]}-{own[:SHORT]}"
+            cells.append({**last, "index": slot, "identity": own, "run": run_id, "set": {**last["set"], "slot": slot}})
+        for base in sweep.body["bases"]:
+            base["search"]["workers"] = base["cluster"]["max_parallel"] = num_workers
+        files.write_json(sweep.path / "sweep.json", sweep.body)
+        return num_workers
+
+
+def _is_inline(sweep: Sweep) -> bool:
+    return bool(sweep.body["bases"][0]["cluster"]["kind"] == "inline")
 
 
 def resume_with(

@@ -18,6 +18,7 @@ from hpctool.errors import InputError
 from hpctool.launch import closing, inline, parents
 from hpctool.launch.cells import open_cell, read_sweep
 from hpctool.launch.plan import Request
+from hpctool.launch.sweeplog import SweepLog
 from hpctool.place import Place
 from hpctool.rundir import RunDir
 from hpctool.search import control, decide, submit, verify
@@ -343,6 +344,39 @@ def test_a_search_may_have_more_workers_later_and_may_come_before_and_after_runs
     # Those of the first two are theirs.
     assert sorted(found.journal().state.trials) == [2, 3, 4]
     assert {trial.slot for trial in found.journal().state.trials.values()} == {3}
+
+
+def _add_workers(folder: Path, num_workers: int, gate: Event) -> None:
+    gate.wait()
+    assert control.add_workers(folder.parent.parent, folder.name, num_workers) >= num_workers
+
+
+def test_of_several_who_add_workers_at_once_none_takes_away_what_another_has_added(ask: Ask) -> None:
+    found = ask(*ASHA, "search.budget.max_trials=3", "search.workers=2", "cluster=local", start=False)
+    context = multiprocessing.get_context("fork")
+    for wanted in range(10, 100, 10):
+        gate = context.Event()
+        added = [context.Process(target=_add_workers, args=(found.folder, wanted - k, gate)) for k in range(6)]
+        for process in added:
+            process.start()
+        gate.set()
+        for process in added:
+            process.join()
+        assert [process.exitcode for process in added] == [0] * 6
+        assert len(set(read_sweep(found.folder).run_ids)) == wanted
+
+
+def test_who_died_while_adding_workers_holds_up_nobody(ask: Ask) -> None:
+    found = ask(*ASHA, "search.budget.max_trials=3", "search.workers=2", "cluster=local", start=False)
+
+    def die() -> None:
+        with SweepLog(found.folder).changing():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = ForkProcess(target=die)
+    process.start()
+    process.join()
+    assert control.add_workers(found.runs, found.spec.id, 3) == 3
 
 
 def _propose_once(folder: Path, slot: int, gate: Event) -> None:
