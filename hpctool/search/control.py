@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hpctool import files
-from hpctool.errors import EXIT_DONE, EXIT_FAILED, InputError
+from hpctool.errors import EXIT_DONE, EXIT_FAILED, InputError, counted
 from hpctool.launch import snapshot, sweeps
 from hpctool.launch.cells import Sweep, read_sweep, sweeps_folder
 from hpctool.launch.handover import mark_submitted
@@ -81,11 +81,14 @@ def resume(runs: Path, sweep_id: str, say: Say, limits: Limits | None = None, *,
         raise InputError(f"The deadline of {sweep_id} has passed; give it another search.budget.deadline.")
     if state.stopped or new != Limits(state.max_trials, state.hours, state.deadline_s):
         if state.stopped:
-            say(f"search {sweep_id} had stopped: {state.stopped}. It goes on.")
+            # The words of an error end as they like.
+            end = "" if state.stopped.endswith((".", "?")) else "."
+            say(f"search {sweep_id} had stopped: {state.stopped}{end} It goes on.")
         journal.add("resume", max_trials=new.max_trials, hours=new.hours, deadline_s=new.deadline_s)
     seen = SweepLog(sweep.path).last()
     todo = idle_slots(sweep, runs)
-    say(f"search {sweep_id}: {len(state.trials)} trials so far, starting {len(todo)} of {len(sweep.run_ids)} workers")
+    there, workers = counted(len(state.trials), "trial"), counted(len(sweep.run_ids), "worker")
+    say(f"search {sweep_id}: {there} so far, starting {len(todo)} of {workers}")
     if not todo:
         return EXIT_DONE
     code = snapshot.take(runs, Path(sweep.body["cwd"])).record() if code_now else None
@@ -129,7 +132,14 @@ def resume_with(
 ) -> int:
     """Let a search go on; what is given takes the place of that limit. Raises as `resume` does."""
     if num_workers is not None and (there := add_workers(runs, sweep_id, num_workers)) != num_workers:
-        raise InputError(f"{sweep_id} has {there} workers, and cannot have {num_workers}: they are only ever added.")
+        if _is_inline(read_sweep(sweeps_folder(runs) / sweep_id)):
+            raise InputError(
+                f"{sweep_id} has cluster=inline: one process, in which trials come one after the other, so it cannot "
+                f"have {num_workers} workers. Make a search with cluster=local or cluster=slurm; with "
+                f"search.from={sweep_id} it begins with what is known here."
+            )
+        has = counted(there, "worker")
+        raise InputError(f"{sweep_id} has {has}, and cannot have {num_workers}: they are only ever added.")
     _, _, journal = open_search(runs, sweep_id)
     state = journal.state
     limits = Limits(max_trials or state.max_trials, hours or state.hours, state.deadline_s)
@@ -147,7 +157,8 @@ def cancel(runs: Path, sweep_id: str, say: Say) -> None:
             rundir.ledger.append({"kind": "cancel", "by": who(), "time": now()})
     if len(idle_slots(sweep, runs)) < len(sweep.run_ids):
         sweeps.cancel(sweep, runs, say)
-    say(f"search {sweep_id} is cancelled: {len(journal.state.trials)} trials, {len(running)} of them are told to stop.")
+    there, told = counted(len(journal.state.trials), "trial"), "is" if len(running) == 1 else "are"
+    say(f"search {sweep_id} is cancelled: {there}, {len(running)} of them {told} told to stop.")
 
 
 def retry(runs: Path, sweep_id: str, say: Say, states: Collection[str] = ("failed",)) -> int:
@@ -158,5 +169,5 @@ def retry(runs: Path, sweep_id: str, say: Say, states: Collection[str] = ("faile
         raise InputError(f"No trial of {sweep_id} has failed.")
     for trial in failed:
         journal.add("again", t=trial.number, fence=trial.fence)
-    say(f"search {sweep_id}: {len(failed)} failed trials wait for another attempt.")
+    say(f"search {sweep_id}: {counted(len(failed), 'failed trial')} to be tried again.")
     return resume(runs, sweep_id, say)

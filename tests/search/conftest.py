@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import hpctool.jobs
 import pytest
 
+from hpctool.launch import inline
+from hpctool.launch.cells import open_cell
 from hpctool.launch.plan import Request
+from hpctool.place import Place
 from hpctool.search import control, submit
 from hpctool.search.journal import Journal
 from hpctool.search.spec import Spec, read_spec
 
 HERE = Path(__file__).parent
 Ask = Callable[..., "Found"]
+
+SPACE = ("x=interval(0,1)", "kind=choice(a,b)")
+ASHA = ("search=asha", "search.rungs=[1,3]", *SPACE)
 
 
 class Found:
@@ -68,3 +76,14 @@ def ask(toy_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
         return Found(Path(answer.folder), said, answer.exit_code)
 
     return made
+
+
+def worker(found: Found, slot: int) -> int:
+    """One attempt of a worker, in this process."""
+    return inline.run_here(open_cell(found.runs, found.spec.id, slot), Place())
+
+
+def start(found: Found, slot: int) -> ForkProcess:
+    process = ForkProcess(target=lambda: os._exit(worker(found, slot)))
+    process.start()
+    return process
