@@ -55,12 +55,14 @@ def _difference(base: dict[str, Any], plain: dict[str, Any], prefix: str = "") -
         before = base[key]
         if before is value:
             continue  # cells share what is alike
-        if isinstance(value, dict) and isinstance(before, dict):
+        both = isinstance(value, dict) and isinstance(before, dict)
+        # What lies below a key with a dot of its own has no dotted name: such a dict is one value.
+        if both and not any("." in str(name) for name in value):
             inner = _difference(before, value, f"{prefix}{key}.")
             if inner is None:
                 return None
             own.update(inner)
-        elif isinstance(value, dict) or isinstance(before, dict):
+        elif not both and (isinstance(value, dict) or isinstance(before, dict)):
             return None
         # 1, 1.0 and true are equal, but not the same.
         elif repr(before) != repr(value):

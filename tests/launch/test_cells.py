@@ -40,3 +40,18 @@ def test_cells_whose_names_vary_run_under_their_own(sweep: Sweeper) -> None:
     for index, run_id in enumerate(made.run_ids):
         opened = cells.open_cell(sweep.runs, made.id, index)
         assert (opened.id, opened.record()["name"]) == (run_id, f"exp-{index + 1}")
+
+
+@pytest.mark.slow
+def test_keys_may_hold_dots(sweep: Sweeper) -> None:
+    made = sweep("+params={a.b: 1, c: {d.e: 0}},{a.b: 2, c: {d.e: 0}}", "name=dots")
+    assert len(made.body["bases"]) == 1
+    assert [cells.plain_config(made, index)["params"]["a.b"] for index in (0, 1)] == [1, 2]
+    assert [story.state for story in cell_stories(sweep.runs, made, quick_stories)] == ["completed"] * 2
+
+
+@pytest.mark.slow
+def test_keys_with_dots_may_differ_from_cell_to_cell(sweep: Sweeper) -> None:
+    made = sweep("+params={c: {a.b: 1}},{c: {a.d: 1}},{c: 5}")
+    found = [cells.plain_config(made, index)["params"] for index in range(3)]
+    assert found == [{"c": {"a.b": 1}}, {"c": {"a.d": 1}}, {"c": 5}]
