@@ -1,6 +1,7 @@
 """A sweep's folder, and its cells: they live in sweep.json until they start, so ten thousand cost what ten cost.
 
 runs/sweeps/<name>-<8 hex>/sweep.json     bases (whole configs), cells (what differs from a base), ids, overrides
+                           environment.txt  the packages at submission, for the cells' folders
                            log/ …         what was submitted and cancelled (sweeplog.py)
 """
 
@@ -15,7 +16,7 @@ from omegaconf import OmegaConf
 
 from hpctool import config, files
 from hpctool.errors import InputError, NewerFormat, UnknownName
-from hpctool.launch import sweeplog
+from hpctool.launch import snapshot, sweeplog
 from hpctool.rundir import RunDir, create_run, list_run_ids
 
 SWEEP_FORMAT = 1
@@ -99,4 +100,17 @@ def open_cell(runs: Path, sweep_id: str, index: int) -> RunDir:
         "config.yaml": OmegaConf.to_yaml(OmegaConf.create(plain)),
         "overrides.txt": "\n".join(cell["overrides"]) + "\n",
     }
-    return create_run(runs, {**shared, **cell}, texts)
+    return create_run(runs, {**shared, **cell}, texts | submitted_texts(runs, sweep_id, shared["code"]))
+
+
+def submitted_texts(runs: Path, sweep_id: str, code: dict[str, Any]) -> dict[str, str]:
+    """What a run's folder keeps of its submission, from the copies that a sweep's runs share; by name of file.
+
+    Sweeps of earlier versions have none.
+    """
+    environment = sweeps_folder(runs) / sweep_id / "environment.txt"
+    found = {
+        "code.patch": snapshot.patch_of(runs, code),
+        "environment.txt": environment.read_text() if environment.exists() else None,
+    }
+    return {name: text for name, text in found.items() if text is not None}

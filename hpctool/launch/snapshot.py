@@ -2,6 +2,7 @@
 
     <runs>/.code/<12 hex>/project/…      the project one stands in: what git knows, or *.py, *.yaml …
     <runs>/.code/<12 hex>/site/hpctool/  hpctool itself, where it is installed from a checkout
+    <runs>/.code/<12 hex>.patch          what git has not committed of it, named by its own digest
 
 The folder is named by the digest of what is in it, so a thousand runs of the same code share one copy.
 """
@@ -66,7 +67,23 @@ def take(runs: Path, project: Path, also: Iterable[Path] = ()) -> Code:
     listed = [[top, name, files.sha256_file(path), os.access(path, os.X_OK)] for top, path, name in sorted(parts)]
     digest = files.sha256_bytes(files.canonical_json(listed))[:12]
     _copy(runs / ".code" / digest, parts)
-    return Code(digest, commit, bool(patch), patch, note)
+    code = Code(digest, commit, bool(patch), patch, note)
+    if patch:
+        files.write_atomic(_patch_file(runs, code.record()), patch)
+    return code
+
+
+def patch_of(runs: Path, code: dict[str, Any]) -> str | None:
+    """The uncommitted difference of a code record; None where it was not kept."""
+    try:
+        # As bytes: lines may end in \r\n.
+        return _patch_file(runs, code).read_bytes().decode() if code["patch_sha256"] else ""
+    except FileNotFoundError:
+        return None
+
+
+def _patch_file(runs: Path, code: dict[str, Any]) -> Path:
+    return runs / ".code" / f"{code['patch_sha256'][:12]}.patch"
 
 
 def environment(rundir: RunDir) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hpctool import files
+from hpctool.launch import snapshot
 from hpctool.launch.cells import SWEEP_FORMAT, Sweep, read_sweep, sweeps_folder
 from hpctool.launch.plan import Plan, record
 from hpctool.rundir import now, who
@@ -31,6 +32,7 @@ def write_sweep(plan: Plan, code: dict[str, Any], *, ranks_of: str = "") -> Swee
     body = {"format": SWEEP_FORMAT, "id": plan.sweep_id, "created": now(), "by": who()}
     body |= {"overrides": plan.request.overrides, **shared, "bases": bases, "cells": cells}
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.write_atomic(path / "environment.txt", snapshot.installed_packages())
     files.write_json(target, body)
     return Sweep(path, body)
 

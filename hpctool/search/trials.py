@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from hpctool import config
 from hpctool.errors import InputError
 from hpctool.launch import continued
+from hpctool.launch.cells import submitted_texts
 from hpctool.launch.identity import run_identity
 from hpctool.launch.job import Job, in_stages, load_job
 from hpctool.launch.plan import Planned, Request, checked_stages
@@ -106,7 +107,7 @@ def open_trial(runs: Path, spec: Spec, number: int, planned: Planned, code: dict
         "config.yaml": OmegaConf.to_yaml(OmegaConf.create(planned.plain)),
         "overrides.txt": "\n".join(planned.overrides) + "\n",
     }
-    return create_run(runs, record, texts)
+    return create_run(runs, record, texts | submitted_texts(runs, spec.id, code))
 
 
 def sample_points(spec: Spec) -> Iterator[Point]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from multiprocessing.context import ForkProcess
 from multiprocessing.synchronize import Event
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hpctool.errors import InputError
-from hpctool.launch import closing, parents
+from hpctool.launch import closing, parents, snapshot
 from hpctool.launch.cells import read_sweep
 from hpctool.launch.plan import Request
 from hpctool.launch.sweeplog import SweepLog
@@ -28,6 +29,18 @@ from tests.search.conftest import ASHA, SPACE, Ask, start, worker
 
 #: Whole runs, each with its folder: a dozen take seconds of CPU.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def test_a_trial_keeps_the_environment_and_the_uncommitted_changes_of_its_search(ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("a = 1\n")
+    for words in (["init"], ["add", "mine.py"], ["commit", "-m", "one"]):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "mine.py").write_text("a = 2\n")
+    found = ask("search=random", *SPACE, "search.budget.max_trials=1")
+    run = RunDir(found.runs / found.journal().state.trials[0].run)
+    assert run.environment_txt.read_text() == snapshot.installed_packages()
+    assert "+a = 2" in run.code_patch.read_text()
 
 
 def test_a_search_none_of_whose_trials_was_any_good_exits_with_1(ask: Ask) -> None:
