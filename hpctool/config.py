@@ -6,6 +6,7 @@ YAML chooses, dataclasses type, `_target_` opens only the user's doors. A user's
 
 from __future__ import annotations
 
+import functools
 import re
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -276,6 +277,17 @@ def group_choices(group: str) -> list[str]:
     """The choices that hpctool ships for a group, without the shared bases (`_base`)."""
     folder = Path(str(resources.files(CONF_PACKAGE))) / group
     return sorted(p.stem for p in folder.glob("*.yaml") if not p.stem.startswith("_"))
+
+
+@functools.cache
+def shipped_values(group: str, target: str) -> dict[str, Any]:
+    """What hpctool ships in a group as arguments of a `_target_`, as it is written; nothing for a user's own target."""
+    folder, found = Path(str(resources.files(CONF_PACKAGE))) / group, dict[str, Any]()
+    for choice in group_choices(group):
+        plain = OmegaConf.to_container(OmegaConf.load(folder / f"{choice}.yaml"))
+        if isinstance(plain, dict) and plain.get("_target_") == target:
+            found |= {str(key): value for key, value in plain.items()}
+    return found
 
 
 def unreadable(override: str, error: Exception) -> ConfigError:

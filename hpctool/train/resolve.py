@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from hpctool.config import check_target, load, set_value
+from hpctool.config import check_target, load, set_value, shipped_values
 from hpctool.data.access import access_of
 from hpctool.data.reader import Reader
 from hpctool.data.stage import check_choice
@@ -104,6 +104,33 @@ def _targets(cfg: DictConfig) -> None:
         check_target(f"optim.{part}", cfg.optim[part])
     if "_target_" in cfg.optim or not cfg.optim:
         check_target("optim", cfg.optim)
+
+
+# Two stages: cells that vary both are not checked for each pair of values. Each value takes half a millisecond.
+def _model_numbers(cfg: DictConfig) -> None:
+    _check_numbers("model", "model", cfg.model)
+
+
+def _optim_numbers(cfg: DictConfig) -> None:
+    if "_target_" in cfg.optim:
+        _check_numbers("optim", "optim", cfg.optim)
+    else:
+        for part in cfg.optim:
+            _check_numbers(f"optim.{part}", "optim", cfg.optim[part])
+
+
+def _check_numbers(key: str, group: str, cfg: DictConfig) -> None:
+    """What is a number in conf/ is one here. A user's own target takes what it likes. Raises ConfigError."""
+    for name, default in shipped_values(group, str(cfg["_target_"])).items():
+        # What is left out has the target's own default, and an argument may be made by a `_target_` of its own.
+        value = cfg.get(name, default)
+        if _is_number(default) and not _is_number(value) and not isinstance(value, DictConfig):
+            found = "null" if value is None else str(value).lower() if isinstance(value, bool) else f"'{value}'"
+            raise ConfigError(f"{key}.{name}", f"it takes a number, and got {found}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _initial(cfg: DictConfig) -> Resolved | None:
@@ -339,4 +366,15 @@ def _one_of(key: str, value: Any, known: tuple[str, ...]) -> None:
 
 
 #: The parts of `resolve_train`, for sweeps: hpctool/launch/job.py.
-TRAIN_STAGES = (_dataset, _budget, _batch, _sharing, _schedule, _targets, resolve_origin, _initial)
+TRAIN_STAGES = (
+    _dataset,
+    _budget,
+    _batch,
+    _sharing,
+    _schedule,
+    _targets,
+    _model_numbers,
+    _optim_numbers,
+    resolve_origin,
+    _initial,
+)

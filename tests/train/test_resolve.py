@@ -13,6 +13,7 @@ from hpctool import config
 from hpctool.data.version import open_version
 from hpctool.errors import ConfigError, CorruptError, HpctoolError, InputError, TargetError, UnknownName
 from hpctool.files import write_json
+from hpctool.launch.plan import Request, make_plan
 from hpctool.train.resolve import best_of_sweep, chosen_run, input_shape
 from tests.train.conftest import MakeRun
 
@@ -67,6 +68,13 @@ def test_one_budget_is_enough_and_none_means_the_default(
         (["data.name=stripes@v9"], UnknownName, "v9"),
         (["model._target_=hpctool.nets.MPL"], TargetError, r"model\._target_.*MLP"),
         (["optim._target_=torch.optim.AdamV"], TargetError, "AdamV"),
+        (["optim.lr=abc"], ConfigError, "'optim.lr'.*takes a number, and got 'abc'"),
+        (["optim.lr="], ConfigError, "'optim.lr'.*takes a number, and got ''"),
+        (["optim.lr=null"], ConfigError, "'optim.lr'.*takes a number, and got null"),
+        (["optim=sgd", "optim.momentum=true"], ConfigError, "'optim.momentum'.*takes a number, and got true"),
+        (["model.dropout=abc"], ConfigError, "'model.dropout'.*takes a number"),
+        (["model=transformer", "model.width=[64]"], ConfigError, "'model.width'.*takes a number"),
+        (["optim=parts", "optim.first.lr=abc"], ConfigError, "'optim.first.lr'.*takes a number"),
         (["task._target_=nowhere.Task"], TargetError, "no module 'nowhere'"),
         (["augment={_target_: hpctool.train.augment.Shift}"], TargetError, "RandomShift|no 'Shift'"),
         (["loop.precision=float23"], ConfigError, "not one of float32, tf32, bf16, fp16.*Did you mean float32"),
@@ -104,6 +112,22 @@ def test_bad_input_is_said_in_one_sentence_and_nothing_is_written(
     assert found.value.exit_code == 2
     assert "\n" not in str(found.value)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_cell_whose_number_is_none_is_refused_with_its_sweep(root: Path, tmp_path: Path) -> None:
+    paths = [f"paths.datasets={root}/datasets", f"paths.runs={tmp_path}/runs"]
+    request = Request("train", ["data.name=stripes", *paths, "optim.lr=0.1,0.2,abc", "model.dropout=0.0,0.1"])
+    with pytest.raises(ConfigError, match=r"'optim.lr'.*takes a number, and got 'abc'"):
+        make_plan(request, True)
+
+
+@pytest.mark.slow
+def test_what_a_target_of_ones_own_takes_is_not_asked(make_run: MakeRun) -> None:
+    run = make_run(
+        "model._target_=usersown.PlainNet", "model.dropout=some", "+optim.betas=[0.9,0.99]", "~optim.weight_decay"
+    )
+    assert config.load(run.config_yaml).model.dropout == "some"
 
 
 @pytest.mark.parametrize("key", ["batch_size", "num_bins"])
