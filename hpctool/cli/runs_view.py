@@ -246,8 +246,11 @@ def print_comparison(found: Comparison) -> None:
         _add_section(table, title, getattr(found, title))
     _add_section(table, "metrics", {name: found.metrics[name] for name in telling_metrics([found.metrics])})
     print_whole(table)
-    alike = [title for title in _SIDES if not getattr(found, title)]
+    unknown = ["environment"] if found.no_environment else []
+    alike = [title for title in _SIDES if not getattr(found, title) and title not in unknown]
     print_whole(Text(f"\nThe same: {', '.join(alike)}." if alike else ""))
+    if found.no_environment:
+        print_whole(Text(f"The environment was not recorded for {', '.join(found.no_environment)}."))
     for sentence in _verdict(found):
         print_whole(Text(sentence))
     for group in found.seeds:
@@ -286,7 +289,7 @@ def _verdict(found: Comparison) -> Iterable[str]:
         yield f"Their metrics are the same to the last bit at all {parting.num_steps} steps that both logged."
     elif parting is not None:
         yield "They have logged no metric at the same step."
-    digests = sorted({_short(digest) for digest in found.digests if digest})
+    digests = list(dict.fromkeys(_short(digest) for digest in found.digests if digest))
     if None not in found.digests:
         same = "bit-identical" if len(digests) == 1 else "different"
         yield f"Their parameters are {same} ({', '.join(digests)})."

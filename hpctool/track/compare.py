@@ -60,6 +60,8 @@ class Comparison:
     code: dict[str, list[Any]]
     environment: dict[str, list[Any]]
     hardware: dict[str, list[Any]]
+    #: the runs whose packages nobody wrote down; they are None in `environment`, which compares the others
+    no_environment: list[str]
     metrics: dict[str, list[float | None]]
     digests: list[str | None]
     parting: Parting | None
@@ -79,6 +81,7 @@ def compare(runs: Sequence[RunDir]) -> Comparison:
     records = [run.record() for run in runs]
     rows = [read_row(run) for run in runs]
     names = dict.fromkeys(name for row in rows for name in row.metrics)
+    environments = [_environment(run) for run in runs]
     configs = [read_config(run) for run in runs]
     return Comparison(
         ids=[run.id for run in runs],
@@ -86,8 +89,9 @@ def compare(runs: Sequence[RunDir]) -> Comparison:
         config=differing(configs),
         data=differing([{one["name"]: one["id"] for one in run.inputs()} for run in runs]),
         code=differing([record.get("code") or {} for record in records]),
-        environment=differing([_environment(run) for run in runs]),
+        environment=differing(environments),
         hardware=differing([_hardware(run) for run in runs]),
+        no_environment=[run.id for run, found in zip(runs, environments, strict=True) if found is None],
         metrics={name: [row.metrics.get(name) for row in rows] for name in sorted(names)},
         digests=[row.param_digest for row in rows],
         parting=part(read_metrics(runs[0]), read_metrics(runs[1])) if len(runs) == 2 else None,
@@ -113,11 +117,15 @@ def by_seed(
     return found
 
 
-def differing(sides: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The keys whose values are not the same on all sides, each with one value per side, None where it is not there."""
-    keys = sorted({key for side in sides for key in side})
-    both = {key: [side.get(key) for side in sides] for key in keys}
-    return {key: values for key, values in both.items() if any(value != values[0] for value in values[1:])}
+def differing(sides: Sequence[Mapping[str, Any] | None]) -> dict[str, list[Any]]:
+    """The keys whose values are not the same on all sides, each with one value per side, None where it is not there.
+
+    A side that is None was not recorded: it has None everywhere and differs from nobody.
+    """
+    known = [side for side in sides if side is not None]
+    keys = sorted({key for side in known for key in side})
+    differ = [key for key in keys if any(side.get(key) != known[0].get(key) for side in known[1:])]
+    return {key: [None if side is None else side.get(key) for side in sides] for key in differ}
 
 
 def part(ours: Curves, theirs: Curves) -> Parting:
@@ -174,13 +182,16 @@ def _hardware(run: RunDir) -> dict[str, Any]:
     return told
 
 
-def _environment(run: RunDir) -> dict[str, str]:
-    """environment.txt as package → version; the lines before the packages (Python, modules) under their first word."""
+def _environment(run: RunDir) -> dict[str, str] | None:
+    """environment.txt as package → version; the lines before the packages (Python, modules) under their first word.
+
+    None where it was not written.
+    """
     found = {}
     try:
         text = run.environment_txt.read_text()
     except FileNotFoundError:
-        return {}
+        return None
     for line in text.splitlines():
         if line.startswith("# "):
             found[line[2:].split()[0].rstrip(":")] = line[2:]

@@ -144,6 +144,15 @@ def test_two_runs_are_compared_down_to_the_bit(root: Path) -> None:
     assert data("compare", one.id, three.id)["parting"]["step"] == 10
 
 
+def test_what_is_compared_stands_in_the_order_of_the_runs_and_is_the_same_only_where_it_is_known(root: Path) -> None:
+    one, _, three = three_runs(root)
+    one.rundir.environment_txt.unlink()
+    text = call("compare", three.id, one.id).stdout
+    assert f"({'bb' * 6}, {'aa' * 6})" in text
+    assert "The same: data, code, hardware." in text
+    assert f"The environment was not recorded for {one.id}." in text
+
+
 def test_metrics_that_differ_never_look_the_same(root: Path) -> None:
     one, _, three = three_runs(root)
     (line,) = [

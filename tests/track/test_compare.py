@@ -32,6 +32,16 @@ def test_a_key_that_only_one_side_has_differs() -> None:
     assert differing([{"a": 1, "b": 2}, {"a": 1}]) == {"b": [2, None]}
 
 
+def test_an_environment_that_nobody_wrote_down_differs_from_none(tmp_path: Path) -> None:
+    newer = ENVIRONMENT.replace("numpy==2.1.0", "numpy==2.2.0")
+    runs = [Sample(tmp_path, "1"), Sample(tmp_path, "2", environment=newer), Sample(tmp_path, "3")]
+    runs[2].rundir.environment_txt.unlink()
+    one, other, cell = (run.rundir for run in runs)
+    found = compare([one, cell])
+    assert (found.environment, found.no_environment) == ({}, [cell.id])
+    assert compare([cell, one, other]).environment == {"numpy": [None, "2.1.0", "2.2.0"]}
+
+
 def test_three_runs_are_compared_without_a_parting(tmp_path: Path) -> None:
     runs = [Sample(tmp_path, digit).begin().log([10]).complete().rundir for digit in "123"]
     found = compare(runs)
