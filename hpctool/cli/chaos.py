@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hpctool.cli.jobs import JobCommand
-from hpctool.cli.output import console, print_json, print_table, say
+from hpctool.cli.output import console, print_json, say
 
 if TYPE_CHECKING:
     from hpctool.chaos.report import Verdict
@@ -87,18 +87,23 @@ def command(
 
 def show(verdict: Verdict) -> None:
     """The table of faults, and the verdict under it."""
-    columns = ("#", "fault", "moment", "step", "attempt", "went on at", "steps lost", "same bits", "what happened")
-    rows = [
-        (
-            *(o.fault.number, o.fault, o.fault.phase, o.step, o.attempt or ""),
-            *(o.resumed_at, o.steps_lost),
-            same,
-            o.words,
-        )
-        for o in verdict.faults
-        for same in [{True: "yes", False: "NO", None: ""}[o.same]]
-    ]
-    print_table(columns, rows)
+    from hpctool.cli.tables import Column, print_columns
+
+    told = verdict.faults
+    print_columns(
+        [
+            Column("#", [one.fault.number for one in told]),
+            Column("fault", [str(one.fault) for one in told], wraps=True),
+            Column("moment", [one.fault.phase for one in told], wraps=True),
+            Column("step", [one.step for one in told]),
+            Column("attempt", [one.attempt or None for one in told], rank=1),
+            Column("went on at", [one.resumed_at for one in told], wraps=True),
+            Column("steps lost", [one.steps_lost for one in told], wraps=True),
+            Column("same bits", [{True: "yes", False: "NO", None: ""}[one.same] for one in told], wraps=True),
+            Column("what happened", [one.words for one in told], wraps=True),
+        ]
+    )
+    click.echo()
     for line in verdict.sentences():
         click.echo(line)
 

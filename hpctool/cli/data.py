@@ -11,6 +11,7 @@ import click
 from hpctool.cli import data_care, data_change
 from hpctool.cli.data_append import append
 from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
+from hpctool.cli.tables import age_text, size_text
 from hpctool.data import describe
 from hpctool.data.authors import authored_rows, label_authors
 from hpctool.data.diff import diff as diff_versions
@@ -48,7 +49,7 @@ def list_command(as_json: bool, root: Path | None) -> None:
     else:
         whole = [row for row in rows if not row["problem"]]
         print_table(
-            ["dataset", "rows", "classes", "branches", "tags", "commit", "time"],
+            ["dataset", "rows", "classes", "branches", "tags", "commit", "age"],
             [
                 [
                     row["name"],
@@ -57,7 +58,7 @@ def list_command(as_json: bool, root: Path | None) -> None:
                     " ".join(row["branches"]),
                     " ".join(row["tags"]),
                     short(row["commit"]),
-                    row["time"],
+                    age_text(row["time"]),
                 ]
                 for row in whole
             ],
@@ -97,7 +98,7 @@ def log(version: str, graph: bool, everything: bool, as_json: bool, root: Path |
     drawn = [
         [line.drawing, *cells] if graph or everything else cells for line, cells in zip(lines, columns, strict=True)
     ]
-    names = ["commit", "refs", "time", "author", "made by", "rows", "message"]
+    names = ["commit", "refs", "age", "author", "made by", "rows", "message"]
     print_table([""] * (graph or everything) + names, drawn)
 
 
@@ -105,7 +106,7 @@ def _log_cells(entry: dict[str, Any]) -> list[object]:
     return [
         short(entry["commit"]),
         " ".join(entry["refs"]),
-        entry["time"],
+        age_text(entry["time"]),
         entry["author"],
         entry["run"] or entry["operation"]["kind"],
         entry["num_rows"],
@@ -139,8 +140,9 @@ def show(version: str, rows: str | None, as_json: bool, root: Path | None) -> No
     if as_json:
         print_json(summary)
         return
-    facts = ["name", "revision", "commit", "message", "author", "time", "run", "num_rows", "size_bytes"]
-    print_table(["version", ""], [[fact, summary[fact]] for fact in facts])
+    facts = ["name", "revision", "commit", "message", "author", "time", "run"]
+    told = [*([fact, summary[fact]] for fact in facts), ["rows", summary["num_rows"]]]
+    print_table(["version", ""], [*told, ["size", size_text(summary["size_bytes"])]])
     print_table(
         ["column", "dtype", "shape of a row", "classes"],
         [
@@ -234,9 +236,9 @@ def blame(version: str, uid: str, as_json: bool, root: Path | None) -> None:
     # Before the first setting there was no row.
     before = [e["old"] or NO_LABEL_TEXT for e in entries[:-1]] + [""]
     print_table(
-        ["label", "was", "who", "when", "why", "commit"],
+        ["label", "was", "who", "age", "why", "commit"],
         [
-            [e["new"] or NO_LABEL_TEXT, was, e["who"], e["when"], e["why"], short(e["commit"])]
+            [e["new"] or NO_LABEL_TEXT, was, e["who"], age_text(e["when"]), e["why"], short(e["commit"])]
             for e, was in zip(entries, before, strict=True)
         ],
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
-from hpctool.cli.tables import size_text
+from hpctool.cli.tables import age_text, size_text
 from hpctool.data import exposure as exposing
 from hpctool.data import gc as collecting
 from hpctool.data.layout import split_ref
@@ -174,10 +174,10 @@ def runs(version: str, as_json: bool, root: Path | None) -> None:
         print_json([vars(use) | {"order": use.order and vars(use.order)} for use in found])
         return
     rows = [
-        [use.run, use.job, short(use.commit), use.split, exposing.standing(use).state, use.by, use.time]
+        [use.run, use.job, short(use.commit), use.split, exposing.standing(use).state, use.by, age_text(use.time)]
         for use in found
     ]
-    print_table(["run", "job", "commit", "split", "state", "by", "since"], rows, title=f"runs that used {version}")
+    print_table(["run", "job", "commit", "split", "state", "by", "age"], rows, title=f"runs that used {version}")
 
 
 @click.command()

@@ -87,20 +87,14 @@ def console(stderr: bool = False) -> Any:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
-    """Print a table on stdout; columns of numbers are right-aligned. An empty table says so."""
-    from rich import box
-    from rich.table import Table
+    """Print a table on stdout, with all that is in it: text wraps between words. An empty table says so."""
+    from hpctool.cli.tables import Column, print_columns
 
     if not rows:
         say(f"{title or 'Nothing here'}: none.")
         return
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for index, name in enumerate(columns):
-        numeric = all(isinstance(row[index], int | float) or row[index] in (None, "") for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(cell_text(cell) for cell in row))
-    console().print(table)
+    print_columns([Column(name, [row[i] for row in rows], wraps=True) for i, name in enumerate(columns)], title or "")
+    click.echo()
 
 
 def cell_text(value: object) -> str:

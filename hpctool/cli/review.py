@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
+from hpctool.cli.tables import Column, age_text, print_columns
 from hpctool.data.store import short
 from hpctool.errors import InputError, counted
 from hpctool.export import aliases
@@ -267,18 +268,19 @@ def _print_list(reviews: Path, as_json: bool) -> None:
     if not found:
         say(f"There is no review in {reviews} yet. hpctool review queue digits@production makes one.")
         return
-    columns = ["review", "model", "dataset", "num_items", "num_decided", "num_disputed", "num_open"]
-    print_table(
-        [*(name.removeprefix("num_") for name in columns), "people", "applied", "created"],
+    applied = [short(one["applied"]["commit"]) if one["applied"] else "" for one in found]
+    print_columns(
         [
-            [
-                *(one[name] for name in columns),
-                ", ".join(sorted(one["people"])),
-                short(one["applied"]["commit"]) if one["applied"] else "",
-                one["created"],
-            ]
-            for one in found
-        ],
+            Column("review", [one["review"] for one in found]),
+            Column("model", [one["model"] for one in found], rank=1),
+            Column("dataset", [one["dataset"] for one in found]),
+            *(Column(name, [one[f"num_{name}"] for one in found]) for name in ("items", "decided")),
+            Column("disputed", [one["num_disputed"] for one in found], rank=3),
+            Column("open", [one["num_open"] for one in found]),
+            Column("people", [", ".join(sorted(one["people"])) for one in found], rank=2),
+            Column("applied", applied, rank=1),
+            Column("age", [age_text(one["created"]) for one in found]),
+        ]
     )
 
 

@@ -30,6 +30,8 @@ STATE_STYLES = {
 }
 _GAP = 2
 _ENDLESS = 100_000
+#: a uid stays whole; longer words are paths, or digests in a table that has room for them
+_LONGEST_WORD = 32
 #: beyond so many rows, and in pipes, a table is plain lines: rich takes a millisecond for a row
 _PLAIN_ROWS = 500
 
@@ -46,6 +48,8 @@ class Column:
     style: str = ""
     #: values that differ are shown so that they do
     is_exact: bool = False
+    #: text goes on in the next line, between words: what is one word (an id, a name) can be copied
+    wraps: bool = False
     width: int = field(init=False)
     right: bool = field(init=False)
 
@@ -55,6 +59,9 @@ class Column:
         both = zip(self.cells, words, strict=True)
         self.texts = [cell if isinstance(cell, Text) else Text(text, self.style) for cell, text in both]
         self.width = max([len(self.name), *(text.cell_len for text in self.texts)])
+        if self.wraps:
+            words_of_it = [*self.name.split(), *(word for text in self.texts for word in text.plain.split())]
+            self.min_width = min(_LONGEST_WORD, max(map(len, words_of_it), default=0))
 
 
 def print_columns(columns: Sequence[Column], title: str = "") -> list[str]:
@@ -66,7 +73,10 @@ def print_columns(columns: Sequence[Column], title: str = "") -> list[str]:
     if kept and (not out.is_terminal or len(kept[0].texts) > _PLAIN_ROWS):
         _print_plain(kept, title)
         return gone
-    print_whole(_table(kept, title))
+    if any(column.wraps for column in kept):
+        # Rather than that a word is broken the terminal shall wrap the lines.
+        out.width = max(out.width, _total(kept))
+    out.print(_table(kept, title))
     return gone
 
 
@@ -80,7 +90,8 @@ def _table(kept: Sequence[Column], title: str) -> Table:
     table.title, table.title_justify, table.title_style = title or None, "left", "bold"
     for column in kept:
         justify: Any = "right" if column.right else "left"
-        table.add_column(column.name, justify=justify, no_wrap=True, overflow="ellipsis", width=column.width)
+        shape: Any = {"no_wrap": not column.wraps, "overflow": "fold" if column.wraps else "ellipsis"}
+        table.add_column(column.name, justify=justify, width=column.width, **shape)
     for cells in zip(*(column.texts for column in kept), strict=True):
         table.add_row(*cells)
     return table
@@ -118,6 +129,8 @@ def fit(columns: Sequence[Column], width: int) -> list[Column]:
         elif loose := [c for c in kept if c.rank]:
             kept.remove(max(loose, key=lambda c: c.rank))
         else:
+            for column in shrinkable:
+                column.width = column.min_width or column.width
             break
     return kept
 
