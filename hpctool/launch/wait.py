@@ -155,6 +155,8 @@ class _Live:
         self.live.update(state_table(watched, self.live.console.width))
 
 
+#: Which column is the curve; those before it are numbers and names.
+_COURSE = 5
 #: Those that are at work first, then those that want a person's attention.
 _ORDER = ("running", "stopping", "requeued", "failed", "cancelled", "queued", "completed")
 
@@ -169,12 +171,18 @@ def state_table(watched: Watched, width: int) -> Any:
     ranked = sorted(stories.items(), key=lambda item: _ORDER.index(item[1].state))
     rows = [_row(watched, run_id, story) for run_id, story in ranked[:_SHOWN_RUNS]]
     names = ["run", "state", "attempt", "step", "left", "course", "why"]
-    if not any(row[5] for row in rows):
-        del names[5]
-        rows = [(*row[:5], row[6]) for row in rows]
     widths = [max(len(name), *(len(row[column]) for row in rows)) for column, name in enumerate(names)]
-    # What does not fit is cut from the reason, never from the numbers.
-    widths[-1] = max(8, min(widths[-1], width - sum(widths[:-1]) - 2 * len(widths)))
+    room = width - sum(widths[:_COURSE]) - 2 * len(widths)
+    # What does not fit is cut from the curve and from the reason, never from the numbers.
+    widths[-1] = min(widths[-1], max(8, room - widths[_COURSE]))
+    widths[_COURSE] = min(widths[_COURSE], room - widths[-1])
+    rows = [(*row[:_COURSE], _shortened(row[_COURSE], widths[_COURSE]), row[-1]) for row in rows]
+    if not any(row[_COURSE] for row in rows):
+        names, widths, rows = (
+            names[:_COURSE] + names[-1:],
+            widths[:_COURSE] + widths[-1:],
+            [row[:_COURSE] + row[-1:] for row in rows],
+        )
     counts = [f"{number} {state}" for state, number in _counts(stories).items()]
     counts += [f"{len(ranked) - len(rows)} not shown"] if len(ranked) > len(rows) else []
     caption = "\n".join(filter(None, (" · ".join(counts), QUEUE.problem)))
@@ -186,6 +194,17 @@ def state_table(watched: Watched, width: int) -> Any:
     for row in rows:
         table.add_row(*map(Text, row))  # brackets in a cause are no markup
     return table
+
+
+def _shortened(course: str, width: int) -> str:
+    """A metric's name, curve and value in so many characters: the curve loses its beginning, then goes, then all."""
+    if len(course) <= width:
+        return course
+    name, _, rest = course.partition(" ")
+    curve, _, value = rest.rpartition(" ")
+    room = width - len(name) - len(value) - 2
+    short = f"{name} {curve[-room:]} {value}" if room > 0 else f"{name} {value}"
+    return short if len(short) <= width else ""
 
 
 def _row(watched: Watched, run_id: str, story: Story) -> tuple[str, ...]:

@@ -113,6 +113,20 @@ def test_the_live_table_fits_and_never_cuts_a_number(slurm: StandIns, tmp_path: 
         assert f"{count - 1} queued" in text
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_narrow_table_shortens_the_curve_and_neither_the_id_nor_the_numbers(tmp_path: Path, width: int) -> None:
+    run = Sample(tmp_path / "runs").submit().begin()
+    run.rundir.ledger.append({"kind": "resumed", "attempt": 1, "step": 12_000, "max_steps": 123_456})
+    one = Watched(tmp_path / "runs", [run.id], course=lambda *_: "val/accuracy ▁▂▃▄▅▆▇█▇█▇█ 0.9532")
+    one.look()
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(state_table(one, width))
+    (row,) = [line for line in console.export_text().splitlines() if run.id in line]
+    assert {run.id, "running", "0/123456"} <= set(row.split())
+    assert "…" not in row
+    assert ("val/accuracy" in row, "0.9532" in row, "▁▂" in row) == (width > 60, width > 60, width == 120)
+
+
 def test_brackets_in_a_cause_are_shown_as_they_are(tmp_path: Path) -> None:
     run = Sample(tmp_path / "runs").begin().end("failed", "KeyError: [red] f1[/cat]", 1)
     one = Watched(tmp_path / "runs", [run.id], [])
