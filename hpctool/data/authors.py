@@ -7,12 +7,10 @@ from collections import Counter
 import numpy as np
 
 from hpctool.data.identity import places
+from hpctool.data.labels import IMPORT
 from hpctool.data.manifest import LABEL, NO_LABEL, UID
 from hpctool.data.version import Version
 from hpctool.errors import UnknownName
-
-#: The author of labels that came in with the data.
-IMPORT = "import"
 
 
 def label_authors(version: Version) -> dict[str, int]:

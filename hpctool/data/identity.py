@@ -33,7 +33,10 @@ def uids_of_keys(keys: Sequence[str]) -> Digests:
 
 def uids_from_hex(uids: Sequence[str]) -> Digests:
     """32 hex digits each → uint8 (n, 16). Raises ValueError."""
-    raw = bytes.fromhex("".join(uids))
+    try:
+        raw = bytes.fromhex("".join(uids))
+    except ValueError:
+        raw = b""
     # Both, because spaces between digits are passed over.
     if set(map(len, uids)) - {2 * UID_BYTES} or len(raw) != UID_BYTES * len(uids):
         raise ValueError("a uid has 32 hex digits")

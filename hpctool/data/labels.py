@@ -25,6 +25,8 @@ from hpctool.rundir import now, who
 
 #: What people read where there is no label.
 NO_LABEL_TEXT = "(no label)"
+#: The author of labels that came in with the data.
+IMPORT = "import"
 #: A class that another version has not.
 _NO_CLASS = NO_LABEL - 1
 #: Files that are written at once.
@@ -43,7 +45,10 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Blame:
-    """One setting of a row's label: class names, empty for no label; the first has no `old`."""
+    """One setting of a row's label: class names, empty for no label; the first has no `old`.
+
+    `who` is `import` where the label came with the data: whoever prepared them did not look at it.
+    """
 
     commit: str
     old: str
@@ -151,7 +156,7 @@ def blame(version: Version, uid: str) -> list[Blame]:
             continue
         row = int(then.find([uid])[0])
         if row >= 0 and (given := class_name(then, int(then.read(LABEL, np.array([row]))[0]))) != label:
-            found.append(Blame(commit.id, label or "", given, commit.author, commit.time, commit.message))
+            found.append(Blame(commit.id, label or "", given, IMPORT, commit.time, commit.message))
             label = given
     return found[::-1]
 
@@ -316,7 +321,8 @@ def _one_uid(version: Version, uid: str) -> npt.NDArray[np.uint8]:
     try:
         wanted = uids_from_hex([uid])
     except ValueError as error:
-        raise InputError(f"'{uid}' cannot be the uid of a row: {error}.") from error
+        lists = f"hpctool data show {version.ref} --rows 5 lists some"
+        raise InputError(f"'{uid}' cannot be the uid of a row: {error}; {lists}.") from error
     if version.find([uid])[0] < 0:
         raise InputError(f"There is no row {uid} in {version.ref}. See: hpctool data show {version.ref} --rows all")
     return wanted

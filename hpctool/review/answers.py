@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hpctool.data.authors import IMPORT
+from hpctool.data.labels import IMPORT
 from hpctool.errors import InputError
 
 State = Literal["open", "skipped", "decided", "disputed"]

@@ -76,6 +76,8 @@ def test_blame_tells_every_setting_of_a_label(tiny: Version, datasets: Path) -> 
     ]
     assert told[0].commit == last.id
     assert (told[2].commit, told[2].old, told[2].new) == (tiny.commit, "", first)
+    # As `data authors` counts it: whoever prepared the data did not look at the label.
+    assert told[2].who == "import"
     with pytest.raises(InputError, match="There is no row"):
         blame(tiny, "ff" * 16)
 

@@ -46,7 +46,7 @@ def test_its_history_is_what_happened() -> None:
     assert diff(first, second).label_counts() == [("dog", "cat", 1), ("cat", "", 1)]
     last, imported = blame(second, FIRST_UID)
     assert (last.who, last.when, last.why) == ("bob@cluster", "2026-11-01T12:00:00.000Z", "it barks")
-    assert (imported.new, imported.who, imported.why) == ("dog", "ann@cluster", "the first")
+    assert (imported.new, imported.who, imported.why) == ("dog", "import", "the first")
 
 
 def test_it_is_whole() -> None:

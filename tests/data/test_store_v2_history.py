@@ -33,8 +33,8 @@ def test_its_history_is_what_happened() -> None:
     assert [line.drawing for line in graph(commits)] == ["*", "├─┐", "│ *", "│ *", "* │", "├─┘", "*", "*"]
     uids = version.uids()
     said = {row: [(e.who, e.new) for e in blame(version, uids[row])] for row in (0, 1, 2, 12)}
-    assert said[1] == [("ann@cluster", "cat"), ("ann@cluster", "dog")]
-    assert said[2] == [("bob@cluster", "dog"), ("ann@cluster", "cat")]
+    assert said[1] == [("ann@cluster", "cat"), ("import", "dog")]
+    assert said[2] == [("bob@cluster", "dog"), ("import", "cat")]
     assert said[12] == [("cam@edge", "dog")]
 
 
