@@ -40,7 +40,13 @@ def resolve(cfg: DictConfig) -> Resolved:
             # The job may run from another folder than this one.
             config.set_value(cfg, key, str(Path(path).expanduser().absolute()))
     kind = str(cfg.source.get("kind") or cfg.source.get("_target_"))
-    return Resolved(inputs=[Input("source", kind, pin_source(cfg.source, allow_nan=cfg.data.allow_nan))])
+    notes = []
+    if kind == "digits" != name:
+        notes.append(
+            f"'{name}' gets the handwritten digits of scikit-learn: source=digits, which is taken where none is named. "
+            "For your own rows: source=imagefolder source.path=… (or csv, npz, parquet, hdf5 …)"
+        )
+    return Resolved([Input("source", kind, pin_source(cfg.source, allow_nan=cfg.data.allow_nan))], notes)
 
 
 def run(rundir: RunDir, world: World) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from hpctool import config
 from hpctool.data.commit import Draft
 from hpctool.data.labels import relabel
-from hpctool.data.prepare import Prepared, prepare
+from hpctool.data.prepare import Prepared, prepare, resolve
 from hpctool.data.schema import PrepareConfig
 from hpctool.data.version import open_version
 from hpctool.errors import InputError, SourceError, UnknownName
@@ -216,3 +216,9 @@ def test_a_prepare_that_fails_leaves_the_new_dataset_to_one_that_still_lists_its
         assert other.result().num_rows == 5
     version = open_version(datasets, "new")
     assert (version.num_rows, list(version.store.layout.tmp.iterdir())) == (5, [])
+
+
+def test_the_digits_under_another_name_are_said_to_be_the_digits(tmp_path: Path) -> None:
+    (said,) = resolve(asked(tmp_path, "data.name=faces")).notes
+    assert "'faces' gets the handwritten digits of scikit-learn: source=digits" in said
+    assert resolve(asked(tmp_path, "data.name=digits@mine")).notes == []
