@@ -167,7 +167,8 @@ def _lines(node: Node) -> list[tuple[str, str]]:
         lines += [("request", f"{facts['request']}  {facts['source']}".rstrip()), ("time", facts["time"])]
         lines += [("by", facts["by"])]
     if node.kind == "run" and "job" in facts:
-        lines += [("job", f"{facts['job']}, {facts['state']} at step {facts['step']}")]
+        step = f" at step {facts['step']}" if facts["step"] else ""
+        lines += [("job", f"{facts['job']}, {facts['state']}{step}")]
         lines += [("config", f"{facts['config_digest'][:_SHORT_HEX]}  {settings_text(facts['changed'])}".rstrip())]
     if node.kind == "run" and facts.get("code"):
         lines += [("code", code_text(facts["code"]))]

@@ -43,7 +43,7 @@ def json_option(command: Command) -> Command:
 
 def paths_option(command: Command) -> Command:
     """Add `--root`: the folder that holds runs/, datasets/, models/ and the others."""
-    kind = click.Path(path_type=Path, file_okay=False)
+    kind = click.Path(path_type=Path, exists=True, file_okay=False)
     text = "Folder that holds runs/, datasets/, models/ … (else HPCTOOL_ROOT, else here)."
     return click.option("--root", type=kind, default=None, help=text)(command)
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
+from hpctool import files
 from hpctool.cli import runs_control, runs_export
 from hpctool.cli.output import json_option, paths_option, print_json, resolve_paths, say, say_if_slurm_is_silent
 from hpctool.cli.report import report
 from hpctool.cli.runs_chosen import chosen_runs
-from hpctool.errors import InputError, UnknownName
+from hpctool.errors import HpctoolError, InputError, UnknownName
 from hpctool.rundir import STATES, RunDir, find_run
 
 
@@ -93,7 +94,9 @@ def show(run: str, as_json: bool, root: Path | None) -> None:
     """Show one run: what it was asked, its attempts, checkpoints, metrics, and why it failed if it did."""
     from hpctool.track.detail import describe
 
-    found = describe(find_run(resolve_paths(root).runs, run))
+    rundir = find_run(resolve_paths(root).runs, run)
+    found = describe(rundir)
+    found["url"] = _url(rundir) if found["state"] == "running" else None
     for problem in found["problems"]:
         say(f"hpctool: {problem}")
     say_if_slurm_is_silent()
@@ -103,6 +106,17 @@ def show(run: str, as_json: bool, root: Path | None) -> None:
     from hpctool.cli.runs_view import print_run
 
     print_run(found)
+
+
+def _url(rundir: RunDir) -> str | None:
+    """Where a server answers."""
+    from hpctool.serve.schema import ENDPOINT
+
+    try:
+        body = files.read_json(rundir.path / "artifacts" / ENDPOINT)
+    except (OSError, HpctoolError):
+        return None
+    return f"{body['url']}/v2/models/{str(body['model']).partition('@')[0]}"
 
 
 @group.command()

@@ -114,18 +114,28 @@ def _facts(found: dict[str, Any]) -> Padding:
         ("job", f"{found['job']}{sweep}"),
         ("created", f"{age_text(found['created'])} ago by {found['by']}, {found['created']}"),
         ("where", f"{found['where']}{f', job {slurm}' if slurm else ''}" if found["where"] else None),
+        ("answers at", found["url"]),
         ("step", _how_far(found)),
         ("changed", "\n".join(f"{key} = {cell_text(value)}" for key, value in found["changed"].items())),
         ("goes on from", _origin(found["continues"])),
-        ("inputs", "\n".join(f"{one['name']}  {one['id'][:_SHORT_HEX]}" for one in found["inputs"])),
+        ("inputs", "\n".join(" ".join(dict.fromkeys([one["name"], _short(one["id"])])) for one in found["inputs"])),
         ("data", (found["data_commit"] or "")[:_SHORT_HEX] if not found["inputs"] else None),
         ("code", code_text(code)),
         ("cost", _cost(found["hours"])),
         ("idle", f"{', '.join(found['idle'])}: asked for and not used" if found["idle"] else None),
         ("parameters", (found["param_digest"] or "")[:_SHORT_HEX]),
-        ("outputs", "\n".join(f"{key} = {cell_text(value)}" for key, value in found["outputs"].items())),
+        ("outputs", "\n".join(f"{key} = {_plain(value)}" for key, value in found["outputs"].items() if value)),
     ]
     return Padding(_grid((name, Text(cell_text(value))) for name, value in facts if value), (1, 0, 0, 2), expand=False)
+
+
+def _plain(value: object) -> str:
+    """What a job has given back as words: `train 1,108, val 165` for a mapping, what a list has with commas."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else cell_text(value)
 
 
 def _origin(continues: dict[str, Any] | None) -> str:

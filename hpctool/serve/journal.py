@@ -327,7 +327,7 @@ def open_journal(journals: Path, name: str, last_entry: int | None = None) -> Jo
     folder = journals / name
     if not (folder / "log").is_dir():
         known = sorted(p.parent.name for p in journals.glob("*/log"))
-        raise UnknownName("journal of a model called", name, known, f"They lie in {journals}.")
+        raise UnknownName("journal of a model called", name, known, f"They lie in {journals.absolute()}.")
     return Journal(folder, last_entry)
 
 

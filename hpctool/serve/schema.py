@@ -8,6 +8,9 @@ from omegaconf import MISSING
 
 from hpctool.launch.schema import JobConfig
 
+#: The file in a serve run's artifacts that says where its server listens, while it does.
+ENDPOINT = "endpoint.json"
+
 
 @dataclass
 class Server:

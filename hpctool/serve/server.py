@@ -24,10 +24,8 @@ from hpctool.serve.batcher import Batcher, Limits
 from hpctool.serve.log import say
 from hpctool.serve.metrics import Metrics
 from hpctool.serve.runtime import Runtime
-from hpctool.serve.schema import ServeConfig
+from hpctool.serve.schema import ENDPOINT, ServeConfig
 
-#: The file in a serve run's artifacts that says where its server listens, while it does.
-ENDPOINT = "endpoint.json"
 _TOKEN = "token"  # noqa: S105 - the file's name
 _MB = 1 << 20
 

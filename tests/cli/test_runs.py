@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from hpctool.data.schema import PrepareConfig
 from hpctool.errors import InputError, UnknownName
 from hpctool.export import aliases
 from hpctool.export.bundle import Bundle, manifest_digest
+from hpctool.launch.result import write_ended
 from hpctool.rundir import RunDir
 from hpctool.track.metrics import MetricWriter
 from hpctool.world import World
@@ -119,6 +121,9 @@ def test_an_empty_folder_says_so(root: Path) -> None:
     assert answer.stdout == ""
     assert f"There are no runs in {root / 'runs'}." in answer.stderr
     assert data("list") == []
+    nowhere = CliRunner().invoke(group, ["list", "--root", str(root / "nowhere")])
+    assert nowhere.exit_code == 2
+    assert f"Directory '{root / 'nowhere'}' does not exist." in " ".join(nowhere.stderr.split())
 
 
 def test_show_tells_the_whole_story(root: Path) -> None:
@@ -132,6 +137,24 @@ def test_show_tells_the_whole_story(root: Path) -> None:
     assert "checkpoints: 1 committed, 1 kept" in text
     assert str(run.rundir.path) in text
     assert data("show", run.id)["history"][1]["from_step"] == 50
+
+
+def test_show_says_where_a_server_answers_and_prints_what_came_of_a_job_in_words(root: Path) -> None:
+    pinned = [{"kind": "model", "name": "digits@production", "id": "digits@production"}]
+    server = Sample(root / "runs", job="serve", inputs=pinned).submit().begin()
+    body = {"url": "http://127.0.0.1:8080", "token_file": "", "pid": 1, "model": "digits@production"}
+    files.write_json(server.rundir.artifact("endpoint.json"), body)
+    text = call("show", server.id).stdout
+    assert re.search(r"answers at +http://127.0.0.1:8080/v2/models/digits *\n", text)
+    assert re.search(r"inputs +digits@production *\n", text)
+    server.end("cancelled", "Ctrl-C")
+    assert "answers at" not in call("show", server.id).stdout
+    done = Sample(root / "runs", "c").begin()
+    outputs = {"splits": {"train": 1108, "val": 165}, "notes": [], "unchanged": False, "tags": ["v1", "v2"]}
+    write_ended(done.rundir, "completed", "", {"step": 0, "outputs": outputs})
+    done.end("completed", "")
+    text = call("show", done.id).stdout
+    assert re.search(r"outputs +splits = train 1,108, val 165 *\n +tags = v1, v2 *\n", text)
 
 
 def test_two_runs_are_compared_down_to_the_bit(root: Path) -> None:
