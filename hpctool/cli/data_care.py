@@ -43,8 +43,10 @@ def verify(dataset: str, deep: bool, as_json: bool, root: Path | None) -> None:
     else:
         for damage in report.damaged:
             _say_damage(damage)
-        checked = "read" if deep else "looked at for their size; --deep reads them"
-        say(f"commits {report.num_commits}, objects {report.num_objects} ({report.size_bytes:,} bytes) {checked}.")
+        checked = "read" if deep else "looked at for their size (--deep reads them)"
+        whole = "" if report.damaged else "; nothing is damaged"
+        size = size_text(report.size_bytes)
+        say(f"commits {report.num_commits}, objects {report.num_objects} ({size}) {checked}{whole}.")
     if report.damaged:
         raise OperationError(
             f"Dataset '{dataset}' is damaged; files that are not what was written: {len(report.damaged)}."

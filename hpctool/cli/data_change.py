@@ -16,7 +16,7 @@ from hpctool.data.labels import relabel as relabel_rows
 from hpctool.data.layout import DEFAULT_BRANCH, split_ref
 from hpctool.data.store import Store, short
 from hpctool.data.version import Version, open_version
-from hpctool.errors import InputError, MergeConflict, counted
+from hpctool.errors import InputError, MergeConflict, counted, listing
 
 
 @click.command()
@@ -230,10 +230,15 @@ def export(
 
 def _open_branch(root: Path | None, dataset: str) -> Version:
     """The tip of a branch that is to be written. Raises InputError."""
-    version = open_version(resolve_paths(root).datasets, dataset)
-    if version.revision not in version.store.branches():
-        raise InputError(f"'{version.revision}' is no branch of dataset '{version.name}'; labels go onto a branch.")
-    return version
+    datasets, (name, revision) = resolve_paths(root).datasets, split_ref(dataset)
+    store = Store.open(datasets, name)
+    if revision not in (branches := store.branches()):
+        begun = f"{name}@{revision} NAME" if revision in store.tag_names() else f"{name} {revision}"
+        raise InputError(
+            f"'{revision}' is no branch of dataset '{name}' (there is: {listing(branches)}); labels go onto a branch. "
+            f"Begin one: hpctool data branch {begun}"
+        )
+    return open_version(datasets, dataset)
 
 
 def _show_conflict(conflict: MergeConflict, as_json: bool) -> None:

@@ -63,7 +63,9 @@ def resolve_origin(cfg: DictConfig) -> Resolved | None:
             f"is left to do. Give more: loop.max_steps={2 * step}",
         )
     set_value(cfg, continued.KEY, f"{parent.id}@{step}")
-    return Resolved([Input("run", parent.id, record["identity"])], [f"It goes on from {parent.id} at step {step}."])
+    return Resolved(
+        [Input("run", parent.id, record["identity"])], [f"It begins with what {parent.id} had learnt at step {step}."]
+    )
 
 
 def _budget(cfg: DictConfig) -> int | None:

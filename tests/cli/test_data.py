@@ -144,7 +144,7 @@ def test_labels_taken_away_are_told_apart_from_an_empty_cell(
 def test_labels_go_onto_a_branch_only(tell: Callable[..., str], tmp_path: Path, root: Path) -> None:
     fixes = tmp_path / "fixes.csv"
     fixes.write_text(f"uid,label\n{UID},mouse\n")
-    with pytest.raises(InputError, match="'v1' is no branch"):
+    with pytest.raises(InputError, match=r"'v1' is no branch.*hpctool data branch tiny@v1 NAME"):
         tell("relabel", "tiny@v1", "--from", fixes, "-m", "x")
     before = open_version(root / "datasets", "tiny").commit
     with pytest.raises(SourceError, match=r"line 2: label 'mouse' is out of range: .* cat, dog \(or 0 to 1\)"):
@@ -162,6 +162,8 @@ def test_tags_and_branches_begin_at_any_version(ask: Ask, tell: Callable[..., st
 
 def test_verify_names_what_is_damaged(ask: Ask, tell: Callable[..., str], root: Path) -> None:
     assert ask("verify", "tiny", "--deep")["damaged"] == []
+    whole = CliRunner().invoke(cli, ["data", "verify", "tiny", "--deep", "--root", str(root)])
+    assert "read; nothing is damaged." in whole.stderr
     version = open_version(root / "datasets", "tiny")
     path = version.store.layout.object(version.contents.row_groups[0].holder("image").id)
     path.chmod(0o644)
@@ -182,6 +184,7 @@ BAD_INPUT = [
     (["branch", "tiny", "--delete", "othr"], "no branch of dataset 'tiny' called 'othr'; .* Did you mean other?"),
     (["merge", "tiny", "other", "--expect", "d43ba5dd"], "tiny@main has moved: it was to be at d43ba5dd"),
     (["merge", "tiny@v1", "other"], "'v1' is no branch"),
+    (["merge", "tiny@mine", "other"], "'mine' is no branch.*hpctool data branch tiny mine"),
     (["merge", "tiny", "othr"], "called 'othr'; there is: main, other, v1, v2. Did you mean other?"),
     (["diff", "tiny@v1", "tiny@v3"], "called 'v3'; .* Did you mean v"),
     (["export", "tiny", "{same}", "--as", "npz"], "is there already, and an export writes over nothing"),
@@ -190,6 +193,11 @@ BAD_INPUT = [
     (["restore", "tiny", "--from", "{root}/datasets"], "is the dataset itself"),
     (["exposure", "tiny", "12"], "'12' cannot be the uid of a row"),
     (["blame", "tiny", "0" * 32], "There is no row 0{32}"),
+    (
+        ["blame", "tiny", "5"],
+        "'5' cannot be the uid of a row: a uid has 32 hex digits; hpctool data show tiny@main --rows",
+    ),
+    (["show", "gone"], "no dataset 'gone'; .* They lie in /.*/datasets. Make it: hpctool prepare data.name=gone"),
 ]
 
 
