@@ -271,7 +271,7 @@ class Stopped(HpctoolError):
 
     exit_code = EXIT_CONTINUE
 
-    def __init__(self, cause: str, step: int, saved: bool = False, note: str = "") -> None:
+    def __init__(self, cause: str, step: int, saved: bool = False, note: str = "", sentence: str = "") -> None:
         self.cause = cause
         self.step = step
         #: work was saved that `step` does not count: somebody's own program says so
@@ -279,7 +279,7 @@ class Stopped(HpctoolError):
         #: what the ledger says beside the cause: why nothing new was saved
         self.note = note
         why = f"{cause}; {note}" if note else cause
-        super().__init__(f"Stopped at step {step} ({why}); it continues there when it is started again.")
+        super().__init__(sentence or f"Stopped at step {step} ({why}); it continues there when it is started again.")
 
 
 def to_record(error: Exception) -> dict[str, Any]:

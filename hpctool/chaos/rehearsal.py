@@ -20,7 +20,7 @@ from hpctool.chaos.report import Outcome, Verdict
 from hpctool.chaos.stage import Stage
 from hpctool.chaos.strike import Struck, can_spare_one, strike
 from hpctool.checkpoint import committed
-from hpctool.errors import InputError, OperationError
+from hpctool.errors import InputError, OperationError, counted
 from hpctool.launch.hang import silent_after_s
 from hpctool.launch.submit import Request
 from hpctool.launch.watchdog import BEAT_EVERY_S
@@ -65,6 +65,8 @@ class Rehearsal:
         """Play it all; the folder is made, and chaos.json is not yet written."""
         order = self.order
         check_kinds(order.kinds)
+        ranks, faults = counted(order.num_ranks, "rank"), counted(order.count, "fault")
+        order.say(f"{faults} ({', '.join(order.kinds)}) on {ranks}, seed {order.seed}, in {order.folder}")
         self._patience_s = order.patience_s
         self.verdict = Verdict.of(order.request, order.seed, order.kinds, order.num_ranks, order.folder)
         with Listener() as listener:

@@ -68,7 +68,6 @@ def command(
     folder = folder or Path("chaos") / f"{job}-{secrets.token_hex(4)}"
     num_ranks = choose_ranks(request, num_ranks)
     wanted = [word.strip() for word in kinds.split(",") if word.strip()] or list(USUAL)
-    say(f"{count} faults ({', '.join(wanted)}) on {num_ranks} rank(s), seed {seed}, in {folder}")
     with console(stderr=True).status("") if sys.stderr.isatty() else _Silent() as status:
         order = Order(request, folder, wanted, count, num_ranks, seed, patience_s, say, status.update)
         verdict = Rehearsal(order).run()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpctool.cli.output import json_option, print_json, print_table, say
+from hpctool.cli.output import console, json_option, print_json, print_table, say
 from hpctool.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def command(
     if write is not None:
         sitefile.check(write)
     report = doctor.examine(cfg)
-    failed = False
+    # Nothing could be examined; without any Slurm there is nothing to examine, which is no failure.
+    failed = report.is_silent
     if probe:
         failed = not run_probe(report, cfg, probe_min * 60, say=say)
     if as_json:
@@ -76,14 +77,15 @@ def command(
 
 
 def print_report(report: Report) -> None:
-    """Print all sections for a person, 100 columns wide."""
+    """Print all sections for a person, at most 98 columns wide."""
     from hpctool.launch.slurm import doctor
 
+    width = min(WIDTH, console().width)
     click.echo(report.title)
     for section in report.sections:
         click.echo(f"\n{section.title}")
         for finding in section.findings:
-            click.echo(finding_text(finding))
+            click.echo(finding_text(finding, width))
     if report.site is not None:
         click.echo()
         print_table(
@@ -93,17 +95,17 @@ def print_report(report: Report) -> None:
         )
 
 
-def finding_text(finding: Finding) -> str:
+def finding_text(finding: Finding, width: int = WIDTH) -> str:
     """A finding as indented lines, its advice after an arrow."""
     margin = " " * _INDENT
-    lines = _wrapped(finding.text, f"  {finding.level:<{_INDENT - 2}}", margin)
+    lines = _wrapped(finding.text, width, f"  {finding.level:<{_INDENT - 2}}", margin)
     if finding.advice:
-        lines += _wrapped(finding.advice, f"{margin}→ ", f"{margin}  ")
+        lines += _wrapped(finding.advice, width, f"{margin}→ ", f"{margin}  ")
     return "\n".join(lines)
 
 
-def _wrapped(text: str, first: str, then: str) -> list[str]:
+def _wrapped(text: str, width: int, first: str, then: str) -> list[str]:
     """Lines that are not broken within words (`--probe`) or between a number and its unit."""
     text = re.sub(r"(\d) (s|min|MB|GB)\b", "\\1\u00a0\\2", text)
-    lines = textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=then, break_on_hyphens=False)
+    lines = textwrap.wrap(text, width, initial_indent=first, subsequent_indent=then, break_on_hyphens=False)
     return [line.replace("\u00a0", " ") for line in lines]

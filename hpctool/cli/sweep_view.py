@@ -91,13 +91,13 @@ def _best(found: Overview) -> str:
 
 
 def hours_text(hours: Hours) -> str:
-    """`9.6 GPU-h, 38 CPU-h, 3 % of it done twice`; empty if nothing has run."""
+    """`9.6 GPU-h, 38 CPU-h, 3 % of it lost (done again)`; empty if nothing has run."""
     if not hours.cpu_hours:
         return ""
     parts = [f"{_hours(hours.gpu_hours)} GPU-h"] if hours.gpu_hours else []
     parts.append(f"{_hours(hours.cpu_hours)} CPU-h")
     if hours.lost_share:
-        parts.append(f"{percent_text(hours.lost_share)} of it lost (steps done twice)")
+        parts.append(f"{percent_text(hours.lost_share)} of it lost (done again)")
     return f"{'at least ' if hours.is_estimate else ''}{', '.join(parts)}"
 
 

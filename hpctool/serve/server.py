@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 
 from hpctool import files
-from hpctool.errors import InputError, Stopped
+from hpctool.errors import InputError, Stopped, counted
 from hpctool.launch import signals
 from hpctool.rundir import RunDir
 from hpctool.serve.app import Service, make_app
@@ -73,7 +73,9 @@ def serve(rundir: RunDir, cfg: ServeConfig) -> dict[str, Any]:
             batcher.close()
             runtime.close()
     # The step of a server: how many rows it has answered, in all its attempts.
-    raise Stopped(signals.stop_cause(), rundir.story().step + batcher.answered_rows)
+    cause, rows = signals.stop_cause(), batcher.answered_rows
+    said = f"Stopped ({cause}) after {counted(rows, 'row')}; the same command serves {cfg.serve.model} again."
+    raise Stopped(cause, rundir.story().step + rows, sentence=said)
 
 
 def read_token(rundir: RunDir, cfg: ServeConfig) -> tuple[str, str]:

@@ -43,7 +43,7 @@ def decide(rundir: RunDir, world: World, checkpoints: Checkpointer) -> Stop:
 def _chosen(rundir: RunDir, checkpoints: Checkpointer, cause: str, left_s: float | None) -> list[str | int | None]:
     """Rank 0: what is said, and the step that is kept; the step at hand is done when the ranks have agreed."""
     if left_s is None:
-        return [f"told to stop ({cause}), nobody knows until when: saving", None]
+        return [f"told to stop ({cause}): saving", None]
     commits = rundir.story().checkpoints
     save_s, choice = checkpoints.expected_save_s, checkpoints.choose(left_s, 0.0)
     if save_s is None:

@@ -48,6 +48,7 @@ class Report:
     sections: list[Section] = field(default_factory=list)
     #: the cluster's own description; None where there is no Slurm, or it does not answer
     site: Site | None = None
+    is_silent: bool = False
     mpi_plugins: list[str] = field(default_factory=list)
     measured: stops.Measured = field(default_factory=stops.Measured)
     #: what each node of the probe has found, by rank
@@ -85,16 +86,15 @@ def examine(cfg: DictConfig) -> Report:
     except SchedulerError as error:
         problem = f"Slurm is installed here, but it does not answer: {error.reason}."
         advice = "Ask again later. If it stays so, ask your site's support whether the controller is up."
-        return Report(
-            "A Slurm that does not answer", [Section("Slurm", [Finding("CHANGE", problem, advice)]), *_files(runs)]
-        )
+        sections = [Section("Slurm", [Finding("CHANGE", problem, advice)]), *_files(runs, can_probe=False)]
+        return Report("A Slurm that does not answer", sections, is_silent=True)
     report = Report(_title(found), site=found, mpi_plugins=mpi_plugins(), measured=stops.measure(runs))
     delay_s = cfg.cluster.signal_delay_s
     report.sections = [
         Section("When a job is told to stop", _told(stops.findings(found, delay_s, report.measured))),
         Section("How much you may ask for", _told(_limits(found, cfg.cluster.qos, cfg.cluster.account))),
         Section("What jobs find", [*_gpus(found), *_memory(found), _mpi(report.mpi_plugins)]),
-        *_files(runs),
+        *_files(runs, can_probe=True),
     ]
     return report
 
@@ -266,7 +266,7 @@ def _mpi(plugins: list[str]) -> Finding:
 # -- files
 
 
-def _files(runs: Path) -> list[Section]:
+def _files(runs: Path, *, can_probe: bool) -> list[Section]:
     there = next(folder for folder in (runs, *runs.parents) if folder.exists())
     kind = file_system(there)
     room = os.statvfs(there)
@@ -275,7 +275,7 @@ def _files(runs: Path) -> list[Section]:
     findings = [Finding("OK", text)]
     if not os.access(there, os.W_OK, effective_ids=True):
         findings = [Finding("CHANGE", f"{text} You may not write there.", "Choose another folder: HPCTOOL_ROOT=…")]
-    elif kind not in SHARED and ask.have("sbatch"):
+    elif kind not in SHARED and can_probe:
         doubt = "Compute nodes must see this folder, too; whether they do cannot be told from here."
         findings.append(Finding("NOTE", doubt, PROVE_IT))
     return [Section("Files", findings)]
@@ -309,4 +309,4 @@ def _without_slurm(runs: Path) -> Report:
             "They survive the terminal; hpctool runs list shows them. Several ranks each: resources.tasks_per_node=2.",
         ),
     ]
-    return Report("A machine without Slurm", [Section("This machine", findings), *_files(runs)])
+    return Report("A machine without Slurm", [Section("This machine", findings), *_files(runs, can_probe=False)])

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from omegaconf import DictConfig
 
 from hpctool import config
@@ -212,6 +213,17 @@ def test_a_controller_that_is_down_is_said_in_plain_words(toy_site: ToySite, cfg
     found = about(doctor.examine(cfg), "does not answer")
     assert found.level == "CHANGE"
     assert "Unable to contact slurm controller" in found.text
+
+
+def test_where_slurm_is_silent_the_doctor_fails_and_sends_nobody_to_a_probe(
+    toy_site: ToySite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    toy_site.fails("scontrol", "sinfo")
+    done = CliRunner().invoke(cli, ["doctor", f"paths.runs={tmp_path}/runs"])
+    assert done.exit_code == 1
+    assert "--probe" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= max(60, len(str(tmp_path)) + 30)
 
 
 def test_a_database_that_is_down_leaves_the_rest(toy_site: ToySite, cfg: DictConfig) -> None:
