@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import pkgutil
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,7 +19,7 @@ from hpctool.files import FULL
 VERBS = {
     "data": "Versions of datasets: list, log, show, diff, relabel, verify …",
     "runs": "Runs: list, show, logs, compare, lineage, cancel, retry …",
-    "sweep": "Sweeps and searches: list, status, report, resume, retry, cancel, verify, export.",
+    "sweep": "Sweeps and searches: list, status, watch, report, resume, retry, cancel, verify, export.",
     "models": "Exported models: list, show, verify, promote, rollback.",
     "chaos": "Rehearse failure on your own job, here: broken at random moments, it ends with the same bits.",
     "doctor": "What this cluster does to jobs, in plain words: signals, grace, limits, files.",
@@ -25,8 +27,16 @@ VERBS = {
 }
 
 
+#: what the system says where one may not write
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 class Lazy(click.Group):
     """A group that imports a command only when it is used, so that `--help` stays quick."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # `hpctool help train` asks what `hpctool train --help` does.
+        return super().parse_args(ctx, [*args[1:], "--help"] if args[:1] == ["help"] else args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*job_summaries(), *VERBS]
@@ -60,7 +70,6 @@ class Lazy(click.Group):
 def job_summaries() -> dict[str, str]:
     """Each job and the first line of its docstring, read from the source: no job is imported."""
     import ast
-    from pathlib import Path
 
     import hpctool.jobs
 
@@ -101,8 +110,12 @@ def main() -> None:
         code = EXIT_FAILED
     except OSError as error:
         room = " Make room there (what datasets need no more: hpctool data gc), and try again."
-        said = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
-        click.echo(f"hpctool: {said}{'.' + room if error.errno in FULL else ''}", err=True)
+        root = f" All of it is written below {Path(os.environ.get('HPCTOOL_ROOT', '')).absolute()}; "
+        root += "HPCTOOL_ROOT=… chooses another folder."
+        more = room if error.errno in FULL else root if error.errno in _CLOSED else ""
+        where = os.path.abspath(error.filename) if isinstance(error.filename, str) else ""
+        said = f"{error.strerror or error}: {where}".rstrip(": ")
+        click.echo(f"hpctool: {said}{more and '.' + more}", err=True)
         code = EXIT_FAILED
     sys.exit(code if isinstance(code, int) else 0)
 
