@@ -65,6 +65,15 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def size_text(size_bytes: float) -> str:
+    """A size in bytes, kB, MB …, three places."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.3g} TB"
+
+
 class HpctoolError(Exception):
     """Anything that hpctool reports in one sentence instead of a traceback."""
 

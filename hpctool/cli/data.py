@@ -11,7 +11,7 @@ import click
 from hpctool.cli import data_care, data_change
 from hpctool.cli.data_append import append
 from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
-from hpctool.cli.tables import age_text, size_text
+from hpctool.cli.tables import age_text
 from hpctool.data import describe
 from hpctool.data.authors import authored_rows, label_authors
 from hpctool.data.diff import diff as diff_versions
@@ -23,7 +23,7 @@ from hpctool.data.pictures import draw_label_changes, draw_statistics
 from hpctool.data.refs import tags, tips
 from hpctool.data.store import short
 from hpctool.data.version import Version, open_version
-from hpctool.errors import InputError, counted
+from hpctool.errors import InputError, counted, size_text
 
 
 @click.group()

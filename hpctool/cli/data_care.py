@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from hpctool.cli.output import json_option, paths_option, print_json, print_table, resolve_paths, say
-from hpctool.cli.tables import age_text, size_text
+from hpctool.cli.tables import age_text
 from hpctool.data import exposure as exposing
 from hpctool.data import gc as collecting
 from hpctool.data.layout import split_ref
@@ -17,7 +17,7 @@ from hpctool.data.size import size as size_of
 from hpctool.data.store import Store, short
 from hpctool.data.usage import commits_in_use
 from hpctool.data.verify import verify as verify_store
-from hpctool.errors import OperationError, counted
+from hpctool.errors import OperationError, counted, size_text
 
 
 def _open_store(root: Path | None, dataset: str) -> Store:

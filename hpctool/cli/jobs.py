@@ -42,7 +42,7 @@ def job_command(name: str, summary: str) -> click.Command:
     @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]... [after=RUN|SWEEP]", type=click.UNPROCESSED)
     @click.option("-m", "--multirun", is_flag=True, help="Expand lists and ranges into a sweep of cells.")
     @click.option("--dry-run", is_flag=True, help="Print the resolved config and the script; submit nothing.")
-    @click.option("--cfg", type=click.Choice(["job"]), help="Print the composed config and do nothing.")
+    @click.option("--cfg", type=click.Choice(["job"]), metavar="job", help="Print the composed config and do nothing.")
     @click.option(
         "--config-dir", "config_dirs", multiple=True, type=click.Path(path_type=Path), help="Your conf folder."
     )

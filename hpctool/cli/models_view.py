@@ -12,7 +12,8 @@ from rich.text import Text
 
 from hpctool.cli.lineage import print_tree
 from hpctool.cli.output import cell_text, console
-from hpctool.cli.tables import Column, age_text, print_columns, size_text
+from hpctool.cli.tables import Column, age_text, print_columns
+from hpctool.errors import size_text
 from hpctool.export import aliases
 from hpctool.export.bundle import Bundle
 from hpctool.track.lineage import Node

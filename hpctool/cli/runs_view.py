@@ -20,9 +20,9 @@ from hpctool.cli.tables import (
     print_columns,
     print_whole,
     settings_text,
-    size_text,
     state_text,
 )
+from hpctool.errors import size_text
 from hpctool.launch.progress import duration_text
 from hpctool.rundir import STATES
 from hpctool.track.compare import Comparison, differing, is_measured, telling_metrics

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from hpctool.cli.output import json_option, paths_option, print_json, resolve_paths, say
+from hpctool.errors import counted
 
 
 @click.command()
@@ -28,7 +29,7 @@ def verify(sweep: str, root: Path | None, as_json: bool) -> None:
         for text in found.different:
             say(text)
         click.echo(
-            f"{found.num_proposals} proposals and {found.num_promotions} promotions made again: "
+            f"{counted(found.num_proposals, 'proposal')} and {counted(found.num_promotions, 'promotion')} made again: "
             f"{len(found.different) or 'none'} come{'s' if len(found.different) <= 1 else ''} out otherwise."
         )
     if found.different:

@@ -11,6 +11,7 @@ from rich.text import Text
 from hpctool.cli.output import cell_text, say
 from hpctool.cli.sweep_view import WHOLE, waits_text
 from hpctool.cli.tables import Column, print_columns, print_whole, settings_text, state_text, table_of
+from hpctool.errors import counted
 from hpctool.launch.progress import progress
 from hpctool.rundir import RunDir, Story
 from hpctool.search.overview import STATES, Looked
@@ -91,7 +92,7 @@ def _course(rundir: RunDir, story: Story) -> str:
 def _states(found: Looked) -> str:
     of = f" of at most {found.state.max_trials}" if found.state.max_trials else ""
     states = " · ".join(f"{found.counts[state]} {state}" for state in STATES if state in found.counts)
-    return f"{len(found.cells)} trials{of}{f': {states}' if states else ''}"
+    return f"{counted(len(found.cells), 'trial')}{of}{f': {states}' if states else ''}"
 
 
 def _budget(found: Looked) -> str:

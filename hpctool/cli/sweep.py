@@ -10,9 +10,9 @@ from hpctool.cli import search, search_watch, sweep_control
 from hpctool.cli.output import json_option, paths_option, print_json, resolve_paths, say, say_if_slurm_is_silent
 
 
-@click.group(name="sweep", help=__doc__)
+@click.group(name="sweep")
 def group() -> None:
-    """Sweeps and searches: list, status, watch, report, resume, retry, cancel, verify, export."""
+    """Sweeps: many runs that were asked for at once; a search is a sweep that chooses its cells itself."""
 
 
 @group.command("list")

@@ -22,7 +22,11 @@ _NUM_GROUPS = 12
 _NUM_METRICS = 3
 #: what waits for a shorter time has only just been submitted
 _WAITS_S = 60.0
-_ORDER = ("completed", "running", "stopping", "requeued", "queued", "failed", "cancelled")
+#: of cells, and of the trials of a search
+_ORDER = (
+    *("completed", "running", "stopping", "requeued", "queued", "paused"),
+    *("failed", "cancelled", "stopped", "infeasible"),
+)
 
 
 def print_list(overviews: Sequence[Overview]) -> None:

@@ -157,15 +157,6 @@ def age_text(created: str) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def size_text(size_bytes: float) -> str:
-    """A size in bytes, kB, MB …, three places."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.3g} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.3g} TB"
-
-
 def settings_text(values: dict[str, Any]) -> str:
     """`model=cnn optim.lr=0.01`: keys and values in one line."""
     return " ".join(f"{key}={cell_text(value)}" for key, value in values.items())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpctool.errors import ConfigError, ParityError
+from hpctool.errors import ConfigError, ParityError, size_text
 from hpctool.export import calibration, child, golden, parity, torchscript
 from hpctool.export.deployed import OUTPUTS, Deployed
 from hpctool.export.lineage import lineage_of
@@ -89,7 +89,7 @@ def _export_graph(
     """Write model.ts and show that it answers like the original."""
     rows = source.inputs(source.rows[: max(gate.batch_sizes)])
     graph = child.graph_of(source.rundir, original.temperature, np.resize(rows, (_EXAMPLE_ROWS, *rows.shape[1:])))
-    say(f"{graph.method}, {len(graph.data)} bytes" + (f" ({graph.reason})" if graph.reason else ""))
+    say(f"{graph.method}, {size_text(len(graph.data))}" + (f" ({graph.reason})" if graph.reason else ""))
     for warning in graph.warnings:
         say(f"torch warns: {warning}")
     path = staged / FORMATS["torchscript"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpctool import config, files
-from hpctool.errors import EXIT_DONE, InputError
+from hpctool.errors import EXIT_DONE, InputError, counted
 from hpctool.launch import arrays, cells, chain, inline, limits, local, repair, snapshot, sweeps
 from hpctool.launch.handover import find_submitted
 from hpctool.launch.job import Chain, Link, load_job
@@ -63,7 +63,8 @@ def dry_run(request: Request, multirun: bool) -> str:
     first = plan.cells[0]
     parts = [f"# run {first.run_id}", config.to_yaml(first.cfg)]
     if plan.is_sweep:
-        parts.insert(0, f"# sweep {plan.sweep_id}: {len(plan.cells)} cells over {', '.join(plan.varied) or 'nothing'}")
+        number, varied = counted(len(plan.cells), "cell"), ", ".join(plan.varied) or "nothing"
+        parts.insert(0, f"# sweep {plan.sweep_id}: {number} over {varied}")
     if plan.parent is not None:
         parts.insert(0, f"# It waits for {plan.parent.kind} {plan.parent.name}; what is made there is looked at then.")
     if plan.cfg.cluster.kind == "slurm":

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpctool.errors import counted
 from hpctool.launch import overview
 from hpctool.launch.cells import Sweep, read_sweep, sweeps_folder
 from hpctool.launch.sweeplog import SweepLog
@@ -55,4 +56,5 @@ def _story(runs: Path, run_id: str) -> Story:
 def _told_by(standing: list[Story]) -> tuple[str, str]:
     counts = Counter(story.state if story.entries else "never begun" for story in standing)
     state = next((one for one in ("failed", "cancelled") if counts[one]), "completed")
-    return state, f"{len(standing)} cells: {', '.join(f'{number} {one}' for one, number in counts.most_common())}"
+    cells = counted(len(standing), "cell")
+    return state, f"{cells}: {', '.join(f'{number} {one}' for one, number in counts.most_common())}"

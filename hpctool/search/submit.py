@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from hpctool import config, files
-from hpctool.errors import EXIT_DONE, ConfigError, InputError
+from hpctool.errors import EXIT_DONE, ConfigError, InputError, counted
 from hpctool.launch import arrays, grid, parents, repair, snapshot
 from hpctool.launch.cells import sweeps_folder
 from hpctool.launch.identity import NOT_IDENTITY
@@ -89,7 +89,7 @@ def submit(request: Request, multirun: bool = False, *, say: Say) -> Submission:
     write_sweep(workers, code.record(), ranks_of=request.job)
     repair.note_child(asked.runs, after_record(asked.after), asked.spec.id)
     axes = ", ".join(axis.key for axis in asked.spec.space.axes)
-    say(f"search {asked.spec.id} over {axes}: {asked.spec.num_workers} workers, in {short(asked.folder)}")
+    say(f"search {asked.spec.id} over {axes}: {counted(asked.spec.num_workers, 'worker')}, in {short(asked.folder)}")
     answer.exit_code = control.start(asked.runs, asked.spec.id, range(asked.spec.num_workers), say, 0)
     return _awaited(asked, answer, say)
 

@@ -63,6 +63,11 @@ def diverged(ask: Ask) -> Found:
     return found
 
 
+def test_a_list_of_sweeps_counts_the_trials_that_are_paused(diverged: Found) -> None:
+    told = CliRunner().invoke(cli, ["sweep", "list", "--root", str(diverged.runs.parent)], catch_exceptions=False)
+    assert "2 completed · 4 paused" in told.stdout
+
+
 def test_what_is_no_finite_number_is_never_the_best(diverged: Found) -> None:
     found = overview.look(diverged.runs, find_sweep(diverged.runs, diverged.spec.id))
     assert isinstance(found, overview.Looked)
