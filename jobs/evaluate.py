@@ -1,8 +1,8 @@
 """Measure a trained run on samples that it has not seen: accuracy, per-class report, confusion matrix, calibration.
 
-hpctool evaluate run=train-4f2a81c3
-hpctool evaluate run=sweep-90ab12cd metric=val/loss mode=min
-hpctool evaluate run=train-4f2a81c3 data.name=digits@v2 data.split=production
+hpctool evaluate run=train-4f2a
+hpctool evaluate run=train-90ab metric=val/loss mode=min     the best run of a sweep
+hpctool evaluate run=train-4f2a data.name=digits@v2 data.split=production
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Export a trained run as a bundle: one graph with its preprocessing, and everything to test and watch it.
 
 hpctool export run=train-4f2a                        the bundle is named after the run's dataset
-hpctool export run=sweep-91c0 bundle.name=digits     the best run of a sweep
+hpctool export run=train-91c0 bundle.name=digits     the best run of a sweep
 hpctool export run=train-4f2a cluster=slurm          on a node of the kind that will serve it
-hpctool export -m after=sweep-91c0 cluster=slurm     each run of a sweep, as soon as it has completed
+hpctool export -m after=train-91c0 cluster=slurm     each run of a sweep, as soon as it has completed
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Two networks against each other, each with an optimizer of its own: digits out of noise.
 
+    cd examples/gan
     hpctool prepare data.name=digits source=digits
-    cd examples/gan && hpctool train --config-dir conf experiment=gan
+    hpctool train --config-dir conf experiment=gan
 
 What a task with several optimizers needs: `optim` names the parts of the model that have one, in the order in which a
 step trains them (conf/optim/gan.yaml), and `loss` is told whose turn it is. Everything else is as ever: ranks,

@@ -1,5 +1,6 @@
 """The temperature of a copper plate whose edges are held at 0 °C: the heat equation in 2-D, on any number of MPI ranks.
 
+    cd examples/heat
     mpirun -n 4 python -m mpi4py heat.py                                  checkpoints lie in ./checkpoints
     mpirun -n 4 hpctool run cluster=inline script=heat.py                 … in the run, with logs and a state
     hpctool run script=heat.py cluster=local cluster.mpi=mpirun resources.tasks_per_node=4

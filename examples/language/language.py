@@ -1,6 +1,7 @@
 """A small language model: the next character of a text, by a causal transformer; the text is a plain torch Dataset.
 
-    cd examples/language && hpctool train --config-dir conf experiment=language
+    cd examples/language
+    hpctool train --config-dir conf experiment=language
 
 The text is what scikit-learn says about the datasets that it ships: 43,000 characters, nothing is downloaded.
 
