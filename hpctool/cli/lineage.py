@@ -10,7 +10,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from hpctool.cli.output import Folders, cell_text
-from hpctool.cli.runs_view import code_text
+from hpctool.cli.runs_view import code_text, short_id
 from hpctool.cli.tables import print_whole, settings_text
 from hpctool.config import flatten
 from hpctool.errors import UnknownName
@@ -155,7 +155,7 @@ def _grow(tree: Tree, node: Node) -> None:
 
 
 def _label(node: Node) -> Text:
-    short = node.id[:_SHORT_HEX]
+    short = short_id(node.id)
     return Text.assemble((node.kind, "bold"), " ", (node.name, "bold cyan"), f"  {short}" if short else "")
 
 

@@ -118,7 +118,7 @@ def _facts(found: dict[str, Any]) -> Padding:
         ("step", _how_far(found)),
         ("changed", "\n".join(f"{key} = {cell_text(value)}" for key, value in found["changed"].items())),
         ("goes on from", _origin(found["continues"])),
-        ("inputs", "\n".join(" ".join(dict.fromkeys([one["name"], _short(one["id"])])) for one in found["inputs"])),
+        ("inputs", "\n".join("  ".join(dict.fromkeys([one["name"], short_id(one["id"])])) for one in found["inputs"])),
         ("data", (found["data_commit"] or "")[:_SHORT_HEX] if not found["inputs"] else None),
         ("code", code_text(code)),
         ("cost", _cost(found["hours"])),
@@ -135,7 +135,8 @@ def _plain(value: object) -> str:
         return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
     if isinstance(value, list):
         return ", ".join(map(_plain, value))
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else cell_text(value)
+    is_count = isinstance(value, int) and not isinstance(value, bool)
+    return f"{value:,}" if is_count else short_id(cell_text(value))
 
 
 def _origin(continues: dict[str, Any] | None) -> str:
@@ -282,11 +283,11 @@ def _add_section(table: Table, title: str, rows: Mapping[str, Sequence[object]])
         table.add_section()
         table.add_row(Text(title, "bold"))
     for key, values in rows.items():
-        table.add_row(f"  {key}", *(Text(_short(text)) for text in distinct_texts(values)))
+        table.add_row(f"  {key}", *(Text(short_id(text)) for text in distinct_texts(values)))
 
 
-def _short(text: str) -> str:
-    # Digests and commits: twelve digits tell them apart.
+def short_id(text: str) -> str:
+    """Twelve digits of a digest or commit, which tell them apart; any other name as it is."""
     return text[:_SHORT_HEX] if len(text) >= 40 and set(text) <= set("0123456789abcdef") else text
 
 
@@ -299,7 +300,7 @@ def _verdict(found: Comparison) -> Iterable[str]:
         yield f"Their metrics are the same to the last bit at all {parting.num_steps} steps that both logged."
     elif parting is not None:
         yield "They have logged no metric at the same step."
-    digests = list(dict.fromkeys(_short(digest) for digest in found.digests if digest))
+    digests = list(dict.fromkeys(short_id(digest) for digest in found.digests if digest))
     if None not in found.digests:
         same = "bit-identical" if len(digests) == 1 else "different"
         yield f"Their parameters are {same} ({', '.join(digests)})."

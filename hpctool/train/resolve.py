@@ -177,7 +177,7 @@ def chosen_run(runs: Path, name: str, metric: str, mode: str) -> tuple[RunDir, l
     if name in sweeps or (name not in ids and any(s.startswith(name) for s in sweeps)):
         return best_of_sweep(runs, name, metric, mode)
     if not any(i.startswith(name) for i in ids):
-        raise UnknownName("run or sweep", name, [*ids, *sweeps], f"They lie in {runs}.")
+        raise UnknownName("run or sweep", name, [*ids, *sweeps], f"They lie in {runs.absolute()}.")
     return find_run(runs, name), []
 
 
