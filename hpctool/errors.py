@@ -102,16 +102,20 @@ class ConfigError(InputError):
 
 
 class UnknownName(InputError):
-    """A named thing (dataset, revision, run, model, config group choice …) that does not exist."""
+    """A named thing (dataset, revision, run, model, config group choice …) that does not exist.
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+    `make` is how it is made, which is said where no name that is there looks like it.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "", make: str = "") -> None:
         self.kind = kind
         self.name = name
         self.known = list(known)
         near = nearest(name, self.known)
         guess = f" Did you mean {' or '.join(near)}?" if near else ""
         there = listing(self.known)
-        super().__init__(f"There is no {kind} '{name}'; there is: {there}.{guess}{' ' + hint if hint else ''}")
+        more = "".join(f" {text}" for text in (hint, "" if near else make) if text)
+        super().__init__(f"There is no {kind} '{name}'; there is: {there}.{guess}{more}")
 
 
 class MergeConflict(InputError):

@@ -90,6 +90,8 @@ def test_the_exit_code_says_whose_fault_it_was() -> None:
 def test_unknown_names_are_answered_with_those_that_exist() -> None:
     said = str(UnknownName("dataset", "digit", ["digits", "faces"], "They lie in datasets."))
     assert said == "There is no dataset 'digit'; there is: digits, faces. Did you mean digits? They lie in datasets."
+    assert str(UnknownName("dataset", "digit", ["digits"], make="Make it.")).endswith("Did you mean digits?")
+    assert str(UnknownName("dataset", "faces", [], "They lie in /d.", "Make it.")).endswith("They lie in /d. Make it.")
     assert str(UnknownName("run", "x", [])) == "There is no run 'x'; there is: none."
 
 

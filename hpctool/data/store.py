@@ -78,8 +78,8 @@ class Store:
         try:
             record = again_if_stale(lambda: files.read_json(layout.format_file))
         except (FileNotFoundError, NotADirectoryError) as error:
-            hint = f"They lie in {datasets.absolute()}. Make it: hpctool prepare data.name={name} source=…"
-            raise UnknownName("dataset", name, list_datasets(datasets), hint) from error
+            where, make = f"They lie in {datasets.absolute()}.", f"Make it: hpctool prepare data.name={name} source=…"
+            raise UnknownName("dataset", name, list_datasets(datasets), where, make) from error
         check_format(layout.format_file, "dataset", record)
         if record.get("primitive") not in ("link", "symlink"):
             raise CorruptError(layout.format_file, f"its primitive is {record.get('primitive')!r}")

@@ -141,8 +141,8 @@ def known_versions(models: Path, name: str) -> list[Bundle]:
     """The versions of a model that has some, oldest first. Raises UnknownName."""
     versions = list_versions(models, name) if _NAME.fullmatch(name) else []
     if not versions:
-        hint = f"They lie in {models.absolute()}. Make it: hpctool export run=… bundle.name={name}"
-        raise UnknownName("model", name, list_models(models), hint)
+        make = f"Make it: hpctool export run=… bundle.name={name}"
+        raise UnknownName("model", name, list_models(models), f"They lie in {models.absolute()}.", make)
     return versions
 
 

@@ -322,12 +322,16 @@ class Journal:
         return np.concatenate(arrays)
 
 
+#: what begins a journal
+_MAKE = "It begins with the first answer: hpctool serve, or hpctool score."
+
+
 def open_journal(journals: Path, name: str, last_entry: int | None = None) -> Journal:
     """The journal of a model that has one, as it was when its log ended at `last_entry`. Raises UnknownName."""
     folder = journals / name
     if not (folder / "log").is_dir():
         known = sorted(p.parent.name for p in journals.glob("*/log"))
-        raise UnknownName("journal of a model called", name, known, f"They lie in {journals.absolute()}.")
+        raise UnknownName("journal of a model called", name, known, f"They lie in {journals.absolute()}.", _MAKE)
     return Journal(folder, last_entry)
 
 
