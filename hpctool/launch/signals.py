@@ -10,8 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 
-# SIGUSR2 is Slurm's and submitit's word for "your time is nearly over"; SIGTERM is preemption, cancel or shutdown.
-_CAUSES = {signal.SIGUSR2: "timeout", signal.SIGTERM: "preempted", signal.SIGINT: "interrupted"}
+# SIGUSR2 is Slurm's and submitit's word for "your time is nearly over"; SIGTERM is preemption, cancel or shutdown;
+# SIGHUP comes when the terminal is closed or its connection breaks.
+_CAUSES = {
+    signal.SIGUSR2: "timeout",
+    signal.SIGTERM: "preempted",
+    signal.SIGINT: "interrupted",
+    signal.SIGHUP: "interrupted",
+}
 
 #: Asks a rank for its Python stacks (stacks.py). NCCL has SIGUSR1, Slurm and submitit SIGUSR2; nobody has this one.
 STACKS = int(signal.SIGRTMIN) + 5
@@ -27,10 +33,10 @@ _pause = ""
 
 
 def install() -> None:
-    """Note SIGUSR2, SIGTERM and SIGINT from now on; ignore SIGCONT. Main thread only.
+    """Note SIGUSR2, SIGTERM, SIGINT and SIGHUP from now on; ignore SIGCONT. Main thread only.
 
-    What the batch script blocked until now (script.py) arrives here. A second SIGINT ends the process at once: an
-    impatient person at a terminal is right.
+    SIGHUP stays ignored where it is (nohup). What the batch script blocked until now (script.py) arrives here. A second
+    SIGINT ends the process at once: an impatient person at a terminal is right.
     """
     global _owner_pid, _wakeup
     _owner_pid = os.getpid()
@@ -39,7 +45,7 @@ def install() -> None:
         _wakeup = os.pipe()
         os.set_blocking(_wakeup[1], False)
     signal.set_wakeup_fd(_wakeup[1], warn_on_full_buffer=False)
-    for number in _CAUSES:
+    for number in _noticed():
         signal.signal(number, _note)
     signal.signal(signal.SIGCONT, lambda *_: None)
     # Until somebody listens to it; processes that are started from here ignore it, too.
@@ -55,7 +61,7 @@ def listen(also: signal.Signals) -> Callable[[], None]:
     Main thread only. Raises ValueError in another.
     """
     global _owner_pid
-    before = {number: signal.getsignal(number) for number in {*_CAUSES, also}}
+    before = {number: signal.getsignal(number) for number in {*_noticed(), also}}
     _noted.clear()
     for number in before:
         signal.signal(number, _note)
@@ -70,6 +76,11 @@ def listen(also: signal.Signals) -> Callable[[], None]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     return end
+
+
+def _noticed() -> list[signal.Signals]:
+    is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in _CAUSES if not (is_nohup and number == signal.SIGHUP)]
 
 
 def expect(boundaries: bool) -> None:

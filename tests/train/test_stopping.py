@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
+import signal
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from hpctool.launch import signals
+from hpctool.rundir import RunDir
 from tests.train.conftest import Attempt, MakeRun
 
 pytestmark = pytest.mark.slow
@@ -43,6 +50,36 @@ def test_with_enough_time_it_saves_and_says_how_much_there_was(make_run: MakeRun
     said = run.log(0, 2).read_text()
     assert "told to stop (preempted), " in said
     assert "s are left and a save takes" in said
+
+
+@pytest.mark.parametrize("is_nohup", [False, True])
+def test_a_training_whose_terminal_is_closed_saves_and_one_under_nohup_goes_on(
+    root: Path, tmp_path: Path, is_nohup: bool
+) -> None:
+    words = [
+        "train",
+        "data.name=stripes",
+        f"paths.datasets={root}/datasets",
+        f"paths.runs={tmp_path}/runs",
+        "track=off",
+    ]
+    words += ["loop={max_steps: 3000, global_batch_size: 24, checkpoint_every_min: 60}", "code=rerun"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if is_nohup else signal.SIG_DFL)
+        os.chdir(tmp_path)
+        os.execv(sys.executable, [sys.executable, "-m", "hpctool.cli.main", *words])
+    deadline_s = time.monotonic() + 60
+    while not (made := [*tmp_path.glob("runs/train-*/logs/1/0.beat")]) or '"phase": "step"' not in made[0].read_text():
+        assert time.monotonic() < deadline_s, [*tmp_path.glob("runs/*/logs/1/*")]
+        time.sleep(0.02)
+    os.close(terminal)  # the kernel sends SIGHUP to the session
+    code, run = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), RunDir(made[0].parents[2])
+    if is_nohup:
+        assert (code, run.story().state, run.story().step) == (0, "completed", 3000)
+    else:
+        assert (code, run.story().of_kind("ended")[-1]["cause"]) == (130, "interrupted")
+        assert 0 < run.story().checkpoints[-1]["step"] == run.story().step < 3000
 
 
 def test_the_nearest_end_counts_and_what_slurm_says_counts_more() -> None:
