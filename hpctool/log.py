@@ -132,12 +132,20 @@ class Log:
 
     def entries(self, after: int = 0) -> list[Entry]:
         """All readable entries with a number above `after`, in order."""
-        numbers, packs = self._listing()
-        self.top = max(numbers, default=0)
-        numbers = [n for n in numbers if n > after]
+        listed, packs = self._listing()
+        self.top = max(listed, default=0)
+        # Numbers have no gaps, but listings do: of a folder that grows meanwhile, one of more names than fit into one
+        # answer of the kernel (about 1000) may show a name without the one before it, which was there first.
+        numbers = range(after + 1, self.top + 1)
         self._load_packs(packs, {n for n in numbers if n not in self._cache})
-        found = ((n, self._read(n)) for n in numbers)
-        return [Entry(n, body) for n, body in found if body is not None]
+        shown, found, patience_s = set(listed), [], _PATIENCE_S
+        for number in numbers:
+            body = self._read(number, _PATIENCE_S if number in shown else patience_s)
+            if body is not None:
+                found.append(Entry(number, body))
+            elif number not in shown:
+                patience_s = 0.0  # it was removed: of a thousand like it, one is waited for
+        return found
 
     def append(self, body: Mapping[str, Any]) -> int:
         """Add a fact at the next free number, which is returned. Raises OSError where the disk is full."""
@@ -185,11 +193,11 @@ class Log:
         packs = [(int(m[1]), int(m[2]), m[0]) for m in map(self._PACK_NAME.fullmatch, names) if m]
         return sorted(map(int, _entries_of(names))), sorted(packs, key=lambda p: p[0] - p[1])
 
-    def _read(self, number: int) -> dict[str, Any] | None:
+    def _read(self, number: int, patience_s: float = _PATIENCE_S) -> dict[str, Any] | None:
         if number not in self._cache:
             path = self.path(number)
             # Patience once: what was broken a moment ago is looked at again, but not waited for.
-            patience_s = 0.0 if path.name in self.broken else _PATIENCE_S
+            patience_s = 0.0 if path.name in self.broken else patience_s
             try:
                 self._cache[number] = decode_entry(path, _read_patiently(path, patience_s))
             except (CorruptError, OSError) as error:

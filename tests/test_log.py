@@ -174,6 +174,35 @@ def test_a_process_out_of_files_does_not_take_entries_for_broken(
         Log(tmp_path).entries()
 
 
+def test_a_listing_that_lacks_an_entry_hides_it_from_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(tmp_path)
+    for number in (1, 2, 3):
+        log.append({"n": number})
+    honest = os.listdir
+    # As a kernel lists a large folder that grows meanwhile.
+    monkeypatch.setattr("os.listdir", lambda folder: [name for name in honest(folder) if name != log.path(2).name])
+    reader = Log(tmp_path)
+    assert numbers(reader) == [1, 2, 3]
+    assert numbers(Log(tmp_path), after=1) == [2, 3]
+    assert not reader.broken
+
+
+def test_entries_that_were_removed_are_told_and_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpctool.log._PATIENCE_S", 0.3)
+    log = Log(tmp_path)
+    for number in range(1, 13):
+        log.append({"n": number})
+    for number in range(2, 12):
+        log.path(number).unlink()
+    reader, began = Log(tmp_path), time.monotonic()
+    with pytest.warns(UserWarning, match="set aside.*No such file"):
+        assert numbers(reader) == [1, 12]
+    assert time.monotonic() - began < 1.0
+    assert len(reader.broken) == 10
+
+
 @pytest.mark.slow
 def test_reading_waits_for_a_file_that_was_listed_and_is_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "entry"
