@@ -125,6 +125,12 @@ def fold(entries: list[Entry]) -> Story:
     return story
 
 
+def newest_attempt(entries: list[Entry]) -> int:
+    """The newest attempt that has begun, as any entry tells it: its own `begun` may be damaged. 0 for none."""
+    # A start check may speak of an attempt before it begins.
+    return max((e.body.get("attempt", 0) for e in entries if e.body["kind"] != "unfit"), default=0)
+
+
 def is_of_job(job: str, submitted: str, array: str) -> bool:
     """Whether a job that has begun is the one that was submitted, or a task of that array."""
     return bool(job) and (job == submitted or (bool(array) and job.startswith(f"{array}_")))
@@ -234,7 +240,8 @@ class RunDir:
             last = ledger.last()
             entries = ledger.entries()
             check(entries)
-            number = 1 + max((e.body["attempt"] for e in entries if e.body["kind"] == "begun"), default=0)
+            # Each entry that cannot be read may have begun one. No number is ever given twice; some may be left out.
+            number = 1 + newest_attempt(entries) + len(ledger.broken)
             if ledger.cas({"kind": "begun", "attempt": number, "time": now(), **facts}, after=last):
                 if fold(entries).state in OVER:
                     self.reopen()

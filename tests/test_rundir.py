@@ -249,6 +249,19 @@ def test_the_ledger_outlives_a_broken_entry(tmp_path: Path) -> None:
     assert (told.state, told.step, len(told.checkpoints)) == ("running", 20, 1)
 
 
+@pytest.mark.parametrize("later", [[], [checkpoint(2, 10)]], ids=["alone", "with a checkpoint"])
+def test_no_number_of_an_attempt_is_given_twice_where_its_beginning_cannot_be_read(
+    tmp_path: Path, later: list[dict[str, Any]]
+) -> None:
+    run = create_run(tmp_path, record(), {})
+    assert [run.begin({}), run.begin({})] == [1, 2]
+    for body in later:
+        run.ledger.append(body)
+    run.ledger.path(2).write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="0000000002 is damaged"):
+        assert run.begin({}) > 2
+
+
 def test_a_folder_that_others_may_write_is_not_resumed_from(tmp_path: Path) -> None:
     run = create_run(tmp_path, record(), {})
     check_private(run.path)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hpctool.errors import FencedError
 from hpctool.log import Log
-from hpctool.rundir import RunDir, fold, now
+from hpctool.rundir import RunDir, fold, newest_attempt, now
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,6 @@ def commit(rundir: RunDir, ledger: Log, made: Commit, save_s: float) -> None:
 
 def check_fence(rundir: RunDir, ledger: Log) -> None:
     """Raise FencedError where a newer attempt of the run has begun."""
-    begun = fold(ledger.entries()).of_kind("begun")
-    newest = max((body["attempt"] for body in begun), default=0)
+    newest = newest_attempt(ledger.entries())
     if newest > rundir.attempt:
         raise FencedError(rundir.id, rundir.attempt, newest)

@@ -52,6 +52,16 @@ def test_an_attempt_that_was_replaced_is_fenced_and_leaves_nothing(run: RunDir, 
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-00000001.a1", "step-00000002.a2"]
 
 
+def test_an_attempt_is_fenced_by_whatever_its_successor_has_written(run: RunDir, begin: Begin) -> None:
+    old = Checkpointer(run, World())
+    second = begin(run)
+    begun = run.ledger.last()
+    Checkpointer(second, World()).save({"w": np.zeros(2)}, 1)
+    run.ledger.path(begun).write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="set aside"), pytest.raises(FencedError):
+        old.save({"w": np.ones(2)}, 2)
+
+
 def test_an_attempt_replaced_between_looking_and_writing_is_fenced(run: RunDir, begin: Begin) -> None:
     class SlowLog(Log):
         def entries(self, after: int = 0) -> list[Entry]:
