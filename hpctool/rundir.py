@@ -12,12 +12,12 @@ runs/<name>-<8 hex>/
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import getpass
 import json
 import os
 import socket
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,7 +227,12 @@ class RunDir:
 
         Called after the ledger says so: whoever has read the run as it was remembers it before this, or not at all.
         """
-        forget(self.path.parent, [self.id])
+        if not forget(self.path.parent, [self.id]):
+            warnings.warn(
+                f"{index_folder(self.path.parent)} cannot be written, so lists may show run {self.id} as it was. "
+                "Move that folder away, it is made anew; `hpctool runs list --scan` looks at the runs themselves.",
+                stacklevel=2,
+            )
 
     def begin(self, facts: Mapping[str, Any], check: Callable[[list[Entry]], None] = lambda entries: None) -> int:
         """Begin the next attempt and give its number. From now on no older attempt can commit.
@@ -242,8 +247,12 @@ class RunDir:
             check(entries)
             # Each entry that cannot be read may have begun one. No number is ever given twice; some may be left out.
             number = 1 + newest_attempt(entries) + len(ledger.broken)
+            was_over = fold(entries).state in OVER
+            if was_over:
+                # Once before, for whoever is killed before the second; what that forgets is only read again.
+                forget(self.path.parent, [self.id])
             if ledger.cas({"kind": "begun", "attempt": number, "time": now(), **facts}, after=last):
-                if fold(entries).state in OVER:
+                if was_over:
                     self.reopen()
                 files.remove_temporaries(self.path / "artifacts")
                 return number
@@ -324,13 +333,16 @@ def index_folder(runs: Path) -> Path:
     return runs / ".index"
 
 
-def forget(runs: Path, ids: list[str]) -> None:
-    """Take runs out of the index, if there is one and it can be written; readers compare, and mend it."""
+def forget(runs: Path, ids: list[str]) -> bool:
+    """Take runs out of the index, if there is one; False where it cannot be written. Readers compare, and mend it."""
     folder = index_folder(runs)
     if ids and folder.is_dir():
         # A cache must not keep anybody from working.
-        with contextlib.suppress(OSError):
+        try:
             Log(folder).append({"kind": "opened", "format": INDEX_FORMAT, "ids": ids})
+        except OSError:
+            return False
+    return True
 
 
 def list_run_ids(runs: Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from hpctool.track.row import Row
 from hpctool.track.runs import list_rows
 from hpctool.track.underway import Underway
 from tests.track.samples import Sample
+
+Spawn = Callable[..., "subprocess.Popen[str]"]
 
 #: of ten thousand runs, so many are not over
 NUM_UNDERWAY = 100
@@ -86,6 +89,40 @@ def test_what_happened_to_a_run_since_is_seen(tmp_path: Path, monkeypatch: pytes
     assert "failed" not in {row.state for row in list_rows(tmp_path)}
     if how == "deleted":
         assert failed.id not in Index.read(tmp_path).rows
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from hpctool.rundir import RunDir
+honest = os.link
+def link(source, target):
+    honest(source, target)
+    if "ledger" in str(target):
+        os.kill(os.getpid(), signal.SIGKILL)
+os.link = link
+RunDir(Path(sys.argv[1])).begin({"where": "inline"})
+"""
+
+
+def test_a_run_that_is_killed_as_it_begins_again_is_seen_to_have_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spawn: Spawn
+) -> None:
+    _, failed, _ = three(tmp_path)
+    monkeypatch.setattr("hpctool.track.index.NUM_COMPARED", 0)
+    list_rows(tmp_path)
+    assert spawn(KILLED, failed.rundir.path).wait(60) == -signal.SIGKILL
+    assert failed.rundir.story().attempt == 2
+    assert table(list_rows(tmp_path)) == table(list_rows(tmp_path, scan=True))
+
+
+def test_an_index_that_somebody_else_has_made_is_said_where_a_run_begins_again(unprivileged: Path) -> None:
+    _, failed, _ = three(unprivileged)
+    list_rows(unprivileged)
+    os.chmod(index_folder(unprivileged), 0o555)
+    with pytest.warns(UserWarning, match=rf"\.index cannot be written.* {failed.id} .*Move that folder away"):
+        RunDir(failed.rundir.path).begin({"where": "inline"})
+    os.chmod(index_folder(unprivileged), 0o755)
 
 
 def test_a_run_that_was_deleted_and_made_anew_is_another_one(tmp_path: Path) -> None:
