@@ -30,7 +30,12 @@ MAX_FILES = 5_000
 MAX_FILE_BYTES = 1 << 20
 #: a program that a run starts may be compiled
 MAX_PROGRAM_BYTES = 64 << 20
+#: what the head of a report says that hpctool has written (*.html.j2): a result, wherever it lies
+_REPORT = b'<meta name="generator" content="hpctool">'
 _SKIPPED = {"runs", "datasets", "models", "node_modules", "__pycache__", "build", "dist", "site-packages"}
+
+#: a file of a snapshot: the folder of the copy that it belongs to, where it lies, its name in that folder
+Part = tuple[str, Path, str]
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,8 @@ def take(runs: Path, project: Path, also: Iterable[Path] = ()) -> Code:
         found = []
         also = ()
     parts += [("project", path, name) for path, name in found]
-    parts = list(dict.fromkeys([*parts, *_further(project, also)]))
-    listed = [[top, name, files.sha256_file(path), os.access(path, os.X_OK)] for top, path, name in sorted(parts)]
-    digest = files.sha256_bytes(files.canonical_json(listed))[:12]
-    _copy(runs / ".code" / digest, parts)
-    code = Code(digest, commit, bool(patch), patch, note)
+    parts = sorted(dict.fromkeys([*parts, *_further(project, also)]))
+    code = Code(_stored(runs / ".code", parts), commit, bool(patch), patch, note)
     if patch:
         files.write_atomic(_patch_file(runs, code.record()), patch)
     return code
@@ -167,8 +169,16 @@ def _project_files(project: Path) -> Iterator[tuple[Path, str]]:
     listed = _git(project, "ls-files", "-coz", "--exclude-standard").split("\0")
     paths = [project / name for name in listed if name] if any(listed) else list(_walk(project))
     for path in paths[: MAX_FILES + 1]:
-        if path.suffix in SUFFIXES and path.is_file() and path.stat().st_size <= MAX_FILE_BYTES:
+        is_code = path.suffix in SUFFIXES and path.is_file() and path.stat().st_size <= MAX_FILE_BYTES
+        if is_code and not _is_report(path):
             yield path, str(path.relative_to(project))
+
+
+def _is_report(path: Path) -> bool:
+    if path.suffix != ".html":
+        return False
+    with open(path, "rb") as file:
+        return _REPORT in file.read(512)
 
 
 def _further(project: Path, also: Iterable[Path]) -> Iterator[tuple[str, Path, str]]:
@@ -204,23 +214,48 @@ def _is_venv(folder: str, name: str) -> bool:
     return os.path.exists(os.path.join(folder, name, "pyvenv.cfg"))
 
 
-def _copy(final: Path, parts: list[tuple[str, Path, str]]) -> None:
-    if final.is_dir():
-        return
-    final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = final.parent / files.temporary_name()
-    for top, path, name in parts:
-        target = temporary / top / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
-    temporary.mkdir(exist_ok=True)
+def _stored(folder: Path, parts: list[Part]) -> str:
+    """The digest of these files; `folder` has a copy of that name, whole also after a power loss. Raises OSError."""
+    digest = _digest(parts)
+    if (folder / digest).is_dir():
+        return digest
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = folder / files.temporary_name()
+    temporary.mkdir()
     try:
-        os.rename(temporary, final)
-    except OSError:
-        # Somebody else has made the same copy meanwhile.
-        shutil.rmtree(temporary)
-        if not final.is_dir():
+        for top, path, name in parts:
+            target = temporary / top / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+        # Of what was copied: an editor may have saved since.
+        digest = _digest(parts, temporary)
+        _sync(temporary)
+        os.rename(temporary, folder / digest)
+        files.fsync_dir(folder)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        # Else somebody has made the same copy meanwhile.
+        if not isinstance(error, OSError) or not (folder / digest).is_dir():
             raise
+    return digest
+
+
+def _digest(parts: list[Part], copy: Path | None = None) -> str:
+    """What names a snapshot: the files' names, and what is in them, or in their copies."""
+    listed = [
+        [top, name, files.sha256_file(copy / top / name if copy else path), os.access(path, os.X_OK)]
+        for top, path, name in parts
+    ]
+    return files.sha256_bytes(files.canonical_json(listed))[:12]
+
+
+def _sync(folder: Path) -> None:
+    # After all have been written: then the first one costs most of it.
+    for inner, _, leaves in os.walk(folder):
+        for leaf in leaves:
+            with open(os.path.join(inner, leaf), "rb") as file:
+                os.fsync(file.fileno())
+        files.fsync_dir(Path(inner))
 
 
 def _git(folder: Path, *arguments: str) -> str:

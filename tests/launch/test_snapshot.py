@@ -1,7 +1,9 @@
 """What was submitted is what runs, whatever happens to the checkout meanwhile."""
 
+import errno
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,9 @@ import pytest
 
 from hpctool.launch import snapshot
 from hpctool.rundir import RunDir
+from hpctool.track import report
+from hpctool.track.runs import list_rows
+from tests.track.samples import Sample
 
 
 @pytest.fixture
@@ -62,6 +67,70 @@ def test_equal_code_shares_one_copy_and_a_changed_line_makes_another(project: Pa
     assert snapshot.take(project / "runs", project).snapshot == first.snapshot
     (project / "pkg" / "__init__.py").write_text("VALUE = 2\n")
     assert snapshot.take(project / "runs", project).snapshot != first.snapshot
+
+
+@pytest.mark.slow
+def test_what_an_editor_saves_while_it_is_copied_has_the_name_of_what_was_copied(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, source = shutil.copy, project / "pkg" / "__init__.py"
+
+    def saved_just_now(path: Path, target: Path) -> None:
+        source.write_text("VALUE = 2\n")
+        honest(path, target)
+
+    monkeypatch.setattr(shutil, "copy", saved_just_now)
+    edited = snapshot.take(project / "runs", project).snapshot
+    monkeypatch.undo()
+    assert snapshot.take(project / "runs", project).snapshot == edited
+    source.write_text("VALUE = 1\n")
+    first = snapshot.take(project / "runs", project)
+    copy = project / "runs" / ".code" / first.snapshot / "project" / "pkg" / "__init__.py"
+    assert (first.snapshot == edited, copy.read_text()) == (False, "VALUE = 1\n")
+
+
+@pytest.mark.slow
+def test_a_copy_is_on_the_disk_before_it_has_its_name(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: set[str] = set()
+    before: list[set[str]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def note_file(handle: int) -> None:
+        synced.add(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    def note_name(old: Path, new: Path) -> None:
+        before.append(set(synced))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", note_file)
+    monkeypatch.setattr(os, "rename", note_name)
+    code = snapshot.take(project / "runs", project)
+    copied = {path.name for path in (project / "runs" / ".code" / code.snapshot).rglob("*")}
+    assert copied <= before[0]
+
+
+@pytest.mark.slow
+def test_a_copy_that_fails_leaves_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copy", full)
+    with pytest.raises(OSError, match="No space left"):
+        snapshot.take(project / "runs", project)
+    assert os.listdir(project / "runs" / ".code") == []
+
+
+@pytest.mark.slow
+def test_a_report_that_hpctool_has_written_is_no_code(project: Path) -> None:
+    Sample(project / "runs", "aa", lr=0.1).begin().log([1]).complete()
+    before = snapshot.take(project / "runs", project)
+    (project / "page.html").write_text("<!doctype html><title>mine</title>")
+    code = snapshot.take(project / "runs", project)
+    assert code.snapshot != before.snapshot
+    page = report.render(report.build(list_rows(project / "runs"), report.Asked("A week", "hpctool runs report")))
+    (project / "report.html").write_text(page)
+    assert snapshot.take(project / "runs", project).snapshot == code.snapshot
 
 
 @pytest.mark.slow
