@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from hpctool.launch.private import private_folder
 from hpctool.launch.ranks import MARK, TASK
 from hpctool.launch.result import process_start
 from hpctool.log import Entry, Log
-from hpctool.rundir import RunDir, now, who
+from hpctool.rundir import RunDir, Story, now, who
 
 QUEUE_FORMAT = 1
 _LOG_MAX_BYTES = 1 << 20
@@ -210,6 +210,18 @@ def status(runs: Path) -> list[dict[str, Any]]:
     (queued, running or stopping), and for what runs `pids` in order of rank and `since`.
     """
     return [row for queue in _queues(runs) for row in queue.rows()]
+
+
+def lost(runs: Path, told: Mapping[str, Story]) -> set[str]:
+    """Which of these runs, by their stories, wait here and have no ticket, so that nobody will run them.
+
+    Whoever submits says it in the ledger first, and may be killed, or find the disk full, before there is a ticket.
+    """
+    waiting = {i for i, story in told.items() if story.where == "local" and story.state in ("queued", "requeued")}
+    waiting -= {row["run"] for row in status(runs)} if waiting else set()
+    # Another user's may be in a queue of theirs; one of mine may have run and left it since its story was read.
+    mine = [RunDir(runs / i) for i in waiting if (runs / i).is_dir() and (runs / i).stat().st_uid == os.getuid()]
+    return {run.id for run in mine if run.story().last == told[run.id].last}
 
 
 def wait(runs: Path, names: Iterable[str], timeout_s: float | None = None) -> list[str]:

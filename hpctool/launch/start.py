@@ -60,13 +60,15 @@ def retry(rundir: RunDir, say: Say) -> int:
     """
     handover.find_submitted(rundir)
     story = current_story(rundir)
-    if story.state not in ("failed", "cancelled"):
+    is_lost = bool(local.lost(rundir.path.parent, {rundir.id: story}))
+    if story.state not in ("failed", "cancelled") and not is_lost:
         raise InputError(f"Run {rundir.id} is {story.state}; only a failed or cancelled run can be tried again.")
     cfg = config.load(rundir.config_yaml)
     chain.check(rundir.path.parent, [rundir.record().get("after")], cfg.cluster.kind)
     check.before_submission(rundir.path.parent, [config.to_plain(cfg)], say)
     rundir.result_json.unlink(missing_ok=True)
-    say(f"run {rundir.id} ended {story.state} at step {story.step}; it goes on from there.")
+    how = "was said to be queued here and is not" if is_lost else f"ended {story.state}"
+    say(f"run {rundir.id} {how} at step {story.step}; it goes on from there.")
     code = start(rundir, cfg, say, story.last)
     from hpctool.launch import repair
 

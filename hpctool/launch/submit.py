@@ -244,7 +244,8 @@ def _existing(plan: Plan, cell: Planned) -> RunDir | None:
 def _reusable(rundir: RunDir, cell: Planned, code: snapshot.Code, say: Say) -> bool:
     """Whether the run that is there answers what was asked; says what it found."""
     story = current_story(rundir)
-    if story.state != "completed" and sweeps.is_settled(story):
+    is_lost = bool(local.lost(rundir.path.parent, {rundir.id: story}))
+    if story.state != "completed" and sweeps.is_settled(story) and not is_lost:
         say(f"run {rundir.id} is {story.state} already. hpctool runs show {rundir.id}")
         if story.where == "local":
             local.ensure_running(rundir.path.parent)
@@ -252,7 +253,8 @@ def _reusable(rundir: RunDir, cell: Planned, code: snapshot.Code, say: Say) -> b
     if getattr(load_job(rundir.record()["job"]), "SERVICE", False):
         return False
     if story.state != "completed":
-        say(f"run {rundir.id} ended {story.state} at step {story.step}; it goes on from there.")
+        how = "was said to be queued here and is not" if is_lost else f"ended {story.state}"
+        say(f"run {rundir.id} {how} at step {story.step}; it goes on from there.")
         return False
     published = (rundir.result() or {}).get("outputs", {}).get("path")
     if published and not Path(published).exists():

@@ -59,10 +59,12 @@ def left_to_do(sweep: Sweep, runs: Path, say: Say) -> Left:
         rundir = RunDir(runs / sweep.run_ids[index])
         handover.find_submitted(rundir)
         standing[index] = current_story(rundir)
-    open_ = [index for index, story in enumerate(standing) if not is_settled(story)]
+    lost = local.lost(runs, dict(zip(sweep.run_ids, standing, strict=True)))
+    open_ = [i for i, story in enumerate(standing) if not is_settled(story) or sweep.run_ids[i] in lost]
     elsewhere = queued_cells(runs, [sweep.run_ids[index] for index in open_], but=sweep.id)
     todo = [index for index in open_ if sweep.run_ids[index] not in elsewhere]
-    counts = Counter("done" if story.state == "completed" else story.state for story in standing if is_settled(story))
+    settled = [standing[index] for index in sorted({*range(len(standing))}.difference(open_))]
+    counts = Counter("done" if story.state == "completed" else story.state for story in settled)
     if elsewhere:
         counts["queued in another sweep"] = len(open_) - len(todo)
     if QUEUE.problem:

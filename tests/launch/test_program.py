@@ -12,6 +12,7 @@ import pytest
 
 from hpctool import config
 from hpctool.launch import program, snapshot
+from hpctool.launch.handover import mark_submitted
 from hpctool.place import Place
 from hpctool.rundir import RunDir
 from hpctool.track.row import read_row
@@ -243,6 +244,25 @@ def test_a_plain_ddp_script_runs_as_it_is(here: Path, bench: Bench) -> None:
     # Once in a hundred times torch itself aborts while such a process ends, and it is run again.
     lines = [run.log(rank, run.story().attempt).read_text().splitlines()[-1] for rank in (0, 1)]
     assert lines == ["ranks 2 rank 0", "ranks 2 rank 1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["typed again", "retried", "as a cell"])
+def test_a_run_whose_submitter_was_killed_before_it_had_a_ticket_is_queued_by_who_asks_again(
+    here: Path, bench: Bench, how: str
+) -> None:
+    write(here / "own.py", "print('ran')")
+    words = ["script=own.py", "cluster=local", "params.lr=1"]
+    run = submitted(*words)
+    mark_submitted(run, "local")
+    if how == "retried":
+        command = [sys.executable, "-m", "hpctool.cli.main", "runs", "retry", run.id]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    else:
+        done = hpctool(*(["-m", *words[:2], "params.lr=1,2"] if how == "as a cell" else words))
+    assert done.returncode == 0, done.stderr
+    bench.wait(run)
+    assert run.story().state == "completed"
 
 
 @pytest.mark.slow
