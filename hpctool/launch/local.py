@@ -1,4 +1,4 @@
-"""The queue of `cluster=local`: what submitters call. A process in the background (supervisor.py) works it off.
+"""The queue of `cluster=local`: what submitters call. A process in the background (background.py) works it off.
 
 <runs>/.local/<uid>@<host>/    for this user only, since whoever could write here could run programs as them
   queue.json              format and a random id, written once
@@ -305,7 +305,7 @@ def _start_supervisor(queue: Queue, lock: int) -> None:
     with open(queue.log, "ab") as log:
         # It forks and this one ends at once, so that no child is left to whoever called.
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "hpctool.launch.supervisor", str(queue.runs), str(lock)],
+            [sys.executable, "-P", "-m", "hpctool.launch.background", str(queue.runs), str(lock)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
