@@ -58,11 +58,11 @@ def _work(supervisor: Supervisor, lock: int, wake: int) -> None:
     idle_since = time.monotonic()
     touched = 0.0
     while True:
-        if supervisor.queue.mark() != supervisor.mark:
+        if supervisor.is_gone():
             say("The queue's folder is gone.")
             supervisor.kill()
             sys.exit(0)
-        supervisor.tick()
+        _tick(supervisor)
         if not supervisor.is_idle():
             idle_since = time.monotonic()
         elif supervisor.shutting_down or time.monotonic() > idle_since + IDLE_S:
@@ -73,6 +73,17 @@ def _work(supervisor: Supervisor, lock: int, wake: int) -> None:
         if select.select([wake], [], [], POLL_S)[0]:
             with contextlib.suppress(BlockingIOError):
                 os.read(wake, 4096)
+
+
+def _tick(supervisor: Supervisor) -> None:
+    """Whatever goes wrong with one of them, the runs that run are not killed for it, as they would be at our end."""
+    try:
+        supervisor.tick()
+    except Exception:
+        if not supervisor.running:
+            raise
+        say(f"An error of its own, after which it goes on:\n{traceback.format_exc()}")
+        time.sleep(1.0)  # it may come each time
 
 
 def _listen(supervisor: Supervisor) -> int:

@@ -184,8 +184,10 @@ class Attempt:
             self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        # Safe until the leader is reaped: its number is taken, be it a zombie.
-        os.killpg(self.pid, number)
+        # Safe until the leader is reaped: its number is taken, be it a zombie. That nobody is there, or only what
+        # became another user's, must not keep whoever watches from the other runs.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
 
     def _end_group(self) -> None:
         """Kill what is left of the group (what ranks started and left behind, too) and reap the ranks."""

@@ -24,6 +24,10 @@ from hpctool.rundir import OVER, RunDir, Story, now
 
 #: How long nothing is started after the machine had no room for one more process or file.
 PAUSE_S = 10.0
+#: How long the queue's folder must be away before it is believed to be gone: a network file system may deny it a while.
+GONE_S = 2.0
+#: what reading raises where a run's files can be read but do not hold what hpctool writes
+ODD = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 
 @dataclass
@@ -67,7 +71,21 @@ class Supervisor:
         self.stop_asked = False
         self.shutting_down = False
         self._pause_until = 0.0
+        self._there_s = time.monotonic()
         self._dirty = True
+
+    def is_gone(self) -> bool:
+        """Whether somebody has removed the queue's folder, or made another one in its place."""
+        try:
+            found = self.queue.mark()
+        except (OSError, HpctoolError) as error:
+            self._pause("the queue cannot be looked at", error)
+            return False
+        if found == self.mark:
+            self._there_s = time.monotonic()
+        elif not found:
+            self._pause("the queue's folder is not there", FileNotFoundError(str(self.queue.folder)))
+        return found != self.mark and (bool(found) or time.monotonic() > self._there_s + GONE_S)
 
     def tick(self) -> None:
         """Look at everything once; never waits."""
@@ -103,7 +121,8 @@ class Supervisor:
     def kill(self) -> None:
         """Kill what runs: for an end that this program did not foresee."""
         for job in self.running:
-            job.attempt.kill()
+            with contextlib.suppress(OSError):
+                job.attempt.kill()
 
     def save(self, *, leaving: bool = False) -> None:
         """Write state.json. A full disk is said and lived with."""
@@ -121,8 +140,9 @@ class Supervisor:
         except OSError as error:
             say(f"{self.queue.state_json} cannot be written: {error}")
 
-    def _pause(self, what: str, error: OSError) -> None:
-        say(f"For the next {PAUSE_S:.0f} s, {what}: {error}")
+    def _pause(self, what: str, error: Exception) -> None:
+        if time.monotonic() >= self._pause_until:
+            say(f"For the next {PAUSE_S:.0f} s, {what}: {error}")
         self._pause_until = time.monotonic() + PAUSE_S
 
     # -- what was asked
@@ -276,8 +296,8 @@ class Supervisor:
                 return Verdict("failed", f"this start came too late: attempt {other} is another's")
             verdict = endings.judge(job.rundir, job.before, outcome, job.max_failures, job.cancelled_by)
             endings.record(job.rundir, job.before, outcome, verdict)
-        except HpctoolError as error:
-            return Verdict("failed", f"what it left cannot be read: {error}")
+        except (HpctoolError, *ODD) as error:
+            return Verdict("failed", f"what it left cannot be read: {error!r}")
         return verdict
 
     def _leave(self, number: int, index: int) -> None:

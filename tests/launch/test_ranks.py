@@ -134,6 +134,12 @@ def test_ended_ranks_are_no_zombies(make_run: MakeRun, start: Starter) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in attempt.pids)
 
 
+def test_ending_what_has_ended_already_is_no_error(make_run: MakeRun, start: Starter) -> None:
+    attempt = start(make_run("pass"))
+    os.waitpid(attempt.pid, 0)
+    attempt.kill()
+
+
 def test_a_program_that_is_not_there_is_said_and_leaves_nothing(make_run: MakeRun) -> None:
     run = make_run("pass")
     with pytest.raises(FileNotFoundError):
