@@ -7,6 +7,7 @@ and goes on; exact resume makes that safe.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from hpctool.rundir import OVER, RunDir, Story, now
 PAUSE_S = 10.0
 #: How long the queue's folder must be away before it is believed to be gone: a network file system may deny it a while.
 GONE_S = 2.0
+#: what is the matter with this machine and not with one run
+NO_ROOM = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, *files.FULL}
 #: what reading raises where a run's files can be read but do not hold what hpctool writes
 ODD = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 
@@ -222,11 +225,25 @@ class Supervisor:
                 self._leave(submission.number, index)
                 return
             self._start_attempt(submission, index, rundir, story)
-        except HpctoolError as error:
-            say(f"{name}: it cannot be started: {error}")
-            self._leave(submission.number, index)
-        except OSError as error:
-            self._pause(f"{name} cannot be started", error)
+        except (HpctoolError, OSError, *ODD) as error:
+            if no_room := error if _is_no_room(error) else self._give_up(submission, index, error):
+                self._pause(f"{name} cannot be started", no_room)
+
+    def _give_up(self, submission: Submission, index: int, error: Exception) -> Exception | None:
+        """Take the next one: what is wrong with this one stays wrong. Gives why that cannot be written down now."""
+        ticket = submission.tickets[index]
+        cause = f"it cannot be started: {repr(error) if isinstance(error, ODD) else error}"
+        run = self.opened.get(submission.number, {}).get(index, ticket.run)
+        say(f"{ticket.name}: {cause}")
+        try:
+            if run is not None and (rundir := RunDir(self.queue.runs / run)).run_json.exists():
+                endings.record_unstartable(rundir, cause)
+        except (HpctoolError, OSError, *ODD) as worse:
+            if _is_no_room(worse):
+                return worse
+            say(f"{ticket.name}: nor can that be written down: {worse}")
+        self._leave(submission.number, index)
+        return None
 
     def _open(self, submission: Submission, index: int) -> RunDir:
         """The run folder of a ticket; a cell's is made where it is not there yet."""
@@ -247,13 +264,7 @@ class Supervisor:
         cwd = Path(rundir.record()["cwd"])
         environ = {**self._environ(submission, rundir), **starts.said(rundir.id, story.last)}
         where = cwd if cwd.is_dir() else rundir.path
-        try:
-            attempt = Attempt(rundir, ticket.num_ranks, limits, environ, submission.command, where)
-        except (FileNotFoundError, PermissionError) as error:
-            endings.record_unstartable(rundir, f"it cannot be started: {error}")
-            say(f"{rundir.id}: it cannot be started: {error}")
-            self._leave(number, index)
-            return
+        attempt = Attempt(rundir, ticket.num_ranks, limits, environ, submission.command, where)
         self.waiting[number].remove(index)
         self.running.append(Running(number, index, rundir, story, attempt, ticket.max_failures, now()))
         self._dirty = True
@@ -317,6 +328,10 @@ class Supervisor:
             self.environs.pop(number, None)
             with contextlib.suppress(OSError):
                 self.queue.environ(submission.environ).unlink(missing_ok=True)
+
+
+def _is_no_room(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in NO_ROOM
 
 
 def say(text: str) -> None:

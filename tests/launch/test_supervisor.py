@@ -321,34 +321,6 @@ def test_a_queue_whose_folder_is_removed_takes_its_supervisor_and_runs_along(ben
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["cannot be read", "is not there"])
-def test_a_queue_that_is_away_for_a_moment_costs_no_run(bench: Bench, make_run: MakeRun, how: str) -> None:
-    run = make_run("begin(); note('from'); time.sleep(3); end('completed')")
-    bench.enqueue(bench.ticket(run))
-    is_noted(run)
-    mine, aside = bench.queue.folder / "queue.json", bench.queue.folder / "aside"
-    mine.rename(aside)
-    if how == "cannot be read":
-        mine.mkdir()
-    time.sleep(0.7)
-    if how == "cannot be read":
-        mine.rmdir()
-    aside.rename(mine)
-    bench.wait(run)
-    assert ends(run) == [(1, "completed", "")]
-    assert bench.log().count("For the next 10 s, the queue") == 1
-
-
-def test_a_run_whose_ledger_holds_nonsense_takes_no_other_along(bench: Bench, make_run: MakeRun) -> None:
-    odd = make_run("begin(); run.ledger.append({'odd': 1})", "odd")
-    good = make_run("begin(); note('from'); time.sleep(1.5); end('completed')", "good")
-    bench.enqueue(bench.ticket(good), bench.ticket(odd))
-    bench.wait(good, odd)
-    assert ends(good) == [(1, "completed", "")]
-    assert "what it left cannot be read: KeyError" in bench.log()
-
-
-@pytest.mark.slow
 def test_enqueued_just_as_the_supervisor_ends_it_runs(bench: Bench, make_run: MakeRun) -> None:
     for n in range(6):
         run = make_run("begin(); end('completed')", f"toy{n}")
