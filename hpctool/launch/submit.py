@@ -143,7 +143,7 @@ def _submit_sweep(plan: Plan, code: snapshot.Code, say: Say) -> Submission:
     mine = set(answer.submitted)
     answer.reused = [run_id for run_id in ids if run_id not in mine]
     if todo and kind == "inline":
-        answer.exit_code = sweeps.run_here(sweep, plan.runs, todo, code.record())
+        answer.exit_code = sweeps.run_here(sweep, plan.runs, todo, code.record(), say)
     elif todo:
         repair.note_child(plan.runs, after_record(plan.parent), sweep.id)
         # The resources are those that are asked for now; sweep.json has those of the first time.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hpctool.errors import EXIT_DONE, ConflictError, InputError
-from hpctool.launch import arrays, cells, chain, endings, handover, inline, local, overview, snapshot
+from hpctool.errors import EXIT_CONTINUE, EXIT_DONE, EXIT_INTERRUPTED, ConflictError, InputError
+from hpctool.launch import arrays, cells, chain, endings, handover, local, overview, signals, snapshot, task
 from hpctool.launch.cells import Sweep
 from hpctool.launch.overview import cell_stories, quick_stories
 from hpctool.launch.result import current_story
@@ -20,6 +20,7 @@ from hpctool.launch.start import short, ticket
 from hpctool.launch.sweeplog import ARRAY, CLAIMS, LOCAL, Living, SweepLog, is_in_slurm, newest, stories
 from hpctool.place import Place
 from hpctool.rundir import OVER, UNDERWAY, RunDir, Story, now, who
+from hpctool.world import World
 
 Say = Callable[[str], None]
 
@@ -123,10 +124,20 @@ def start_cells(
     return [array.slurm_job_id for array in queued]
 
 
-def run_here(sweep: Sweep, runs: Path, todo: Collection[int], code: dict[str, Any]) -> int:
-    """Run cells in this process, one after the other; the first exit code that is not 0."""
+def run_here(sweep: Sweep, runs: Path, todo: Collection[int], code: dict[str, Any], say: Say) -> int:
+    """Run cells in this process, one after the other; the first exit code that is not 0.
+
+    Once it is told to stop no further one begins, and its exit code says so.
+    """
     _take_up(sweep, runs, todo, code)
-    codes = [inline.run_here(cells.open_cell(runs, sweep.id, index), Place()) for index in todo]
+    codes: list[int] = []
+    # Once for all of them: what arrives while one ends and the next begins means the next, too.
+    signals.install()
+    for index in todo:
+        if signals.stop_requested() or EXIT_INTERRUPTED in codes:
+            say(f"Told to stop: {len(todo) - len(codes)} cells have not begun. The same command goes on with them.")
+            return EXIT_CONTINUE if signals.stop_cause() not in ("", "interrupted") else EXIT_INTERRUPTED
+        codes.append(task.run_attempt(cells.open_cell(runs, sweep.id, index), "inline", Place(), World()))
     return next((code for code in codes if code != EXIT_DONE), EXIT_DONE)
 
 
@@ -161,7 +172,7 @@ def start_again(
     check.before_submission(runs, plains.values(), say)
     chain.check(runs, (sweep.body["cells"][index].get("after") for index in todo), kind)
     if kind == "inline":
-        return run_here(sweep, runs, todo, code)
+        return run_here(sweep, runs, todo, code, say)
     start_cells(sweep, runs, parts, code, say, seen)
     return EXIT_DONE
 

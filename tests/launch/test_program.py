@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -298,6 +300,24 @@ def test_a_sweep_over_params_is_told_apart_by_them(here: Path, bench: Bench) -> 
     assert done.returncode == 0, done.stderr
     rows = [read_row(RunDir(here / "runs" / run)) for run in json.loads(done.stdout)["runs"]]
     assert [(row.changed["params.lr"], row.metrics) for row in rows] == [(0.5, {"loss": 1.0}), (0.25, {"loss": 0.5})]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_sweep_in_this_process_that_is_told_to_stop_begins_no_further_cell(
+    here: Path, number: signal.Signals, code: int
+) -> None:
+    saves = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nnote('ready')\nwait()"
+    write(here / "own.py", NOTE + saves)
+    words = ["-m", "script=own.py", "params.lr=1,2,3", "cluster=inline"]
+    with subprocess.Popen([sys.executable, "-m", "hpctool.cli.main", "run", *words]) as process:
+        until(lambda: list(here.glob("runs/*/artifacts/ready")))
+        process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        process.kill()
+    assert process.returncode == code
+    assert len(list(here.glob("runs/run-*"))) == 1
 
 
 @pytest.mark.slow
