@@ -83,8 +83,14 @@ def record_lost(rundir: RunDir) -> None:
     if story.state == "running":
         _end(rundir, story, story.attempt, Verdict("requeued", "its supervisor was gone"), {"exit_code": None})
     else:
-        _end(rundir, story, story.attempt, Verdict("cancelled", story.cause), {"exit_code": None})
-        write_ended(rundir, "cancelled", story.cause)
+        record_gone(rundir)
+
+
+def record_gone(rundir: RunDir) -> None:
+    """Close an attempt that was cancelled, and whose host gives no sign of life any more."""
+    story = rundir.story()
+    _end(rundir, story, story.attempt, Verdict("cancelled", story.cause), {"exit_code": None})
+    write_ended(rundir, "cancelled", story.cause)
 
 
 def record_unstartable(rundir: RunDir, cause: str) -> None:

@@ -6,14 +6,16 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from hpctool import config, files
 from hpctool.errors import EXIT_DONE, InputError, OperationError
-from hpctool.launch import chain, handover, inline, limits, local, snapshot
+from hpctool.launch import chain, endings, handover, inline, limits, local, snapshot
 from hpctool.launch.endings import unfit_nodes
 from hpctool.launch.result import current_story, is_alive
 from hpctool.launch.slurm import ask, check
@@ -21,9 +23,12 @@ from hpctool.launch.slurm import script as slurm
 from hpctool.launch.slurm.queue import QUEUE, cluster_name
 from hpctool.launch.slurm.standing import cluster_of, is_elsewhere
 from hpctool.place import Place
-from hpctool.rundir import OVER, RunDir, now, who
+from hpctool.rundir import OVER, RunDir, Story, now, who
 
 Say = Callable[[str], None]
+
+#: A rank writes a beat every five seconds, and a network file system may show it up to a minute late.
+SILENT_S = 120.0
 
 
 def start(rundir: RunDir, cfg: DictConfig, say: Say, seen: int) -> int:
@@ -89,7 +94,7 @@ def cancel(rundir: RunDir) -> str:
         raise InputError(f"Run {rundir.id} is {story.state} already; there is nothing to cancel.")
     if local.cancel(rundir.path.parent, rundir.id):
         return f"run {rundir.id} is told to stop; it saves if it can."
-    if story.where == "slurm" and is_elsewhere(cluster := cluster_of(story)):
+    if (story.where == "slurm" or story.slurm_job_id) and is_elsewhere(cluster := cluster_of(story)):
         raise OperationError(
             f"Run {rundir.id} is on the cluster '{cluster}', and this is '{cluster_name()}'. Log in there to cancel it."
         )
@@ -98,12 +103,41 @@ def cancel(rundir: RunDir) -> str:
     if story.where == "slurm" and story.slurm_job_id:
         ask.call("scancel", story.slurm_job_id)
         return f"Slurm job {story.slurm_job_id} of run {rundir.id} is cancelled."
-    begun = story.of_kind("begun")
-    if begun and begun[-1].get("host") == socket.gethostname() and is_alive(begun[-1]):
+    begun = (story.of_kind("begun") or [{}])[-1]
+    if story.where == "inline" and story.state in ("running", "stopping") and begun["host"] != socket.gethostname():
+        return _cancel_elsewhere(rundir, story, begun)
+    if begun.get("host") == socket.gethostname() and is_alive(begun):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(begun[-1]["pid"]), signal.SIGTERM)
+            os.kill(int(begun["pid"]), signal.SIGTERM)
         return f"run {rundir.id} is told to stop; it saves if it can."
     return f"run {rundir.id} is cancelled."
+
+
+def _cancel_elsewhere(rundir: RunDir, story: Story, begun: dict[str, Any]) -> str:
+    """A run that was typed on another host. Where that gives no sign of life any more, this is its end.
+
+    Should it come back to life all the same, a next attempt fences it.
+    """
+    host, silent_s = begun["host"], _silent_s(rundir, story.attempt)
+    if story.slurm_job_id and begun.get("slurm_step_id"):
+        ask.call("scancel", "--signal=TERM", f"{story.slurm_job_id}.{begun['slurm_step_id']}")
+        return f"run {rundir.id} is told to stop; it saves if it can."
+    end_it = f"run {rundir.id} runs on {host}, which cannot be told from here: end it there."
+    if silent_s is None and story.state == "running":
+        return f"{end_it} If {host} is gone, cancel it once more."
+    if silent_s is not None and silent_s < SILENT_S:
+        return f"{end_it} It gave a sign of life {silent_s:.0f} s ago; cancel it once more where that is its last."
+    endings.record_gone(rundir)
+    return f"run {rundir.id} is cancelled; {host} gives no sign of life."
+
+
+def _silent_s(rundir: RunDir, attempt: int) -> float | None:
+    """For how many seconds rank 0 has given no sign of life; None for a job that gives no beats."""
+    try:
+        beat = rundir.beat(0, attempt).stat().st_mtime
+        return max(0.0, time.time() - max(beat, rundir.log(0, attempt).stat().st_mtime))
+    except FileNotFoundError:
+        return None
 
 
 def ticket(cfg: DictConfig, run: str, sweep: str | None = None, cell: int | None = None) -> local.Ticket:

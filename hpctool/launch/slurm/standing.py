@@ -59,6 +59,9 @@ def correct(rundirs: Sequence[RunDir], stories: list[Story], queue: Queue | None
 
 def is_open(story: Story) -> bool:
     """Whether Slurm may know more of a run than its ledger."""
+    if story.where == "inline":
+        # Typed within a job, which nobody submitted for it: of its process only that job can tell from another host.
+        return story.state in ("running", "stopping") and bool(story.slurm_job_id)
     if story.where != "slurm" or story.state not in UNDERWAY or not story.slurm_job_id:
         return False
     # What waits for any of a sweep's jobs has no number yet, or still that of its last attempt.
