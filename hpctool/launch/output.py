@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -19,11 +20,22 @@ class _Both:
 
     def write(self, text: str) -> int:
         self._log.write(text)
-        return self._terminal.write(text)
+        self._to_terminal(lambda: self._terminal.write(text))
+        return len(text)
 
     def flush(self) -> None:
         self._log.flush()
-        self._terminal.flush()
+        self._to_terminal(self._terminal.flush)
+
+    def _to_terminal(self, action: Callable[[], object]) -> None:
+        """A terminal that was closed, or a pipe whose reader has left, must not end the work: the log has it all."""
+        try:
+            action()
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO):
+                # From now on nobody reads it, nor what Python still has to write there as it ends.
+                with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), self._terminal.fileno())
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._terminal, name)
