@@ -89,9 +89,17 @@ def cli() -> None:
 
 def main() -> None:
     """The console script: errors become one sentence and an exit code (0, 1, 2, 75, 130)."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        was = os.environ.get("PWD", "the folder you stand in")
+        click.echo(
+            f"hpctool: {was} has been removed while you stand in it. Change to a folder that is there.", err=True
+        )
+        sys.exit(EXIT_INPUT)
     # A project's own classes lie in the folder one stands in; the console script's folder is not it.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if "" not in sys.path and here not in sys.path:
+        sys.path.insert(0, here)
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:

@@ -27,3 +27,16 @@ def test_a_folder_that_cannot_be_written_is_named_with_what_chooses_another(tmp_
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "/sys/kernel/hpctool. All of it is written below /sys/kernel/hpctool; HPCTOOL_ROOT=…" in done.stderr
+
+
+
+@pytest.mark.slow
+def test_a_folder_that_was_removed_under_ones_feet_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    command = (
+        f"cd {folder} && rmdir {folder} && exec {sys.executable} -c 'from hpctool.cli.main import main; main()' runs"
+    )
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    said = f"hpctool: {folder} has been removed while you stand in it. Change to a folder that is there.\n"
+    assert (done.returncode, done.stderr) == (2, said)
