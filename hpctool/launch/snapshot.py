@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hpctool import files
-from hpctool.errors import listing
+from hpctool.errors import InputError, listing
 from hpctool.rundir import RunDir
 
 #: What code consists of; data and results that lie in a checkout are not copied.
@@ -57,8 +57,14 @@ class Code:
 def take(runs: Path, project: Path, also: Iterable[Path] = ()) -> Code:
     """Copy the code of `project` (the working folder) and of an editable hpctool below `runs`; reuse an equal copy.
 
-    `also` are files that belong to it wherever they lie and whatever they are called.
+    `also` are files that belong to it wherever they lie and whatever they are called. Raises InputError where Python
+    could not find the copy.
     """
+    if os.pathsep in str(runs.resolve()):
+        raise InputError(
+            f"Runs in {runs.resolve()} would not find their code: Python splits PYTHONPATH at '{os.pathsep}'. "
+            "Choose a folder without one: paths.runs=…"
+        )
     commit, patch = _git(project, "rev-parse", "HEAD").strip(), _git(project, "diff", "HEAD")
     parts = [("site", path, name) for path, name in _own_package()]
     found = list(_project_files(project))

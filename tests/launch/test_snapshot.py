@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hpctool.errors import InputError
 from hpctool.launch import snapshot
 from hpctool.rundir import RunDir
 from hpctool.track import report
@@ -159,6 +160,12 @@ def test_all_that_the_package_ships_is_in_the_copy(project: Path) -> None:
         shipped = [p.relative_to(root) for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
         there = copy / package.replace(".", "/")
         assert [str(path) for path in shipped if not (there / path).exists()] == []
+
+
+def test_a_runs_folder_that_would_split_pythons_path_is_refused(project: Path) -> None:
+    with pytest.raises(InputError, match=r"10:30.* would not find their code.*paths\.runs="):
+        snapshot.take(project / "runs" / "at 10:30", project)
+    assert not (project / "runs" / "at 10:30").exists()
 
 
 def test_a_working_folder_with_too_many_files_is_not_copied_and_says_so(
