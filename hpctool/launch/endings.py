@@ -14,7 +14,7 @@ from hpctool.errors import EXIT_CONTINUE, EXIT_FAILED, EXIT_INPUT, Stopped
 from hpctool.launch import alert, output, signals
 from hpctool.launch.job import job_names, load_job
 from hpctool.launch.ranks import Outcome, starting_log
-from hpctool.launch.result import first_error, is_alive, is_replaced, write_ended
+from hpctool.launch.result import first_error, is_alive, is_replaced, rank_errors, write_ended
 from hpctool.rundir import OVER, RunDir, Story, now
 
 # With what a rank is stopped here; any other signal comes from somewhere else.
@@ -45,6 +45,12 @@ def judge(rundir: RunDir, before: Story, outcome: Outcome, max_failures: int, ca
     if outcome.first_rank is None:
         return Verdict("failed", "all ranks ended with exit code 0, but the task did not record the end of the run")
     code, told = outcome.first_code, outcome.told
+    if (
+        EXIT_CONTINUE in outcome.codes
+        and attempt > before.attempt
+        and outcome.first_rank in _left_alone(rundir, attempt)
+    ):
+        code = EXIT_CONTINUE  # it stopped because of the one that stopped, seen in the same moment
     # What rank 0 has written holds, though its process may have been killed while it was leaving.
     stopped = code == EXIT_CONTINUE or said.get("state") == "requeued"
     if stopped and (told != "timeout" or _got_further(rundir, story, before, said)):
@@ -169,6 +175,11 @@ def committed_step(story: Story) -> int:
     """The step that the next attempt would continue from; a job that works off other runs says it in `progress`."""
     done = [*story.checkpoints, *story.of_kind("progress")]
     return max((int(body["step"]) for body in done), default=0)
+
+
+def _left_alone(rundir: RunDir, attempt: int) -> list[int]:
+    """The ranks of an attempt that only lost their peers."""
+    return [error["rank"] for error in rank_errors(rundir, attempt) if error["type"] == "WorldError"]
 
 
 def _got_further(rundir: RunDir, story: Story, before: Story, said: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from hpctool import files
 from hpctool.errors import FencedError, Stopped
 from hpctool.launch import alert, closing, endings
 from hpctool.launch.endings import Verdict
@@ -54,6 +55,15 @@ def test_what_the_task_recorded_as_completed_is_completed_whatever_died_afterwar
     played.said("completed", "", 0)
     assert played.ends(Outcome((0, -11), first_rank=1)).state == "completed"
     assert len(played.rundir.story().of_kind("ended")) == 1
+
+
+@pytest.mark.parametrize(("kind", "state"), [("WorldError", "requeued"), ("ValueError", "failed")])
+def test_a_rank_that_only_lost_one_which_stopped_does_not_fail_the_run(played: Played, kind: str, state: str) -> None:
+    played.begin()
+    path = played.rundir.error(0, 1)
+    path.parent.mkdir(parents=True)
+    files.write_json(path, {"rank": 0, "type": kind, "message": "no", "time": now()})
+    assert played.ends(Outcome((1, 75), first_rank=0)).state == state
 
 
 def test_an_attempt_that_was_replaced_does_not_put_its_end_in_the_place_of_the_runs(played: Played) -> None:
