@@ -250,7 +250,18 @@ def read_last(
     if before is None:
         began_anew = own and newest not in _resumed(story)
         before = {} if began_anew else _before(rundir, story, newest)
-    return before | own
+    return before | _reaching(rundir, newest, own, before.keys())
+
+
+def _reaching(rundir: RunDir, attempt: int, own: Last, names: Iterable[str]) -> Last:
+    """`own`, from the end of an attempt's file, with those of `names` that it has logged earlier only."""
+    tail_bytes, size = _TAIL_BYTES, 0
+    if own:
+        size = os.stat(rundir.metrics(attempt)).st_size
+    while tail_bytes < size and not own.keys() >= set(names):
+        tail_bytes *= 8
+        own = _last_of(_end(rundir, attempt, tail_bytes) or [])
+    return own
 
 
 def read_before(rundir: RunDir, story: Story) -> Last | None:
@@ -285,10 +296,10 @@ def _earlier(rundir: RunDir, newest: int) -> Iterator[tuple[int, list[dict[str, 
             yield attempt, _end(rundir, attempt) or []
 
 
-def _end(rundir: RunDir, attempt: int) -> list[dict[str, Any]] | None:
+def _end(rundir: RunDir, attempt: int, tail_bytes: int = _TAIL_BYTES) -> list[dict[str, Any]] | None:
     """The lines at the end of an attempt's file; None if it has none."""
     try:
-        return list(_read_lines(rundir.metrics(attempt), _TAIL_BYTES)) if attempt else None
+        return list(_read_lines(rundir.metrics(attempt), tail_bytes)) if attempt else None
     except FileNotFoundError:
         return None
 
@@ -304,8 +315,8 @@ def _last_of(lines: Iterable[dict[str, Any]]) -> Last:
 
 def reported(rundir: RunDir) -> dict[str, float | str]:
     """The newest value of each metric that a run's own work has measured, as result.json holds it; not of meters."""
-    newest = read_last(rundir)
-    return {name: to_json(value) for name, (_, value) in newest.items() if not name.startswith("system/")}
+    curves = read_metrics(rundir)
+    return {name: to_json(points[-1][1]) for name, points in curves.items() if not name.startswith("system/")}
 
 
 def summary(curves: Curves) -> dict[str, dict[str, Any]]:

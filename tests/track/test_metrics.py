@@ -224,6 +224,20 @@ def test_the_newest_values_come_from_the_ends_of_the_files(tmp_path: Path) -> No
     assert time.perf_counter() - start < 1
 
 
+def test_what_the_newest_attempt_has_logged_long_ago_is_newer_than_what_the_one_before_has(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    attempt(run, 1, None, range(0, 10))
+    with MetricWriter(RunDir(run.path, 1), World()) as writer:
+        writer.log(10, {"accuracy": 0.1, "early": 1.0})
+    attempt(run, 2, 10, range(11, 20))
+    with MetricWriter(RunDir(run.path, 2), World()) as writer:
+        writer.log(20, {"accuracy": 0.9})
+    attempt(run, 2, None, range(21, 5000))
+    last = read_last(run)
+    assert (last["accuracy"], last["early"], last["attempt"]) == ((20, 0.9), (10, 1.0), (4999, 2.0))
+    assert reported(run) == {"accuracy": 0.9, "early": 1.0, "attempt": 2.0}
+
+
 def test_what_a_program_has_reported_is_the_newest_value_of_each_and_nothing_of_meters(tmp_path: Path) -> None:
     run = Sample(tmp_path, "aa").begin().rundir
     with MetricWriter(run, World()) as writer:
