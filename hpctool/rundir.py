@@ -131,6 +131,13 @@ def newest_attempt(entries: list[Entry]) -> int:
     return max((e.body.get("attempt", 0) for e in entries if e.body["kind"] != "unfit"), default=0)
 
 
+def _may_have_been_over(entries: list[Entry]) -> bool:
+    """Whether the run's newest attempt, or what waited for one, has come to an end, though it be submitted again."""
+    begun = max((index for index, entry in enumerate(entries) if entry.body["kind"] == "begun"), default=0)
+    since = [entry.body for entry in entries[begun:]]
+    return any(body["kind"] in ("cancel", "refused") or body.get("state") in OVER for body in since)
+
+
 def is_of_job(job: str, submitted: str, array: str) -> bool:
     """Whether a job that has begun is the one that was submitted, or a task of that array."""
     return bool(job) and (job == submitted or (bool(array) and job.startswith(f"{array}_")))
@@ -247,7 +254,7 @@ class RunDir:
             check(entries)
             # Each entry that cannot be read may have begun one. No number is ever given twice; some may be left out.
             number = 1 + newest_attempt(entries) + len(ledger.broken)
-            was_over = fold(entries).state in OVER
+            was_over = _may_have_been_over(entries)
             if was_over:
                 # Once before, for whoever is killed before the second; what that forgets is only read again.
                 forget(self.path.parent, [self.id])

@@ -95,23 +95,28 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from hpctool.rundir import RunDir
+from hpctool.launch.handover import mark_submitted
 honest = os.link
 def link(source, target):
     honest(source, target)
     if "ledger" in str(target):
         os.kill(os.getpid(), signal.SIGKILL)
 os.link = link
-RunDir(Path(sys.argv[1])).begin({"where": "inline"})
+run = RunDir(Path(sys.argv[1]))
+mark_submitted(run, "local") if sys.argv[2] == "submitted" else run.begin({"where": "inline"})
 """
 
 
+@pytest.mark.parametrize("before", [[], ["submitted"]], ids=["as it was", "after its submitter was, too"])
 def test_a_run_that_is_killed_as_it_begins_again_is_seen_to_have_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spawn: Spawn
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spawn: Spawn, before: list[str]
 ) -> None:
     _, failed, _ = three(tmp_path)
     monkeypatch.setattr("hpctool.track.index.NUM_COMPARED", 0)
     list_rows(tmp_path)
-    assert spawn(KILLED, failed.rundir.path).wait(60) == -signal.SIGKILL
+    for what in before:
+        assert spawn(KILLED, failed.rundir.path, what).wait(60) == -signal.SIGKILL
+    assert spawn(KILLED, failed.rundir.path, "begun").wait(60) == -signal.SIGKILL
     assert failed.rundir.story().attempt == 2
     assert table(list_rows(tmp_path)) == table(list_rows(tmp_path, scan=True))
 
