@@ -29,7 +29,6 @@ def test_a_folder_that_cannot_be_written_is_named_with_what_chooses_another(tmp_
     assert "/sys/kernel/hpctool. All of it is written below /sys/kernel/hpctool; HPCTOOL_ROOT=…" in done.stderr
 
 
-
 @pytest.mark.slow
 def test_a_folder_that_was_removed_under_ones_feet_is_said(tmp_path: Path) -> None:
     folder = tmp_path / "gone"
