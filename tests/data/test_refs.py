@@ -113,7 +113,7 @@ def test_the_commands_name_what_is_lost_and_the_ways_out(tiny: Version, lost: li
     way = f"hpctool data branch tiny@{short(older.id)} side --force"
     listed = run("branch", "tiny")
     assert listed.exit_code == 0
-    assert f"{short(gone.id)}   its commit cannot be read: it is missing" in listed.stdout
+    assert f"{short(gone.id)}  its commit cannot be read: it is missing" in listed.stdout
     assert way in listed.stderr
     assert json.loads(run("branch", "tiny", "--json").stdout) == {"main": tiny.commit, "side": None}
     assert "tiny@side is left out" in run("log", "tiny", "--graph", "--all").stderr

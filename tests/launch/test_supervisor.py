@@ -290,7 +290,7 @@ def test_a_cell_gets_its_folder_when_it_starts(bench: Bench, make_run: MakeRun) 
     body = {"format": 1, "id": "toy-sweep", "job": "toy", "name": "toy", "varied": [], "sweep": "toy-sweep"}
     sweep = bench.runs / "sweeps" / "toy-sweep"
     sweep.mkdir(parents=True)
-    body |= {"code": code, "cwd": str(bench.runs), "bases": [{"seed": 0}], "cells": cells}
+    body |= {"code": code, "cwd": str(bench.runs), "bases": [{"name": "toy", "seed": 0}], "cells": cells}
     files.write_json(sweep / "sweep.json", body)
     bench.enqueue(*(bench.ticket(sweep="toy-sweep", cell=n, max_parallel=1) for n in range(3)))
     # These cells have no program; what counts is that each was made, tried and honestly failed.

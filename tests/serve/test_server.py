@@ -174,7 +174,7 @@ def test_asked_to_stop_it_answers_what_is_under_way_and_writes_the_journal(start
     for thread in threads:
         thread.join()
     assert server.process.returncode == EXIT_CONTINUE
-    assert re.search(r"Stopped \(.+\) after \d+ rows; the same command serves \S+ again\.", said)
+    assert re.search(r"Stopped \(.+\) after [\d,]+ rows; the same command serves \S+ again\.", said)
     answers = [r for r in results if isinstance(r, httpx.Response)]
     assert {answer.status_code for answer in answers} == {200}
     ids = [i for answer in answers for i in answer.json()["parameters"]["prediction_ids"]]
