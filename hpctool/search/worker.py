@@ -191,8 +191,7 @@ class Worker:
 
         Equal points of two searches, and a plain run of one, are the same run. To begin it would stop them.
         """
-        workers = [RunDir(self.runs / run_id) for run_id in read_sweep(self.folder).run_ids]
-        who = ledger.trained_elsewhere(rundir, workers)
+        who = ledger.trained_elsewhere(rundir, self._workers())
         if not who:
             return None
         text = f"trial {trial.number} waits: its run {rundir.id} is being trained already, {who}"
@@ -200,6 +199,11 @@ class Worker:
             self.said.add(text)
             self.say(f"worker {self.slot}: {text}")
         return {"run": None, "is_busy": True}
+
+    def _workers(self) -> Iterator[RunDir]:
+        # Read only when it is asked for: most trials' runs are nobody's.
+        for run_id in read_sweep(self.folder).run_ids:
+            yield RunDir(self.runs / run_id)
 
     def _opened(self, trial: Trial, planned: Planned | None = None) -> RunDir:
         """The run of a trial; made, where that is not there yet: who proposed it may have been killed at once."""
