@@ -205,7 +205,7 @@ def test_the_trial_of_a_worker_that_does_not_come_back_is_taken_over_once(ask: A
 
 def sharing(ask: Ask) -> tuple[Found, Found, RunDir, ForkProcess, ForkProcess]:
     """Two searches with one run between them, which the first has begun when the second comes to it."""
-    words = ["search=grid", "x=0.1", "kind=a,b", "step_s=0.1", "search.workers=1", "cluster=local"]
+    words = ["search=grid", "x=0.1", "kind=a,b", "step_s=0.3", "search.workers=1", "cluster=local"]
     words += ["search.try=[{kind: b}]", "search.budget.max_trials=1"]
     one, other = ask(*words, start=False), ask(*words, "search.seed=1", start=False)
     first = start(one, 0)
